@@ -1,0 +1,7 @@
+"""`python -m maskdm`."""
+
+import sys
+
+from maskdm.cli import main
+
+sys.exit(main())

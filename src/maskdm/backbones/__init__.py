@@ -1,0 +1,1 @@
+"""Networks that can be trained: each a whole model in one file, sharing only `layers`."""

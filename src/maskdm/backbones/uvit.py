@@ -1,0 +1,137 @@
+"""U-ViT: a vision transformer with long skips, the backbone of the paper.
+
+Every patch is a token; before them stand a token for the time and, with classes, one for the label. Positions are
+learned, one row a token. `depth // 2` blocks lead in, one is the middle, `depth // 2` lead out, each of these joined
+with the matching in-block by concatenation and a linear layer. Hidden patches never become tokens: they are dropped
+before the first linear layer, so that a step costs what the visible ones cost.
+
+Source: Bao et al. 2022, arXiv 2209.12152; in the form of arXiv 2306.11363, whose released weights it reproduces.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from maskdm.backbones.layers import MLP, Attention, initialise, resize_positions, sinusoidal
+from maskdm.errors import InputError
+from maskdm.method.patches import gather, patch_grid, patchify, scatter, unpatchify
+
+
+class Block(nn.Module):
+    """A transformer block, joined with a skip first where it has one: (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, *, qkv_bias: bool, skip: bool = False) -> None:
+        super().__init__()
+        self.skip = nn.Linear(2 * width, width) if skip else None
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, qkv_bias=qkv_bias)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = MLP(width, mlp_ratio)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        if self.skip is not None and skip is not None:
+            x = self.skip(torch.cat([x, skip], dim=-1))
+        x = x + self.attention(self.norm1(x))
+        x = x + self.mlp(self.norm2(x))
+        return x
+
+
+class UViT(nn.Module):
+    """See the module.
+
+    Args:
+        image_size: (height, width) in pixels.
+        channels: of the image, 1 to 4.
+        patch_size: side of a patch in pixels; must divide both sides of the image.
+        width: of a token.
+        depth: blocks in all, odd.
+        heads: of attention; must divide width.
+        mlp_ratio: hidden width of a block's MLP over width.
+        qkv_bias: whether queries, keys and values have a bias.
+        time_mlp: whether the sinusoids of t pass two linear layers before they become a token.
+        classes: number of classes, 0 for an unconditional model.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: tuple[int, int],
+        channels: int,
+        patch_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = False,
+        time_mlp: bool = False,
+        classes: int = 0,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise InputError(f"model.heads: got {heads}, but it must divide model.width, {width}")
+        if depth % 2 == 0:
+            raise InputError(
+                f"model.depth: got {depth}, wanted an odd number (as many blocks in as out, and one between); "
+                f"try {depth + 1}"
+            )
+        self.grid = patch_grid(image_size, patch_size)
+        self.channels, self.patch_size, self.width, self.classes = channels, patch_size, width, classes
+        self.patches = self.grid[0] * self.grid[1]
+        self.extras = 2 if classes else 1
+        patch_dim = patch_size**2 * channels
+
+        self.embed = nn.Linear(patch_dim, width)
+        self.time = (
+            nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width)) if time_mlp else None
+        )
+        self.label = nn.Embedding(classes + 1, width) if classes else None  # the last row is "no class"
+        self.position = nn.Embedding(self.extras + self.patches, width)
+        block = partial(Block, width, heads, mlp_ratio, qkv_bias=qkv_bias)
+        self.blocks_in = nn.ModuleList(block() for _ in range(depth // 2))
+        self.block_mid = block()
+        self.blocks_out = nn.ModuleList(block(skip=True) for _ in range(depth // 2))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, patch_dim)
+        self.apply(initialise)
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, *, visible: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        """(B, C, H, W), (B,), (B, K) or None, (B,) or None -> (B, C, H, W), zero where hidden. See `Backbone`."""
+        B = len(x_t)
+        tokens = [self._time_token(t), self.embed(gather(patchify(x_t, self.patch_size), visible))]
+        if self.label is not None:
+            label = torch.full((B,), self.classes, device=x_t.device) if label is None else label
+            tokens.insert(0, self.label(label[:, None]))
+        x = torch.cat(tokens, dim=1) + self.position(self._token_numbers(B, visible, x_t.device))
+
+        skips = []
+        for block in self.blocks_in:
+            x = block(x)
+            skips.append(x)
+        x = self.block_mid(x)
+        for block in self.blocks_out:
+            x = block(x, skips.pop())
+
+        out = self.head(self.norm(x[:, self.extras :]))
+        return unpatchify(scatter(out, visible, self.patches), self.grid, self.channels)
+
+    def _time_token(self, t: Tensor) -> Tensor:
+        token = sinusoidal(t, self.width)[:, None]
+        return token if self.time is None else self.time(token)
+
+    def _token_numbers(self, B: int, visible: Tensor | None, device: torch.device) -> Tensor:
+        """Which row of positions every token takes: (B, extras + K)."""
+        if visible is None:
+            return torch.arange(self.extras + self.patches, device=device).repeat(B, 1)
+        return torch.cat([torch.arange(self.extras, device=device).repeat(B, 1), visible + self.extras], dim=1)
+
+    def adapt(self, state: dict[str, Tensor], image_size: tuple[int, int]) -> dict[str, Tensor]:
+        """The state of the same network for images of another size, with its positions resized to this one's grid."""
+        old = patch_grid(image_size, self.patch_size)
+        if old == self.grid:
+            return state
+        return state | {"position.weight": resize_positions(state["position.weight"], old, self.grid)}

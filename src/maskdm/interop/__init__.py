@@ -1,0 +1,1 @@
+"""Weights from elsewhere: a table of names and two functions each."""

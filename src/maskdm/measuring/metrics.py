@@ -1,0 +1,115 @@
+"""Distances between sets of pictures, as numbers in float64.
+
+The Fréchet distance compares two sets of feature vectors through the Gaussians that have their means and covariances
+(Heusel et al. 2017, arXiv 1706.08500, who use Inception features and call it FID). What the features are is the
+caller's choice; `pixel_features` is the plainest one, needs no trained network, and is only comparable with itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from maskdm.errors import InputError
+
+Float64 = NDArray[np.float64]
+
+
+def pixel_features(images: NDArray[np.uint8]) -> Float64:
+    """Pictures as vectors of their own pixels.
+
+    `images` is (N, H, W, C) uint8 in 0..255; the result is (N, H·W·C) float64 in [0, 1].
+    """
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise InputError(
+            f"pictures for pixel features: got {images.dtype} of shape {images.shape}, wanted uint8 of shape "
+            "(N, H, W, C); convert the pictures to 8-bit and stack them"
+        )
+    return images.reshape(len(images), -1) / np.float64(255)
+
+
+def gaussian(features: ArrayLike) -> tuple[Float64, Float64]:
+    """The mean (D,) and the unbiased covariance (D, D) of `features` (N, D), N >= 2, both float64."""
+    x = np.asarray(features, dtype=np.float64)
+    if x.ndim != 2 or len(x) < 2 or x.shape[1] == 0:
+        raise InputError(
+            f"features for a Gaussian: got shape {x.shape}, wanted (N, D) with N >= 2 and D >= 1; "
+            "give at least two pictures"
+        )
+    _require_finite(x, "features for a Gaussian")
+    mean = x.mean(axis=0)
+    centred = x - mean
+    return mean, centred.T @ centred / (len(x) - 1)
+
+
+def frechet_distance(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike) -> float:
+    """The squared 2-Wasserstein distance of two Gaussians, |μa - μb|² + tr(A + B - 2 (A^½ B A^½)^½), in [0, ∞).
+
+    Means are (D,), covariances (D, D), symmetric and positive semi-definite; singular ones are fine, and are the rule
+    where there are fewer pictures than features. The formula is Dowson & Landau's (1982, "The Fréchet distance between
+    multivariate normal distributions"); its use on picture features is from Heusel et al. (2017, arXiv 1706.08500).
+
+    The trace of the root is the sum of the singular values of FaᵀFb for any factors with A = Fa Faᵀ and B = Fb Fbᵀ.
+    Taken this way no general matrix square root is needed, whose small imaginary parts one would have to throw away,
+    the result does not depend on the order of the two, and a zero eigenvalue costs ε instead of √ε.
+    """
+    mean_a, mean_b = _mean(mean_a), _mean(mean_b)
+    if mean_a.shape != mean_b.shape:
+        raise InputError(
+            f"means for a Fréchet distance: got {len(mean_a)} and {len(mean_b)} features, wanted as many in both; "
+            "measure both sets of pictures with the same features"
+        )
+    cov_a, cov_b = _covariance(cov_a, len(mean_a)), _covariance(cov_b, len(mean_b))
+    overlap = np.linalg.svd(_factor(cov_a).T @ _factor(cov_b), compute_uv=False).sum()
+    distance = np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * overlap
+    return max(0.0, float(distance))  # a distance of zero may come out as -1e-16
+
+
+def _factor(cov: Float64) -> Float64:
+    """F (D, rank) with F Fᵀ = cov, from the eigenvalues that stand above rounding."""
+    values, vectors = np.linalg.eigh(cov)
+    rounding = len(cov) * np.finfo(np.float64).eps * max(abs(values[0]), abs(values[-1]))
+    # Rounding leaves eigenvalues a little below zero. A clearly negative one means that this is no covariance.
+    if values[0] < -1e6 * rounding:
+        raise InputError(
+            f"covariance for a Fréchet distance: got an eigenvalue of {values[0]:.3g}, wanted none below 0; "
+            "take the covariance from `gaussian`"
+        )
+    kept = values > rounding
+    factor: Float64 = vectors[:, kept] * np.sqrt(values[kept])
+    return factor
+
+
+def _mean(value: ArrayLike) -> Float64:
+    mean = np.asarray(value, dtype=np.float64)
+    if mean.ndim != 1 or mean.size == 0:
+        raise InputError(
+            f"mean for a Fréchet distance: got shape {mean.shape}, wanted (D,) with D >= 1; take it from `gaussian`"
+        )
+    _require_finite(mean, "mean for a Fréchet distance")
+    return mean
+
+
+def _covariance(value: ArrayLike, size: int) -> Float64:
+    cov = np.asarray(value, dtype=np.float64)
+    if cov.shape != (size, size):
+        raise InputError(
+            f"covariance for a Fréchet distance: got shape {cov.shape}, wanted ({size}, {size}) like its mean; "
+            "take both from the same call of `gaussian`"
+        )
+    _require_finite(cov, "covariance for a Fréchet distance")
+    if not np.allclose(cov, cov.T, rtol=1e-6, atol=1e-9 * np.abs(cov).max()):
+        raise InputError(
+            "covariance for a Fréchet distance: got a matrix that differs from its transpose, wanted a symmetric one; "
+            "take it from `gaussian`"
+        )
+    return (cov + cov.T) / 2
+
+
+def _require_finite(x: Float64, what: str) -> None:
+    if not np.isfinite(x).all():
+        bad = x.size - int(np.isfinite(x).sum())
+        raise InputError(
+            f"{what}: got {bad} of {x.size} numbers infinite or NaN, wanted all finite; "
+            "look for a diverged model or a broken picture"
+        )

@@ -1,0 +1,349 @@
+"""The report of a run: one HTML file, made from the run's own files, that opens anywhere and loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib import resources
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskdm.measuring import wording
+from maskdm.measuring.charts import Boundary, Point, Series, line_chart
+from maskdm.measuring.markup import Html, join, tag
+from maskdm.measuring.run_folder import (
+    End,
+    Grid,
+    History,
+    Picture,
+    RunFolder,
+    Scores,
+    Stopped,
+    read_picture,
+    read_run,
+)
+
+COLUMN = 856  # pixels: what `report.css` leaves between the page's margins
+THUMBNAILS = 8
+# Nothing is loaded and nothing runs, even if some text were not escaped.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into the run folder `run` and return its path.
+
+    The same files give the same report, byte for byte. An unfinished run gives a report of what there is so far. The
+    file appears whole or not at all.
+    """
+    page = _page(read_run(run))
+    target = run / "report.html"
+    unfinished = run / f".report.html.{os.getpid()}"
+    try:
+        unfinished.write_text(page, encoding="utf-8", newline="\n")
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return target
+
+
+def _page(run: RunFolder) -> str:
+    pictures, broken = _pictures(run)
+    remarks = [*run.remarks, *(f"{name}: left out, it is no whole PNG." for name in broken)]
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("link", rel="icon", href="data:,"),  # or else the browser asks for one
+        tag("title", f"{run.name} · maskdm"),
+        tag("style", Html(resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8"))),
+    )
+    body = tag(
+        "body",
+        tag("p", "maskdm training run", class_="kind"),
+        tag("h1", run.name),
+        _lead(run),
+        tag("ul", *(tag("li", remark) for remark in remarks), class_="remarks") if remarks else "",
+        _latest_grid(pictures, run.history),
+        _scores(run.scores),
+        _curves(run.history),
+        _grids_over_time(pictures, run.history),
+        _stages(run.history),
+        _data(run.counts),
+        _settings(run.config),
+        _environment(run.env),
+    )
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _section(title: str, *content: str, empty: str) -> Html:
+    """A heading and what is below it, or the sentence `empty` if that is nothing."""
+    return tag("section", tag("h2", title), *(content if any(content) else [tag("p", empty, class_="muted")]))
+
+
+# State and result ----------------------------------------------------------------------------------------------------
+
+
+def _lead(run: RunFolder) -> Html:
+    """One sentence: the state, how far it got, on what, and the result."""
+    history = run.history
+    planned = run.config.get("stages")
+    total = max(len(planned) if isinstance(planned, list) else 0, len(history.stages))
+    if isinstance(history.last, Stopped) and not history.step:
+        return _sentence("bad", "Stopped before the first step:", f" {history.last.reason or 'no reason was logged'}.")
+    if not history.step:
+        state = "Started:" if history.stages else "Not started:"
+        return _sentence("warn", state, " no step has been logged yet.")
+
+    work = f"{wording.plural(history.step, 'step')}, {wording.plural(history.images, 'image')}"
+    if history.seconds:
+        work += f" in {wording.duration(history.seconds)}"
+    if device := run.env.get("device"):
+        work += f" on {device}"
+    result = f"; held-out loss {wording.value(history.heldout_loss, 3)}" if history.heldout_loss is not None else ""
+    stage = history.stage_at(history.step + 1)
+    where = f" in stage {stage.index + 1} of {max(total, stage.index + 1)}, {stage.stage}" if stage else ""
+    match history.last:
+        case End():
+            return _sentence("good", "Finished:", f" {wording.plural(total, 'stage')}, {work}{result}.")
+        case Stopped(reason=reason):
+            return _sentence("bad", f"Stopped{f' ({reason})' if reason else ''}{where}:", f" {work}{result}.")
+        case _:
+            return _sentence("warn", f"Unfinished{where}:", f" {work}{result}. Running still, or cut off.")
+
+
+def _sentence(state: str, opening: str, rest: str) -> Html:
+    return tag("p", tag("b", opening), rest, class_=f"lead {state}")
+
+
+# Samples -------------------------------------------------------------------------------------------------------------
+
+
+def _pictures(run: RunFolder) -> tuple[list[tuple[Grid, Picture]], list[str]]:
+    """Of all grids at most eight, evenly spaced, the first and the last among them; and the names of broken ones."""
+    has_final = any(grid.step is None for grid in run.grids)
+    grids = [g for g in run.grids if not (has_final and g.step == run.history.step)]  # two of the end are one too many
+    read = [(grids[i], read_picture(grids[i])) for i in _evenly(len(grids), THUMBNAILS)]
+    return [(g, p) for g, p in read if p is not None], [g.path.name for g, p in read if p is None]
+
+
+def _evenly(total: int, wanted: int) -> list[int]:
+    return [int(i) for i in np.linspace(0, total - 1, min(total, wanted)).round()]
+
+
+def _latest_grid(pictures: Sequence[tuple[Grid, Picture]], history: History) -> Html:
+    if not pictures:
+        return _section("Samples", empty="No samples yet.")
+    grid, picture = pictures[-1]
+    # Small pictures grow by a whole factor, so that every pixel stays a square of the same size.
+    factor = COLUMN // picture.width
+    style = f"width: {picture.width * factor if factor >= 2 else COLUMN}px"
+    image = _image(picture, f"Samples after {_moment(grid, history)}", style=style)
+    caption = tag("figcaption", f"Latest samples, after {_moment(grid, history)}.")
+    return tag("figure", image, caption, class_="hero")
+
+
+def _grids_over_time(pictures: Sequence[tuple[Grid, Picture]], history: History) -> Html:
+    if not pictures:
+        return Html()  # the page has said so above
+    figures = []
+    for grid, picture in pictures:
+        moment = _moment(grid, history)
+        figures.append(tag("figure", _image(picture, f"Samples after {moment}"), tag("figcaption", moment)))
+    grids = tag("div", *figures, class_="grids") if len(figures) > 1 else ""
+    return _section("Samples over time", grids, empty="Only one grid so far, the one above.")
+
+
+def _image(picture: Picture, alt: str, style: str | None = None) -> Html:
+    data = base64.b64encode(picture.png).decode("ascii")
+    return tag(
+        "img",
+        src=f"data:image/png;base64,{data}",
+        alt=alt,
+        width=picture.width,
+        height=picture.height,
+        style=style,
+        class_="pixelated" if picture.width < COLUMN / 2 else None,
+    )
+
+
+def _moment(grid: Grid, history: History) -> str:
+    step = history.step if grid.step is None else grid.step
+    images = history.images_at(step)
+    if not images and step:
+        return f"step {wording.count(step)}"  # nothing in the metrics says how many images that is
+    stage = history.stage_at(step)
+    return f"{wording.plural(images, 'image')}" + (f", {stage.stage}" if stage and step else "")
+
+
+# Scores --------------------------------------------------------------------------------------------------------------
+
+
+def _scores(scores: Iterable[Scores]) -> Html:
+    return _section("Scores", *map(_score_table, scores), empty="No scores yet.")
+
+
+def _score_table(scores: Scores) -> Html:
+    columns = {
+        "score": [row.name for row in scores.rows],
+        "value": ["–" if row.value is None else wording.value(row.value) for row in scores.rows],
+        "unit": [row.unit for row in scores.rows],
+        "n": ["" if row.n is None else wording.count(row.n) for row in scores.rows],
+    }
+    filled = {name: cells for name, cells in columns.items() if any(cells)}
+    return join(
+        [
+            tag("h3", scores.title),
+            tag("p", scores.note, class_="muted") if scores.note else "",
+            _table(list(filled), list(zip(*filled.values(), strict=True)), numbers={"value", "n"}),
+            tag("p", tag("code", scores.command), class_="command") if scores.command else "",
+        ]
+    )
+
+
+# Curves --------------------------------------------------------------------------------------------------------------
+
+
+def _curves(history: History) -> Html:
+    train, heldout = history.train, history.heldout
+    losses = [
+        _series("training", ((e.images, e.loss) for e in train), faint=True),
+        _series("held-out, averaged weights", ((e.images, e.loss_ema) for e in heldout)),
+        _series("held-out, raw weights", ((e.images, e.loss_raw) for e in heldout)),
+    ]
+    rate = _series("learning rate", ((e.images, e.lr) for e in train))
+    speed = _series("speed", ((e.images, e.images_per_second) for e in train))
+    norm = _series("gradient norm", ((e.images, e.grad_norm) for e in train))
+
+    boundaries = [Boundary(stage.images, stage.stage) for stage in history.stages]
+    chart = partial(line_chart, x_label="images seen", boundaries=boundaries)
+    # The loss is drawn for wide and for narrow screens: one drawing, scaled, would have tiny labels on a phone.
+    main = [
+        tag("figure", svg, class_=screens)
+        for screens, width, height in [("on-wide", COLUMN, 360), ("on-narrow", 360, 320)]
+        if (svg := chart("Loss", losses, y_label="loss", log_y=True, width=width, height=height))
+    ]
+    small = [
+        tag("figure", svg)
+        for svg in [
+            chart("Learning rate", [rate], y_label="per step"),
+            chart("Speed", [speed], y_label="images/s"),
+            chart("Gradient norm", [norm], y_label="norm", log_y=True),
+        ]
+        if svg
+    ]
+    return _section(
+        "Curves",
+        *main,
+        tag("div", *small, class_="charts") if small else "",
+        empty="Nothing to draw yet: no training has been logged.",
+    )
+
+
+def _series(name: str, values: Iterable[tuple[int, float | None]], faint: bool = False) -> Series:
+    return Series(name, [Point(x, y) for x, y in values if y is not None], faint)
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def _stages(history: History) -> Html:
+    columns = ["stage", "mask", "steps", "images", "batch", "started from", "time"]
+    table = _table(columns, list(_stage_rows(history)), numbers={"steps", "images", "batch", "time"})
+    return _section("Stages", tag("div", table, class_="stages") if history.stages else "", empty="No stage has begun.")
+
+
+def _stage_rows(history: History) -> Iterator[list[str]]:
+    """What each stage has done: from where it began to where the next one did, or to where the run is."""
+    for stage, following in zip_longest(history.stages, history.stages[1:]):
+        end = following.step if following else history.step
+        steps = wording.count(end - stage.step)
+        if stage.target_steps is not None and end - stage.step < stage.target_steps:
+            steps += f" of {wording.count(stage.target_steps)}"
+        mask = stage.mask
+        if stage.visible_patches is not None and stage.patches is not None:
+            visible = f"{wording.count(stage.visible_patches)} of {wording.count(stage.patches)} patches visible"
+            mask = f"{mask}; {visible}" if mask else visible
+        yield [
+            stage.stage,
+            mask,
+            steps,
+            wording.count(history.images_at(end) - stage.images),
+            "–" if stage.batch_size is None else wording.count(stage.batch_size),
+            stage.started_from,
+            wording.duration(history.seconds_at(end) - history.seconds_at(stage.step)),
+        ]
+
+
+def _data(counts: Mapping[str, int]) -> Html:
+    meaning = {"member": "trained on", "heldout": "held out", "calibration": "calibration", "excluded": "excluded"}
+    rows = [[meaning[name], wording.count(number)] for name, number in counts.items()]
+    return _section(
+        "Data", _table(["pictures", "number"], rows, numbers={"number"}) if rows else "", empty="No counts of pictures."
+    )
+
+
+def _settings(config: Mapping[str, Any]) -> Html:
+    if not config:
+        return _section("Settings", empty="No settings were found.")
+    rows = []
+    for section, content in config.items():
+        rows.append(tag("tr", tag("th", str(section), colspan=2), class_="section"))
+        rows.extend(_pair(key, _as_written(content)) for key, content in _flatten(content))
+    table = tag("table", tag("tbody", *rows), class_="pairs")
+    return tag("details", tag("summary", tag("h2", "Settings")), tag("div", table, class_="table"))
+
+
+def _flatten(content: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """The leaves of nested mappings and lists with their paths: `optimiser.betas`, `[0].mask.block`."""
+    if isinstance(content, dict) and content:
+        for name, inner in content.items():
+            yield from _flatten(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(content, list) and any(isinstance(inner, dict | list) for inner in content):
+        for i, inner in enumerate(content):
+            yield from _flatten(inner, f"{key}[{i}]")
+    else:
+        yield key, content
+
+
+def _as_written(content: object) -> str:
+    """A leaf as YAML has it."""
+    match content:
+        case None:
+            return "null"
+        case bool():
+            return str(content).lower()
+        case list():
+            return f"[{', '.join(map(_as_written, content))}]"
+        case _:
+            return str(content)
+
+
+def _environment(env: Mapping[str, Any]) -> Html:
+    rows = [_pair(key.replace("_", " "), _as_written(content)) for key, content in env.items()]
+    table = tag("div", tag("table", tag("tbody", *rows), class_="pairs"), class_="table")
+    return _section("Environment", table if rows else "", empty="Nothing is known of the machine.")
+
+
+def _pair(key: str, content: str) -> Html:
+    return tag("tr", tag("th", key, scope="row"), tag("td", content))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Container[str]) -> Html:
+    """A table whose columns `numbers` are set flush right, and whose first one names the rows."""
+    kinds = ["number" if name in numbers else None for name in columns]
+    head = tag("tr", *(tag("th", name, scope="col", class_=kind) for name, kind in zip(columns, kinds, strict=True)))
+    body = [
+        tag(
+            "tr",
+            tag("th", row[0], scope="row"),
+            *(tag("td", cell, class_=kind) for cell, kind in zip(row[1:], kinds[1:], strict=True)),
+        )
+        for row in rows
+    ]
+    return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="table")

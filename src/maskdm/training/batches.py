@@ -1,0 +1,124 @@
+"""What one step sees: which images, how noisy, which patches.
+
+Everything random is a function of (seed, stage, step) and nothing else: no state is carried from step to step, so a run
+resumed at any step draws what it would have drawn. It is drawn for the whole batch on every rank; ranks and
+micro-batches take their slices, so their number changes nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskdm.method.masking import Masking
+from maskdm.method.patches import from_uint8
+from maskdm.method.process import Process
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The members, the only pictures that training may touch.
+
+    Attributes:
+        images: (N, H, W, C) uint8, all pictures, memory-mapped.
+        members: numbers of the rows to train on.
+        labels: (N,) int64, or None for an unconditional model.
+        unconditional: the label that stands for "no class".
+    """
+
+    images: np.ndarray
+    members: np.ndarray
+    labels: np.ndarray | None
+    unconditional: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A (part of a) batch on the device; see `maskdm.method.loss.denoising_loss`."""
+
+    x_0: Tensor
+    t: Tensor
+    eps: Tensor
+    visible: Tensor | None
+    label: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.x_0)
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Micro-batches of at most `size` images."""
+        for i in range(0, len(self), size):
+            part = slice(i, i + size)
+            yield Batch(
+                self.x_0[part],
+                self.t[part],
+                self.eps[part],
+                None if self.visible is None else self.visible[part],
+                None if self.label is None else self.label[part],
+            )
+
+
+def seed_of(*parts: object) -> int:
+    """63 bits that depend on every part."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def order(members: int, batch_size: int, step: int, *seed: object) -> np.ndarray:
+    """Which members step `step` takes: (batch_size,), from an endless row of freshly shuffled epochs."""
+    position = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = position // members
+    taken = np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        taken[here] = _shuffled(members, seed_of(*seed, "epoch", epoch))[position[here] % members]
+    return taken
+
+
+@lru_cache(maxsize=2)  # a batch may straddle two epochs
+def _shuffled(n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(n)
+
+
+def draw(
+    data: TrainingSet,
+    masking: Masking,
+    process: Process,
+    *,
+    step: int,
+    batch_size: int,
+    seed: tuple[object, ...],
+    flip: float,
+    label_dropout: float,
+    device: torch.device,
+    part: slice,
+) -> Batch:
+    """The part `part` of the batch of step `step` of a stage."""
+    generator = torch.Generator(device).manual_seed(seed_of(*seed, "step", step))
+    rows = data.members[order(len(data.members), batch_size, step, *seed)][part]
+    channels, (height, width) = data.images.shape[3], data.images.shape[1:3]
+
+    t = process.training_time(torch.rand(batch_size, generator=generator, device=device))
+    eps = torch.randn(batch_size, channels, height, width, generator=generator, device=device)
+    visible = masking.draw(batch_size, generator)
+    mirrored = torch.rand(batch_size, generator=generator, device=device) < flip
+    unlabelled = torch.rand(batch_size, generator=generator, device=device) < label_dropout
+
+    x_0 = from_uint8(_to_device(data.images[rows], device)).permute(0, 3, 1, 2).contiguous()
+    if flip:
+        x_0 = torch.where(mirrored[part, None, None, None], x_0.flip(3), x_0)
+    label = None
+    if data.labels is not None:
+        label = _to_device(data.labels[rows], device).masked_fill(unlabelled[part], data.unconditional)
+    return Batch(x_0, t[part], eps[part], None if visible is None else visible[part], label)
+
+
+def _to_device(rows: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(rows)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,0 +1,175 @@
+"""The whole state of a run, written so that it can be killed at any moment.
+
+A checkpoint is a folder: raw.safetensors and ema.safetensors (each a model that `maskdm.load` reads),
+optimiser.safetensors, and state.json. It is written under another name, flushed to disk, and renamed: a folder called
+step-* is whole. There is no random state in it, since all randomness follows from (seed, stage, step).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from maskdm.errors import InputError
+from maskdm.training import weights
+from maskdm.training.weights import Facts, Network, Weights
+
+NAME = "step-{:07d}"
+
+
+@dataclass
+class Progress:
+    """How far a run is. `step`, `images` and `seconds` count over all stages, `stage_*` within the current one."""
+
+    stage: int = 0
+    stage_step: int = 0
+    stage_seconds: float = 0.0
+    step: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    stage_done: bool = False
+
+    def advance(self, images: int, seconds: float) -> None:
+        """One step more."""
+        self.stage_step, self.step, self.images = self.stage_step + 1, self.step + 1, self.images + images
+        self.stage_seconds, self.seconds = self.stage_seconds + seconds, self.seconds + seconds
+
+
+@dataclass
+class State:
+    """All that training changes; each thing is listed here once.
+
+    Attributes:
+        model: the bare network, raw weights.
+        ema: the same network, averaged weights.
+        optimiser, scaler: of the current stage.
+        progress: see `Progress`.
+    """
+
+    model: Network
+    ema: Network
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    progress: Progress
+
+
+def save(folder: Path, state: State, model: Weights, keep: int) -> Path:
+    """Writes checkpoint `step-N` into `folder`, points `latest` at it, and removes all but the newest `keep`."""
+    final = folder / NAME.format(state.progress.step)
+    temporary = folder / f".{final.name}.{os.getpid()}"
+    for left in folder.glob(".step-*"):  # of a killed process; this one holds the run's lock
+        shutil.rmtree(left)
+    temporary.mkdir(parents=True)
+    for which, network in (("raw", state.model), ("ema", state.ema)):
+        facts: Facts = {"which": which, "steps": state.progress.step, "images": state.progress.images}
+        filled = Weights(model.spec, model.facts | facts, network.state_dict())
+        weights.save(temporary / f"{which}.safetensors", filled)
+    tensors = {f"{name}/{key}": t.contiguous() for name, key, t in _moments(state)}
+    save_file(tensors, temporary / "optimiser.safetensors")
+    facts_of_state = {"progress": asdict(state.progress), "scaler": state.scaler.state_dict()}
+    (temporary / "state.json").write_text(json.dumps(facts_of_state, indent=2) + "\n")
+    for file in temporary.iterdir():
+        _flush(file)
+    if final.exists():  # a resumed run that ends where it began: the same step is the same state
+        shutil.rmtree(temporary)
+    else:
+        temporary.rename(final)
+        _flush(folder)
+    _point(folder / "latest", final)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old.rename(folder / f".{old.name}"))  # renamed first: what is called step-* is whole
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint."""
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def restore(folder: Path, state: State) -> None:
+    """Puts the checkpoint in `folder` into `state`, whose parts were made for the checkpoint's stage.
+
+    Raises:
+        InputError: it cannot be read or belongs to another model.
+    """
+    for which, network in (("raw", state.model), ("ema", state.ema)):
+        file = folder / f"{which}.safetensors"
+        weights.restore(network, weights.read(file).tensors, file)
+    try:
+        tensors = load_file(folder / "optimiser.safetensors")
+        facts = json.loads((folder / "state.json").read_text())
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(f"{folder} is not a readable checkpoint ({error}); remove it to go on from the one before") from None
+    _set_moments(state, tensors)
+    state.scaler.load_state_dict(facts["scaler"])
+    state.progress = Progress(**facts["progress"])
+
+
+def read_progress(folder: Path) -> Progress:
+    """How far the checkpoint in `folder` is."""
+    try:
+        return Progress(**json.loads((folder / "state.json").read_text())["progress"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} is not a readable checkpoint ({error}); remove it to go on from the one before") from None
+
+
+def _moments(state: State) -> Iterator[tuple[str, str, Tensor]]:
+    """(parameter, name of the moment, tensor) for everything the optimiser holds."""
+    for name, parameter in state.model.named_parameters():
+        for key, tensor in state.optimiser.state[parameter].items():
+            yield name, key, tensor.detach().cpu()
+
+
+def _set_moments(state: State, tensors: dict[str, Tensor]) -> None:
+    parameters = dict(state.model.named_parameters())
+    state.optimiser.state.clear()
+    for key, tensor in tensors.items():
+        name, _, moment = key.rpartition("/")
+        parameter = parameters[name]
+        # AdamW's fused kernels want every moment, the step count too, beside its parameter.
+        state.optimiser.state[parameter][moment] = tensor.to(parameter.device)
+
+
+def publish(source: Path, target: Path) -> None:
+    """`source` under another name too, put there in one step: a hard link where the disk has them, else a copy."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+def _flush(path: Path) -> None:
+    """To disk, so that a rename never outlives its content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _point(link: Path, target: Path) -> None:
+    """A relative link, replaced in one step; where links cannot be made there is none, and nothing needs it."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target.name, target_is_directory=True)
+        temporary.replace(link)

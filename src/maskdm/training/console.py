@@ -1,0 +1,73 @@
+"""What a person sees while a run is made: sentences, also kept in log.txt, and one progress bar at a time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+from tqdm import tqdm
+
+Bar: TypeAlias = tqdm
+
+
+class Console:
+    """Talks on standard error and, once a run has a folder, into its log. A quiet one (other ranks) says nothing."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.log: Path | None = None
+        self._early: list[str] = []
+
+    def say(self, text: str) -> None:
+        """One line."""
+        if self.quiet:
+            return
+        Bar.write(text, file=sys.stderr)
+        self._keep(text)
+
+    def warn(self, text: str) -> None:
+        """One line that deserves attention."""
+        self.say(f"warning: {text}")
+
+    def attach(self, log: Path) -> None:
+        """From now on, and for what was said before, a log is kept."""
+        self.log = log
+        early, self._early = self._early, []
+        for line in early:
+            self._write(line)
+
+    def _keep(self, text: str) -> None:
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+        if self.log is None:
+            self._early.append(line)
+        else:
+            self._write(line)
+
+    def _write(self, line: str) -> None:
+        if self.log is not None and not self.quiet:
+            with self.log.open("a") as file:
+                file.write(line)
+
+    @contextmanager
+    def bar(self, name: str, total: int | None, unit: str = "image", initial: int = 0) -> Iterator[Bar]:
+        """A progress bar with rate and remaining time; on a terminal it is redrawn, in a file it is a line now and then."""
+        seconds = 0.2 if sys.stderr.isatty() else 20.0
+        with Bar(
+            desc=name,
+            total=total,
+            unit=f" {unit}s",
+            unit_scale=True,
+            initial=initial,
+            mininterval=seconds,
+            maxinterval=max(seconds, 10.0),
+            smoothing=0.1,
+            dynamic_ncols=True,
+            leave=False,
+            disable=self.quiet,
+            file=sys.stderr,
+        ) as bar:
+            yield bar

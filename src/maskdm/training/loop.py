@@ -1,0 +1,311 @@
+"""The loop: runs a list of stages. Pre-training and fine-tuning are two values of one thing.
+
+Nothing in a step waits for the device: losses stay where they were computed and are read every `log.every` steps. A
+loss or gradient that is not finite is found there too, with the step at which it came, and always before anything is
+saved.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+
+from maskdm.errors import Interrupted, TrainingError
+from maskdm.method.denoiser import Denoiser
+from maskdm.method.loss import denoising_loss
+from maskdm.method.masking import Masking
+from maskdm.training import checkpoint, stages, weights
+from maskdm.training.batches import Batch, TrainingSet, draw
+from maskdm.training.checkpoint import Progress, State
+from maskdm.training.config import Config, ModelSpec, StageConfig
+from maskdm.training.console import Bar, Console
+from maskdm.training.ema import decay_at, update
+from maskdm.training.monitor import HeldOut, Track, write_samples
+from maskdm.training.optimiser import adamw, rate
+from maskdm.training.run import Run
+from maskdm.training.runtime import Runtime
+from maskdm.training.weights import Facts, Weights
+
+
+@dataclass(frozen=True)
+class Training:
+    """What stays the same for a whole run."""
+
+    config: Config
+    spec: ModelSpec
+    data: TrainingSet
+    heldout: HeldOut | None
+    maskings: Sequence[Masking]
+    facts: Facts
+    runtime: Runtime
+    run: Run
+    console: Console
+    track: Sequence[Track] = ()
+
+    def stage(self, progress: Progress) -> StageConfig:
+        """The current one."""
+        return self.config.stages[progress.stage]
+
+    def record(self, event: str, progress: Progress, **values: float | str | None) -> None:
+        """An event, for metrics.jsonl and the trackers."""
+        if not self.runtime.main:
+            return
+        self.run.record(event, stage=self.stage(progress).name, step=progress.step, images=progress.images, **values)
+        numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, float)}
+        for track in self.track:
+            track(numbers, progress.images)
+
+
+def train(training: Training) -> State:
+    """Runs the stages, from the newest checkpoint where there is one.
+
+    Raises:
+        TrainingError: a loss or gradient was not finite.
+        Interrupted: by Ctrl-C or a termination signal, after saving.
+    """
+    config, console = training.config, training.console
+    found = checkpoint.newest(training.run.checkpoints)
+    progress = checkpoint.read_progress(found) if found else Progress()
+    network = stages.fresh_network(config, training.spec, training.runtime)
+    optimiser, scaler = adamw(network, training.stage(progress)), training.runtime.scaler()
+    state = State(network, copy.deepcopy(network), optimiser, scaler, progress)
+    denoiser = weights.denoiser(training.spec, state.ema)
+    if training.runtime.main:
+        training.run.rewind(progress.step if found else -1)
+    with interruptible() as signals:
+        if found:
+            checkpoint.restore(found, state)
+            console.say(f"resumed at step {state.progress.step:,} ({state.progress.images:,} images)")
+        else:
+            begin_stage(training, state, denoiser)
+        while True:
+            run_stage(training, state, denoiser, signals)
+            if state.progress.stage == len(config.stages) - 1:
+                training.record("end", state.progress, seconds=state.progress.seconds)
+                return state
+            state.progress.stage += 1
+            begin_stage(training, state, denoiser)
+
+
+def begin_stage(training: Training, state: State, denoiser: Denoiser) -> None:
+    """The hand-over: made, measured, written down and told."""
+    progress, stage = state.progress, training.stage(state.progress)
+    origin = stages.begin(state, training.config, training.spec, training.runtime)
+    masking = training.maskings[progress.stage]
+    training.console.say(f"stage {progress.stage + 1} of {len(training.config.stages)}, {stage.name}: {masking}")
+    training.console.say(f"  starts from {'; '.join(origin)}")
+    training.record(
+        "stage",
+        progress,
+        index=progress.stage,
+        mask=str(masking),
+        visible_patches=masking.visible,
+        patches=masking.patches,
+        batch_size=stage.batch_size,
+        target_steps=stages.total_steps(stage),
+        started_from=origin[0],
+    )
+    # Measured before the first step, so that whoever reads the log sees that the weights did arrive.
+    measure_heldout(training, state, denoiser)
+
+
+def run_stage(training: Training, state: State, denoiser: Denoiser, signals: Sequence[int]) -> None:
+    """The steps of one stage, from wherever `state` is in it."""
+    config, runtime, progress, stage = training.config, training.runtime, state.progress, training.stage(state.progress)
+    model = runtime.wrap(state.model)
+    meter = Meter(runtime.device, progress)
+    total = stages.total_steps(stage)
+    images = None if total is None else total * stage.batch_size
+    with training.console.bar(stage.name, images, initial=progress.stage_step * stage.batch_size) as bar:
+        while not progress.stage_done:
+            since = time.perf_counter()
+            loss, norm = training_step(training, state, denoiser, model)
+            progress.advance(stage.batch_size, time.perf_counter() - since)
+            update(state.ema.parameters(), state.model.parameters(), decay_at(config.ema, progress.stage_step))
+            meter.add(loss, norm, progress.step)
+            bar.update(stage.batch_size)
+
+            progress.stage_done = runtime.agree(stages.through(stage, progress) >= 1)
+            interrupted = runtime.agree(bool(signals))
+            saving = progress.stage_done or interrupted or progress.stage_step % config.train.save_every == 0
+            if saving or progress.stage_step % config.log.every == 0:
+                read(training, state, meter, bar)
+                meter = Meter(runtime.device, progress)
+            look(training, state, denoiser)
+            if saving:
+                save(training, state)
+            if interrupted:
+                training.record("stopped", progress, reason="interrupted")
+                raise Interrupted(f"saved at step {progress.step:,}", 128 + signals[0] if signals else 130)
+    training.record("stage_end", progress, seconds=progress.stage_seconds)
+    seen = progress.stage_step * stage.batch_size
+    training.console.say(f"  {stage.name}: {progress.stage_step:,} steps, {seen:,} images, {progress.stage_seconds:,.0f} s")
+
+
+def training_step(training: Training, state: State, denoiser: Denoiser, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """One step of the optimiser on one batch: (loss, gradient norm), both still on the device."""
+    runtime, progress, stage = training.runtime, state.progress, training.stage(state.progress)
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate(stage, progress.stage_step, stages.through(stage, progress))
+    batch = draw_batch(training, denoiser, progress)
+    loss = torch.zeros((), device=runtime.device)
+    parts = list(batch.split(stage.micro_batch or len(batch)))
+    for part in parts:
+        with runtime.accumulate(model, last=part is parts[-1]):
+            with runtime.autocast():
+                losses = denoising_loss(
+                    model,
+                    denoiser.process,
+                    denoiser.prediction,
+                    part.x_0,
+                    part.t,
+                    part.eps,
+                    visible=part.visible,
+                    label=part.label,
+                    patch_size=training.spec.model.patch_size,
+                )
+            share = losses.sum() / len(batch)
+            torch.autograd.backward(state.scaler.scale(share))
+            loss += share.detach()
+    state.scaler.unscale_(state.optimiser)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), stage.clip or math.inf, foreach=True)
+    state.scaler.step(state.optimiser)
+    state.scaler.update()
+    state.optimiser.zero_grad(set_to_none=True)
+    # Under fp16 an overflow is no fault: the step is skipped and the scale lowered.
+    return loss, torch.zeros_like(norm) if state.scaler.is_enabled() else norm
+
+
+def draw_batch(training: Training, denoiser: Denoiser, progress: Progress) -> Batch:
+    """This rank's part of the batch of the current step."""
+    stage = training.stage(progress)
+    return draw(
+        training.data,
+        training.maskings[progress.stage],
+        denoiser.process,
+        step=progress.stage_step,
+        batch_size=stage.batch_size,
+        seed=(training.config.train.seed, "stage", progress.stage),
+        flip=training.config.data.flip,
+        label_dropout=stage.label_dropout,
+        device=training.runtime.device,
+        part=training.runtime.slice(stage.batch_size),
+    )
+
+
+class Meter:
+    """Means over the steps since the last look, summed on the device."""
+
+    def __init__(self, device: torch.device, progress: Progress) -> None:
+        self.loss = torch.zeros((), device=device)
+        self.norm = torch.zeros((), device=device)
+        self.bad = torch.full((), -1, device=device)
+        self.step, self.images, self.seconds = progress.step, progress.images, progress.seconds
+
+    def add(self, loss: Tensor, norm: Tensor, step: int) -> None:
+        """Adds a step, and remembers the first that is not finite."""
+        broken = ~torch.isfinite(loss + norm) & (self.bad < 0)
+        self.bad = torch.where(broken, step, self.bad)
+        self.loss, self.norm = self.loss + loss, self.norm + norm
+
+
+def read(training: Training, state: State, meter: Meter, bar: Bar) -> None:
+    """Reads the meter, the one place of a step that waits for the device; ends a run that is broken."""
+    progress, stage = state.progress, training.stage(state.progress)
+    bad = int(meter.bad)
+    if bad >= 0:
+        training.record("stopped", progress, reason=f"loss or gradient not finite at step {bad}")
+        saved = checkpoint.newest(training.run.checkpoints)
+        raise TrainingError(
+            f"loss or gradient not finite at step {bad} of stage {stage.name}; "
+            f"{f'the last good state is {saved}' if saved else 'nothing had been saved yet'}; "
+            f"try a lower stages.{progress.stage}.lr (now {stage.lr:g}), warmup_steps, or clip=1.0"
+        )
+    steps, seconds = progress.step - meter.step, progress.seconds - meter.seconds
+    loss = float(meter.loss) / steps
+    training.record(
+        "train",
+        progress,
+        loss=loss,
+        grad_norm=float(meter.norm) / steps,
+        lr=float(state.optimiser.param_groups[0]["lr"]),
+        images_per_second=(progress.images - meter.images) / max(seconds, 1e-9),
+        seconds=progress.seconds,
+    )
+    bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+    if stage.minutes is not None:  # how many images the clock will allow
+        bar.total = round(progress.stage_step * stage.batch_size / max(stages.through(stage, progress), 1e-9))
+
+
+def look(training: Training, state: State, denoiser: Denoiser) -> None:
+    """Held-out loss and sample grid, when their number of images has passed and at the end of a stage."""
+    config, progress = training.config.eval, state.progress
+    before = progress.images - training.stage(progress).batch_size
+
+    def due(every: int) -> bool:
+        return progress.stage_done or progress.images // every > before // every
+
+    if due(config.heldout_every):
+        measure_heldout(training, state, denoiser)
+    if due(config.samples_every) and config.samples and training.runtime.main:
+        path = training.run.samples / f"{checkpoint.NAME.format(progress.step)}.png"
+        with training.console.bar("samples", config.samples * config.sample_steps, "call") as bar:
+            write_samples(denoiser, config, path, bar.update)
+
+
+def measure_heldout(training: Training, state: State, denoiser: Denoiser) -> None:
+    """Held-out loss of both kinds of weights, on questions that never change."""
+    if training.heldout is None or not training.runtime.main:
+        return
+    ema, raw = (
+        training.heldout.loss(network, denoiser.process, denoiser.prediction) for network in (state.ema, state.model)
+    )
+    training.record("heldout", state.progress, loss_ema=ema, loss_raw=raw, n=len(training.heldout))
+    training.console.say(
+        f"  {state.progress.images:>12,} images: held-out loss {ema:.4f} (ema), {raw:.4f} (raw), "
+        f"n = {len(training.heldout)}"
+    )
+
+
+def save(training: Training, state: State) -> None:
+    """A checkpoint, and the weights that others read."""
+    if training.runtime.main:
+        stage = training.stage(state.progress)
+        masking = training.maskings[state.progress.stage]
+        facts: Facts = training.facts | {"stage": stage.name, "mask": str(masking)}
+        made = checkpoint.save(
+            training.run.checkpoints, state, Weights(training.spec, facts, {}), training.config.train.keep
+        )
+        for which in ("ema", "raw"):
+            source = made / f"{which}.safetensors"
+            checkpoint.publish(source, training.run.weights / source.name)
+            if state.progress.stage_done:
+                checkpoint.publish(source, training.run.weights / f"{stage.name}-{source.name}")
+    training.runtime.barrier()
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that a step can end before the run does; a second one is not waited for."""
+    signals: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if signals:
+            raise KeyboardInterrupt
+        signals.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

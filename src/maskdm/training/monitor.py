@@ -1,0 +1,109 @@
+"""Looking at a model along the way: held-out loss, sample grids, trackers. Nothing here changes what is learned."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maskdm.data.pictures import save_grid
+from maskdm.errors import InputError
+from maskdm.method.denoiser import Denoiser
+from maskdm.method.loss import denoising_loss, fixed_questions
+from maskdm.method.patches import from_uint8, to_uint8
+from maskdm.method.process import Process
+from maskdm.method.prediction import Prediction
+from maskdm.method.samplers import sample
+from maskdm.training.config import EvalConfig
+
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Questions about held-out images that stay the same for a whole run, on the device."""
+
+    x_0: Tensor
+    t: Tensor
+    eps: Tensor
+    label: Tensor | None
+
+    @staticmethod
+    def ask(images: np.ndarray, labels: np.ndarray | None, process: Process, device: torch.device) -> HeldOut:
+        """From (N, H, W, C) uint8 pictures and their labels."""
+        x_0 = from_uint8(torch.from_numpy(images)).permute(0, 3, 1, 2).contiguous()
+        t, eps = fixed_questions(process, x_0.shape)
+        label = None if labels is None else torch.from_numpy(labels).to(device)
+        return HeldOut(x_0.to(device), t.to(device), eps.to(device), label)
+
+    def __len__(self) -> int:
+        return len(self.x_0)
+
+    @torch.no_grad()
+    def loss(self, backbone: nn.Module, process: Process, prediction: Prediction) -> float:
+        """Mean denoising loss on whole images, in float32."""
+        total = 0.0
+        for i in range(0, len(self), CHUNK):
+            part = slice(i, i + CHUNK)
+            label = None if self.label is None else self.label[part]
+            losses = denoising_loss(
+                backbone, process, prediction, self.x_0[part], self.t[part], self.eps[part], label=label
+            )
+            total += float(losses.sum())
+        return total / len(self)
+
+
+def write_samples(denoiser: Denoiser, config: EvalConfig, path: Path, report: Callable[[int], None]) -> None:
+    """A grid of pictures by DDIM from seeds 0, 1, ..., to be compared over time."""
+    unit = sample(denoiser, config.samples, steps=config.sample_steps, batch_size=CHUNK, report=report)
+    save_grid(to_uint8(unit).permute(0, 2, 3, 1).numpy(), path)
+
+
+Track = Callable[[Mapping[str, float], int], None]
+
+
+def trackers(names: tuple[str, ...], folder: Path, settings: dict[str, object]) -> list[Track]:
+    """Functions that pass on numbers to the services asked for.
+
+    Raises:
+        InputError: one that is not installed.
+    """
+    return [{"tensorboard": _tensorboard, "wandb": _wandb}[name](folder, settings) for name in names]
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Refuses a tracker that is not installed, before anything is made."""
+    for name, module in (("tensorboard", "tensorboard"), ("wandb", "wandb")):
+        if name in names:
+            try:
+                importlib.import_module(module)
+            except ImportError:
+                raise InputError(f"log.track: {name} is not installed; pip install 'maskdm[track]'") from None
+
+
+def _tensorboard(folder: Path, settings: dict[str, object]) -> Track:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def track(values: Mapping[str, float], images: int) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, images)
+        writer.flush()
+
+    return track
+
+
+def _wandb(folder: Path, settings: dict[str, object]) -> Track:
+    wandb = importlib.import_module("wandb")
+    run = wandb.init(project="maskdm", name=folder.name, id=folder.name, dir=str(folder), config=settings, resume="allow")
+
+    def track(values: Mapping[str, float], images: int) -> None:
+        run.log({**values, "images": images})
+
+    return track

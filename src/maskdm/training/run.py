@@ -1,0 +1,240 @@
+"""A run on disk: its folder, its lock, its log.
+
+    <output-dir>/<n>-<name>/  config.yaml  env.json  manifest.jsonl  manifest.head.json  metrics.jsonl  log.txt
+                              checkpoints/step-0001000/  checkpoints/latest  weights/  samples/  eval/  report.html
+
+A run is known by its settings: the command that started it finds it again and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from maskdm import __version__
+from maskdm.errors import InputError
+from maskdm.training.config import Config, to_dict
+from maskdm.training.runtime import Runtime
+from maskdm.training.settings import read_yaml, resolve, write_yaml
+
+FOLDER = re.compile(r"\d{5}-.+")
+
+
+@dataclass
+class Run:
+    """A run folder that this process holds."""
+
+    path: Path
+    resumed: bool
+    _lock: IO[str] | None = field(default=None, repr=False)
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    def record(self, event: str, **values: object) -> None:
+        """One line of metrics.jsonl."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps({"event": event, **values}) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was recorded after `step`: it is about to happen again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the last line of a killed run may be half a line
+            if entry["step"] <= step and entry["event"] not in ("stopped", "end"):
+                kept.append(line + "\n")
+        temporary = self.metrics.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(self.metrics)
+
+    def release(self) -> None:
+        """Lets another process have it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses early, before anything is decoded, a folder in which no run could be made."""
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(f"--output-dir: {parent} is a file; choose a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"--output-dir: {parent} cannot be written to; choose another folder, e.g. --output-dir ~/runs")
+
+
+def open_run(output_dir: Path, name: str, config: Config, resume: str | None) -> Run:
+    """The folder in which `config` is trained: an unfinished run of the same settings, or a new one.
+
+    Args:
+        output_dir: where runs lie.
+        name: of a new run.
+        config: the settings, resolved.
+        resume: None (an unfinished run of the same settings if there is one), "never", "latest", or a run's path.
+
+    Raises:
+        InputError: the run to resume does not exist, has other settings, is finished, or is being trained.
+    """
+    if resume in (None, "never"):
+        twin = None if resume else find_unfinished(output_dir, config)
+        return _claim(twin, resumed=True) if twin else _create(output_dir, name, config)
+    path = find_resumable(output_dir, str(resume))
+    differences = _differences(read_config(path), config)
+    if differences:
+        raise InputError(
+            f"--resume: {path} was started with other settings ({'; '.join(differences[:3])}); resume it with its own, "
+            "or start a new run from its weights with stages.0.init_from"
+        )
+    if finished(path):
+        raise InputError(f"--resume: {path} is finished; start a new run from its weights with stages.0.init_from={path}")
+    return _claim(path, resumed=True)
+
+
+def find_resumable(output_dir: Path, resume: str) -> Path:
+    """The run that `--resume latest` or `--resume PATH` means."""
+    if resume == "latest":
+        runs = list_runs(output_dir)
+        if not runs:
+            raise InputError(f"--resume latest: there is no run in {output_dir}; leave --resume out to start one")
+        return runs[-1]
+    path = Path(resume)
+    if path.parent.name == "checkpoints":
+        path = path.parent.parent
+    if not (path / "config.yaml").is_file():
+        raise InputError(f"--resume: {resume} is no run (it has no config.yaml); leave --resume out to start one")
+    return path
+
+
+def find_unfinished(output_dir: Path, config: Config) -> Path | None:
+    """The newest run of these settings, if it is not finished."""
+    for path in reversed(list_runs(output_dir)):
+        if not _differences(read_config(path), config):
+            return None if finished(path) else path
+    return None
+
+
+def list_runs(output_dir: Path) -> list[Path]:
+    """Runs in the order in which they were started."""
+    if not output_dir.is_dir():
+        return []
+    return sorted(p for p in output_dir.iterdir() if FOLDER.fullmatch(p.name) and (p / "config.yaml").is_file())
+
+
+def read_config(path: Path) -> Config:
+    """The settings of a run."""
+    return resolve(file=path / "config.yaml")
+
+
+def read_metrics(path: Path) -> list[dict[str, object]]:
+    """The events of a run, whole lines only."""
+    events = []
+    file = path / "metrics.jsonl"
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return events
+
+
+def finished(path: Path) -> bool:
+    """Whether the last stage of a run has ended."""
+    events = read_metrics(path)
+    return bool(events) and events[-1]["event"] == "end"
+
+
+def _create(output_dir: Path, name: str, config: Config) -> Run:
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        taken = [int(p.name[:5]) for p in output_dir.iterdir() if FOLDER.fullmatch(p.name)]
+        path = output_dir / f"{max(taken, default=-1) + 1:05d}-{name}"
+        path.mkdir()
+    except OSError as error:
+        raise InputError(f"--output-dir: cannot make a run in {output_dir} ({error.strerror}); choose another folder") from None
+    run = _claim(path, resumed=False)
+    for folder in (run.checkpoints, run.weights, run.samples):
+        folder.mkdir()
+    # Last, since a folder counts as a run from here on.
+    temporary = path / ".config.yaml"
+    write_yaml(temporary, config)
+    temporary.replace(path / "config.yaml")
+    return run
+
+
+def _claim(path: Path, *, resumed: bool) -> Run:
+    """Takes the lock, which the system releases when this process ends, however it ends."""
+    lock = (path / ".lock").open("w")
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass  # not a POSIX system: runs are not protected from a second process
+    except OSError:
+        raise InputError(f"{path} is being trained by another process; wait, or start another with --resume never") from None
+    return Run(path, resumed, lock)
+
+
+def _differences(there: Config, here: Config) -> list[str]:
+    old, new = _flat(to_dict(there)), _flat(to_dict(here))
+    return [f"{k} {old.get(k)} -> {new.get(k)}" for k in old.keys() | new.keys() if old.get(k) != new.get(k)]
+
+
+def _flat(tree: object, prefix: str = "") -> dict[str, object]:
+    if isinstance(tree, dict):
+        pairs = tree.items()
+    elif isinstance(tree, list):
+        pairs = {str(i): value for i, value in enumerate(tree)}.items()
+    else:
+        return {prefix: tree}
+    return {k: v for key, value in pairs for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def write_env(run: Run, runtime: Runtime) -> None:
+    """env.json: with what, on what and by which command the run was made; a resumed run keeps its first."""
+    file = run.path / "env.json"
+    if file.exists():
+        return
+    env = {
+        "maskdm": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if runtime.device.type == "cuda" else str(runtime.device),
+        "mixed_precision": runtime.precision,
+        "world_size": runtime.world_size,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+    }
+    file.write_text(json.dumps(env, indent=2) + "\n")

@@ -1,0 +1,153 @@
+"""The machine: device, arithmetic, ranks. No other file knows that there may be several processes.
+
+Launchers (torchrun, `accelerate launch`, SLURM wrappers of either) all set the same variables; with them present the
+process group is joined, without them there is one rank and nothing to synchronise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from maskdm.errors import InputError
+from maskdm.training.config import TrainConfig
+
+Precision = Literal["bf16", "fp16", "no"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how this process computes.
+
+    Attributes:
+        device: of this rank.
+        precision: of the network's arithmetic; weights, moving average and sampling stay float32.
+        rank, world_size: of this process, and how many there are.
+    """
+
+    device: torch.device
+    precision: Precision
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes files and talks."""
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the network is called in training."""
+        if self.precision == "no":
+            return nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.precision])
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling; it does nothing but for fp16."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as it is called in training: gradients are averaged over ranks."""
+        if self.world_size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids)
+
+    def accumulate(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[object]:
+        """Around the backward pass of one micro-batch: only the last one synchronises."""
+        if last or not isinstance(wrapped, DistributedDataParallel):
+            return nullcontext()
+        return cast(AbstractContextManager[object], wrapped.no_sync())
+
+    def slice(self, total: int) -> slice:
+        """This rank's part of `total` things, which the world size divides."""
+        share = total // self.world_size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main rank goes through the block first, the others find its work done."""
+        if not self.main:
+            self.barrier()
+        yield
+        if self.main:
+            self.barrier()
+
+    def agree(self, value: bool) -> bool:
+        """Whether any rank says yes; every rank gets the same answer."""
+        if self.world_size == 1:
+            return value
+        flag = torch.tensor(int(value), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def share(self, text: str) -> str:
+        """What the main rank says, on every rank."""
+        if self.world_size == 1:
+            return text
+        box = [text]
+        dist.broadcast_object_list(box, device=self.device if self.device.type == "cuda" else None)
+        return box[0]
+
+    def close(self) -> None:
+        """Leaves the process group."""
+        if self.world_size > 1:
+            dist.destroy_process_group()
+
+
+def start(config: TrainConfig) -> Runtime:
+    """Chooses the device and joins the other ranks, if there are any.
+
+    Raises:
+        InputError: a device that does not exist, or an arithmetic that it does not have.
+    """
+    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    device = pick_device(config.device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    precision = pick_precision(device) if config.mixed_precision == "auto" else config.mixed_precision
+    return Runtime(device, precision, rank, world_size)
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" or a device of torch -> the device.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"train.device: got {name!r}, which this machine does not offer ({reason}); try auto") from None
+    return device
+
+
+def pick_precision(device: torch.device) -> Precision:
+    """bf16 where the device multiplies it natively, else float32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "bf16"
+    return "no"

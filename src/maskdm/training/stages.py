@@ -1,0 +1,61 @@
+"""Stages: where each starts, how long it is, how far it has come. Fine-tuning is one with nothing hidden."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from maskdm.training import weights
+from maskdm.training.batches import seed_of
+from maskdm.training.checkpoint import Progress, State
+from maskdm.training.config import Config, ModelSpec, StageConfig
+from maskdm.training.optimiser import adamw
+from maskdm.training.runtime import Runtime
+from maskdm.training.weights import Network
+
+
+def fresh_network(config: Config, spec: ModelSpec, runtime: Runtime) -> Network:
+    """The network before training, the same on every rank; a function of the seed."""
+    torch.manual_seed(seed_of(config.train.seed, "weights"))
+    return weights.build(spec).to(runtime.device)
+
+
+def begin(state: State, config: Config, spec: ModelSpec, runtime: Runtime) -> list[str]:
+    """Puts `state` at the start of stage `state.progress.stage`; says in sentences where its weights are from.
+
+    The network takes over the weights that the stage names, the average starts from the network, and optimiser, scale
+    and schedule are new.
+    """
+    progress = state.progress
+    stage = config.stages[progress.stage]
+    said: list[str] = []
+    if stage.init_from == "previous" and progress.stage > 0:
+        source = state.ema if stage.weights == "ema" else state.model
+        state.model.load_state_dict(source.state_dict())
+        said.append(f"{stage.weights} weights of {config.stages[progress.stage - 1].name}")
+    elif stage.init_from in ("previous", "none"):
+        state.model.load_state_dict(fresh_network(config, spec, runtime).state_dict())
+        said.append("fresh weights")
+    else:
+        said = weights.inherit(state.model, spec, Path(stage.init_from), stage.weights)
+        said.insert(0, f"{stage.weights} weights of {stage.init_from}")
+    state.ema.load_state_dict(state.model.state_dict())
+    state.optimiser = adamw(state.model, stage)
+    state.scaler = runtime.scaler()
+    progress.stage_step, progress.stage_seconds, progress.stage_done = 0, 0.0, False
+    return said
+
+
+def total_steps(stage: StageConfig) -> int | None:
+    """Length in steps, or None where the clock decides."""
+    return stage.steps if stage.images is None else math.ceil(stage.images / stage.batch_size)
+
+
+def through(stage: StageConfig, progress: Progress) -> float:
+    """How far the stage has come, 0 to 1; at 1 it is over."""
+    if stage.minutes is not None:
+        return min(progress.stage_seconds / (60 * stage.minutes), 1.0)
+    total = total_steps(stage)
+    return progress.stage_step / total if total else 1.0

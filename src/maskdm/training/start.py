@@ -1,0 +1,270 @@
+"""From settings to a run: pictures read and split, network and masks checked, folder opened, loop started.
+
+Everything that can be wrong is looked at before the folder is made, so that bad input leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+
+from maskdm import __version__
+from maskdm.data.cache import ImageSet, load_images
+from maskdm.data.manifest import Manifest, read_manifest, write_manifest
+from maskdm.data.roles import Role, assign_roles, group_names, read_salt
+from maskdm.data.sources import open_source
+from maskdm.errors import InputError
+from maskdm.method.masking import Masking, masking
+from maskdm.method.patches import patch_grid
+from maskdm.training import runtime as machine
+from maskdm.training import weights
+from maskdm.training.batches import TrainingSet
+from maskdm.training.config import Config, ModelSpec, as_size, to_dict
+from maskdm.training.console import Console
+from maskdm.training.loop import Training, train
+from maskdm.training.monitor import HeldOut, check_trackers, trackers
+from maskdm.training.run import Run, check_writable, open_run, write_env
+from maskdm.training.runtime import Runtime
+from maskdm.training.stages import total_steps
+from maskdm.training.weights import Facts
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Settings with nothing left on `auto` that decides the model, and the pictures they speak of.
+
+    Attributes:
+        config: the settings.
+        pictures: all that could be read.
+        roles: of every picture, in the same order.
+        groups: likewise, or None.
+        spec: the model.
+        maskings: of every stage, on the model's grid.
+    """
+
+    config: Config
+    pictures: ImageSet
+    roles: list[Role]
+    groups: list[str] | None
+    spec: ModelSpec
+    maskings: tuple[Masking, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pictures of every role."""
+        return {role: self.roles.count(role) for role in get_args(Role)} | {"excluded": len(self.pictures.bad)}
+
+
+def start(config: Config, *, output_dir: Path, name: str, resume: str | None, console: Console) -> Path:
+    """Trains `config` in a run folder below `output_dir`, new or found again, and returns it.
+
+    Raises:
+        InputError: something in the settings, the pictures or the folder is not as it must be.
+        TrainingError, Interrupted: see `maskdm.training.loop.train`.
+    """
+    check_writable(output_dir)
+    check_trackers(config.log.track)
+    runtime = machine.start(config.train)
+    console.quiet = console.quiet or not runtime.main
+    try:
+        with runtime.main_first():
+            prepared = prepare(config, console)
+        check_batches(prepared.config, runtime)
+        describe(prepared, runtime, console)
+        run = open_run(output_dir, name, prepared.config, resume) if runtime.main else None
+        path = Path(runtime.share(str(run.path) if run else ""))
+        run = run or Run(path, resumed=True)
+        try:
+            _run(prepared, runtime, run, console)
+        finally:
+            run.release()
+    finally:
+        runtime.close()
+    return path
+
+
+def dry_run(config: Config, output_dir: Path, console: Console) -> None:
+    """Everything up to the making of a run, then what it would do; pictures are decoded into the cache."""
+    check_writable(output_dir)
+    check_trackers(config.log.track)
+    runtime = machine.start(config.train)
+    prepared = prepare(config, console)
+    check_batches(prepared.config, runtime)
+    describe(prepared, runtime, console)
+    for line in plan(prepared):
+        console.say(line)
+
+
+def prepare(config: Config, console: Console) -> Prepared:
+    """Reads and splits the pictures, settles the model, and checks that every mask fits it."""
+    if not config.data.path:
+        raise InputError("--data: missing; give a folder of pictures, a .zip or an .npz")
+    if not isinstance(config.data.image_size, str):  # before anything is decoded
+        patch_grid(as_size(config.data.image_size), config.model.patch_size)
+    data, cache = config.data, cache_dir(config)
+    pictures = load_images(
+        open_source(data.path),
+        cache_dir=cache,
+        say=console.warn,
+        image_size=data.image_size,
+        channels=data.channels,
+        background=data.background,
+        on_bad_image=data.on_bad_image,
+        progress=console.bar,
+    )
+    groups = group_names(pictures.names, data.group_by)
+    roles = assign_roles(
+        pictures.sha256_px,
+        groups,
+        salt=read_salt(data.salt, cache),
+        heldout=data.heldout,
+        calibration=data.calibration,
+    )
+    height, width, channels = pictures.images.shape[1:]
+    settled = data.model_copy(
+        update={"path": str(Path(data.path).resolve()), "image_size": (height, width), "channels": channels}
+    )
+    config = config.model_copy(update={"data": settled})
+    spec = ModelSpec(
+        model=config.model,
+        process=config.process,
+        image_size=(height, width),
+        channels=channels,
+        class_names=pictures.class_names if config.model.classes == "auto" else (),
+    )
+    return Prepared(config, pictures, roles, groups, spec, _maskings(config, spec))
+
+
+def cache_dir(config: Config) -> Path:
+    """Where decoded pictures are kept."""
+    if config.data.cache_dir != "auto":
+        return Path(config.data.cache_dir).expanduser()
+    return Path(os.environ.get("MASKDM_CACHE") or Path.home() / ".cache" / "maskdm")
+
+
+def _maskings(config: Config, spec: ModelSpec) -> tuple[Masking, ...]:
+    grid = patch_grid(spec.image_size, spec.model.patch_size)
+    made = []
+    for i, stage in enumerate(config.stages):
+        mask = stage.mask
+        try:
+            made.append(masking(mask.kind, grid, mask.ratio, block=mask.block, offset=mask.offset))
+        except InputError as error:
+            raise InputError(f"stages.{i}.{error}") from None
+    return tuple(made)
+
+
+def check_batches(config: Config, runtime: Runtime) -> None:
+    """A batch must be shared out evenly among the ranks."""
+    for i, stage in enumerate(config.stages):
+        if stage.batch_size % runtime.world_size:
+            raise InputError(
+                f"stages.{i}.batch_size: got {stage.batch_size}, which {runtime.world_size} processes cannot share evenly"
+            )
+
+
+def describe(prepared: Prepared, runtime: Runtime, console: Console) -> None:
+    """Says what is about to be trained, on what, and where a mask is not what was asked."""
+    spec, counts = prepared.spec, prepared.counts
+    height, width = spec.image_size
+    classes = f", {len(spec.class_names)} classes" if spec.class_names else ""
+    console.say(
+        f"{len(prepared.pictures):,} pictures at {height} x {width} x {spec.channels}{classes}: "
+        f"{counts['member']:,} to train on, {counts['heldout']:,} held out, {counts['calibration']:,} for calibration"
+    )
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in weights.build(spec).parameters())
+    tokens = prepared.maskings[0].patches
+    console.say(
+        f"{spec.model.backbone}, {parameters / 1e6:.2f} M parameters, {tokens:,} patches of {spec.model.patch_size} px; "
+        f"{runtime.device}, {runtime.precision if runtime.precision != 'no' else 'fp32'}"
+        + (f", {runtime.world_size} processes" if runtime.world_size > 1 else "")
+    )
+    for stage, mask in zip(prepared.config.stages, prepared.maskings, strict=True):
+        if mask.warning:
+            console.warn(f"stage {stage.name}: {mask.warning}")
+        steps, decay = total_steps(stage), prepared.config.ema.decay
+        if steps and decay != "power" and steps * (1 - decay) < 1:
+            console.warn(
+                f"stage {stage.name}: ema.decay {decay:g} averages over about {1 / (1 - decay):,.0f} steps, but the "
+                f"stage has {steps:,}; its average will still resemble its start"
+            )
+
+
+def plan(prepared: Prepared) -> list[str]:
+    """What would be done, stage by stage, for --dry-run."""
+    lines = []
+    for i, (stage, mask) in enumerate(zip(prepared.config.stages, prepared.maskings, strict=True)):
+        steps = total_steps(stage)
+        length = f"{steps:,} steps, {steps * stage.batch_size:,} images" if steps else f"{stage.minutes:g} minutes"
+        start = stage.init_from if stage.init_from != "previous" or i else "fresh weights"
+        lines.append(f"stage {i + 1}, {stage.name}: {length}, batch {stage.batch_size}, lr {stage.lr:g}; {mask}; from {start}")
+    return lines
+
+
+def _run(prepared: Prepared, runtime: Runtime, run: Run, console: Console) -> None:
+    if runtime.main:
+        console.attach(run.path / "log.txt")
+    console.say(f"{'resuming' if run.resumed else 'new run'} {run.path}")
+    if runtime.main:
+        _record_manifest(prepared, run)
+        write_env(run, runtime)
+    runtime.barrier()
+    manifest = read_manifest(run.path)
+    manifest.check(prepared.pictures)
+    config, spec = prepared.config, prepared.spec
+    labels = prepared.pictures.labels if spec.class_names else None
+    facts: Facts = {
+        "maskdm": __version__,
+        "manifest_sha256": manifest.sha256,
+        "heldout_pictures": len(manifest.indices("heldout")),
+        "members": len(manifest.indices("member")),
+    }
+    training = Training(
+        config=config,
+        spec=spec,
+        data=TrainingSet(prepared.pictures.images, manifest.indices("member"), labels, len(spec.class_names)),
+        heldout=_heldout(prepared, manifest, labels, runtime),
+        maskings=prepared.maskings,
+        facts=facts,
+        runtime=runtime,
+        run=run,
+        console=console,
+        track=trackers(config.log.track, run.path, to_dict(config)) if runtime.main else (),
+    )
+    train(training)
+
+
+def _record_manifest(prepared: Prepared, run: Run) -> None:
+    """The split, on record before step 0; a resumed run has it already."""
+    if (run.path / "manifest.head.json").exists():
+        return
+    write_manifest(
+        run.path,
+        prepared.pictures,
+        prepared.roles,
+        groups=prepared.groups,
+        stages=[stage.name for stage in prepared.config.stages],
+        tool_version=__version__,
+        config_sha256=hashlib.sha256(prepared.config.model_dump_json().encode()).hexdigest(),
+    )
+
+
+def _heldout(
+    prepared: Prepared, manifest: Manifest, labels: np.ndarray | None, runtime: Runtime
+) -> HeldOut | None:
+    rows = manifest.indices("heldout")
+    count = min(prepared.config.eval.heldout_images, len(rows))
+    if not count:
+        return None
+    chosen = rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+    process = weights.process_of(prepared.spec)
+    return HeldOut.ask(
+        prepared.pictures.images[chosen], None if labels is None else labels[chosen], process, runtime.device
+    )

@@ -1,0 +1,192 @@
+"""A record of the roles that shows every change."""
+
+import hashlib
+import json
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskdm.data.cache import ImageSet
+from maskdm.data.decode import Transform
+from maskdm.data.manifest import Manifest, Role, read_manifest, write_manifest
+from maskdm.errors import InputError
+
+
+@contextmanager
+def refused(*words: str) -> Iterator[None]:
+    """An `InputError` on one line that holds all of `words`."""
+    with pytest.raises(InputError) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def image_set() -> ImageSet:
+    """Four good pictures, the first and the last equal, and a bad one between."""
+    return ImageSet(
+        images=np.zeros((4, 2, 2, 1), np.uint8),
+        names=("a.png", "c.png", "d\n\udcff.png", "e.png"),
+        labels=np.array([0, 1, 1, 0]),
+        class_names=("cat", "dog"),
+        sha256=("1" * 64, "2" * 64, "3" * 64, "4" * 64),
+        sha256_px=("5" * 64, "6" * 64, "7" * 64, "5" * 64),
+        source_sizes=((10, 20), (11, 21), (12, 22), (13, 23)),
+        bad=(("b.png", "OSError: truncated"),),
+        bad_sha256=("8" * 64,),
+        transform=Transform(2, 2, 1),
+        fingerprint="f" * 64,
+    )
+
+
+ROLES: list[Role] = ["heldout", "member", "calibration", "heldout"]
+
+
+def write(folder: Path, **more: Any) -> str:
+    arguments = {"stages": ["pretrain", "finetune"], "tool_version": "1.2", "config_sha256": "c" * 64} | more
+    return write_manifest(folder, image_set(), ROLES, **arguments)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write(tmp_path)
+    return tmp_path
+
+
+def test_records(tmp_path: Path) -> None:
+    sha256 = write(tmp_path / "run", groups=["g", "h", "i", "g"], parent_sha256="p" * 64)
+    manifest = read_manifest(tmp_path / "run")
+    assert manifest.sha256 == sha256
+    a, b, c, d, e = manifest.records
+    assert (a.path, a.sha256, a.sha256_px, a.w, a.h) == ("a.png", "1" * 64, "5" * 64, 10, 20)
+    assert (a.label, a.group, a.role, a.stages) == ("cat", "g", "heldout", ())
+    assert a.dup_cluster == e.dup_cluster == "5" * 16
+    assert (b.path, b.sha256, b.sha256_px, b.w, b.role) == ("b.png", "8" * 64, None, None, "excluded")
+    assert (c.role, c.stages, c.dup_cluster) == ("member", ("pretrain", "finetune"), None)
+    assert d.path == "d\n\udcff.png"
+    head = manifest.head
+    assert (head.tool_version, head.config_sha256, head.parent_sha256) == ("1.2", "c" * 64, "p" * 64)
+    assert head.fingerprint == "f" * 64
+    assert head.transform == image_set().transform.describe()
+    assert head.counts == {"member": 1, "heldout": 2, "calibration": 1, "excluded": 1}
+    assert head.created.endswith("+00:00")
+
+
+def test_files_are_whole_and_private(run: Path) -> None:
+    write(run)  # over the old ones
+    assert sorted(path.name for path in run.iterdir()) == ["manifest.head.json", "manifest.jsonl"]
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in run.iterdir())
+    assert len((run / "manifest.jsonl").read_bytes().splitlines()) == 5
+
+
+def test_indices_are_rows_of_the_good_pictures(run: Path) -> None:
+    manifest = read_manifest(run)
+    rows: dict[Role, list[int]] = {"heldout": [0, 3], "member": [1], "calibration": [2], "excluded": []}
+    for role, expected in rows.items():
+        assert manifest.indices(role).dtype == np.int64
+        assert manifest.indices(role).tolist() == expected
+
+
+def test_without_labels_and_groups(tmp_path: Path) -> None:
+    write_manifest(tmp_path, replace(image_set(), labels=None), ROLES, tool_version="1", config_sha256="c")
+    assert {(record.label, record.group, record.stages) for record in read_manifest(tmp_path).records} == {
+        (None, None, ())
+    }
+
+
+@pytest.mark.parametrize("file", ["manifest.jsonl", "manifest.head.json"])
+def test_missing_files(file: str, run: Path) -> None:
+    (run / file).unlink()
+    with refused("no valid manifest", file, "put both files back", "--resume never"):
+        read_manifest(run)
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_changed_byte_never_goes_unnoticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    run = tmp_path_factory.getbasetemp() / "flipped"
+    write(run)
+    path = run / "manifest.jsonl"
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    with refused("manifest.jsonl is not what manifest.head.json says"):
+        read_manifest(run)
+
+
+@pytest.mark.parametrize(
+    ("edit", "word"),
+    [
+        (lambda head: [], "not an object"),
+        (lambda head: {key: head[key] for key in list(head)[1:]}, "not an object"),
+        (lambda head: head | {"more": 1}, "not an object"),
+        (lambda head: head | {"counts": 3}, "counts is 3"),
+        (lambda head: head | {"format": 99}, "format 99, wanted 1"),
+        (lambda head: head | {"records_sha256": "0"}, "not what"),
+    ],
+)
+def test_malformed_heads(edit: Any, word: str, run: Path) -> None:
+    path = run / "manifest.head.json"
+    path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+    with refused("no valid manifest", word, "put both files back"):
+        read_manifest(run)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\x00"])
+def test_heads_that_are_no_json(text: str, run: Path) -> None:
+    (run / "manifest.head.json").write_text(text)
+    with refused("no valid manifest", "manifest.head.json"):
+        read_manifest(run)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "word"),
+    [
+        (b'"member"', b'"friend"', "role is 'friend'"),
+        (b'"w": 10', b'"w": "x"', "w is 'x'"),
+        (b"{", b"", "manifest.jsonl"),
+    ],
+)
+def test_malformed_records(old: bytes, new: bytes, word: str, run: Path) -> None:
+    """Even where the head agrees with them."""
+    lines = (run / "manifest.jsonl").read_bytes().replace(old, new)
+    (run / "manifest.jsonl").write_bytes(lines)
+    head = json.loads((run / "manifest.head.json").read_text())
+    head["records_sha256"] = hashlib.sha256(lines).hexdigest()
+    (run / "manifest.head.json").write_text(json.dumps(head))
+    with refused("no valid manifest", word):
+        read_manifest(run)
+
+
+def test_check(run: Path) -> None:
+    manifest: Manifest = read_manifest(run)
+    images = image_set()
+    manifest.check(images)
+    with refused("1 added, 2 removed, 1 changed", "--resume never"):
+        manifest.check(
+            replace(
+                images,
+                fingerprint="0",
+                names=("a.png", "c.png", "z.png"),
+                sha256=("1" * 64, "9" * 64, "3" * 64),
+            )
+        )
+    with refused("0 added, 0 removed, 1 changed", "--resume never"):
+        manifest.check(replace(images, fingerprint="0", bad_sha256=("9" * 64,)))
+    with refused("'channels': 3", "'channels': 1", "--resume never"):
+        manifest.check(replace(images, fingerprint="0", transform=Transform(2, 2, 3)))
+
+
+def test_run_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with refused("cannot be written", "give a writable run folder"):
+        write(tmp_path / "file")

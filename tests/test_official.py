@@ -1,0 +1,115 @@
+"""Our U-ViT against the authors' network: outputs, losses and samples on checkpoints of their form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from maskdm.errors import InputError
+from maskdm.interop.official import read_official
+from maskdm.method.denoiser import Denoiser
+from maskdm.method.loss import denoising_loss
+from maskdm.method.patches import gather, patchify, to_unit
+from maskdm.method.process import linear
+from maskdm.method.samplers import ddim
+from maskdm.training import weights
+
+DATA = Path(__file__).parent / "data"
+TOLERANCE = 1e-4
+CASES = [
+    (name, heads, which)
+    for name, heads in (("official_uncond_linear", 4), ("official_class_cosine", 2))
+    for which in ("raw", "ema")
+]
+
+
+Case = tuple[Denoiser, dict[str, torch.Tensor]]
+
+
+@pytest.fixture(params=CASES, ids=lambda c: f"{c[0]}-{c[2]}")
+def case(request, tmp_path) -> Case:
+    return read_case(*request.param, tmp_path)
+
+
+def read_case(name: str, heads: int, which: str, tmp_path: Path) -> Case:
+    file = tmp_path / "imported.safetensors"
+    weights.save(file, read_official(DATA / f"{name}.pt", which=which, heads=heads))
+    with np.load(DATA / f"{name}.npz") as archive:
+        vectors = {key: torch.from_numpy(archive[key]) for key in archive.files}
+    own = {key.removeprefix(f"{which}."): value for key, value in vectors.items() if key.startswith(f"{which}.")}
+    shared = {key: value for key, value in vectors.items() if "." not in key}
+    return weights.load(file), own | shared
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().max())
+
+
+def test_outputs(case):
+    denoiser, v = case
+    label = v.get("label")
+    visible = (~v["masked"]).nonzero()[:, 1].reshape(len(v["t"]), -1)
+    patch_size = denoiser.backbone.patch_size
+    dense = denoiser.backbone(v["x_t"], v["t"], label=label)
+    masked = denoiser.backbone(v["x_t"], v["t"], visible=visible, label=label)
+    found = {
+        "dense": difference(dense, v["dense"]),
+        "visible": difference(gather(patchify(masked, patch_size), visible), v["visible_tokens"]),
+    }
+    if label is not None:
+        found["unconditional"] = difference(denoiser.backbone(v["x_t"], v["t"]), v["dense_unconditional"])
+    print(found)
+    assert max(found.values()) < TOLERANCE, found
+
+
+def test_losses(case):
+    denoiser, v = case
+    visible = (~v["masked"]).nonzero()[:, 1].reshape(len(v["t"]), -1)
+    arguments = (denoiser.backbone, denoiser.process, denoiser.prediction, v["x_0"], v["t"], v["eps"])
+    patch_size = denoiser.backbone.patch_size
+    masked = denoising_loss(*arguments, visible=visible, label=v.get("label"), patch_size=patch_size).mean()
+    full = denoising_loss(*arguments, label=v.get("label"), patch_size=patch_size).mean()
+    print(difference(masked, v["loss_masked"]), difference(full, v["loss_full"]))
+    assert difference(masked, v["loss_masked"]) < TOLERANCE
+    assert difference(full, v["loss_full"]) < TOLERANCE
+
+
+def test_schedule(case):
+    denoiser, v = case
+    alpha, _ = denoiser.process.alpha_sigma(torch.arange(1000))
+    assert difference(alpha.float() ** 2, v["alphas_cumprod"]) < 1e-6
+
+
+@pytest.mark.parametrize("which", ["raw", "ema"])
+def test_ddim(which, tmp_path):
+    denoiser, v = read_case("official_uncond_linear", 4, which, tmp_path)
+    times = [float(int(t)) for t in torch.linspace(999, -1, 11)]
+
+    def noise() -> torch.Tensor:
+        raise AssertionError("eta = 0 draws nothing")
+
+    ours = to_unit(ddim(denoiser, v["ddim_x_T"], times, noise=noise))
+    print(difference(ours, v["ddim10_eta0"]))
+    assert difference(ours, v["ddim10_eta0"]) < TOLERANCE
+
+
+def test_the_linear_schedule_is_sampled_on_the_official_grid():
+    assert linear().sampling_times(10).tolist() == [float(int(t)) for t in torch.linspace(999, -1, 11)]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02K\x01."])
+def test_what_is_no_checkpoint_is_one_line(tmp_path, content):
+    file = tmp_path / "x.pt"
+    file.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_official(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_heads_must_divide():
+    with pytest.raises(InputError, match="--heads: got 5"):
+        read_official(DATA / "official_uncond_linear.pt", heads=5)
