@@ -94,15 +94,21 @@ def _add_train(commands: Commands) -> None:
         "Settings: defaults < --recipe < --config < key.sub=value. --settings lists them, --recipes the recipes.",
     )
     p.add_argument("--data", metavar="DIR|ZIP|NPZ", help="the pictures (data.path)")
-    p.add_argument("--output-dir", "--outdir", metavar="DIR", type=Path, default=Path("runs"), help="where runs go (default: runs)")
+    p.add_argument(
+        "--output-dir", "--outdir", metavar="DIR", type=Path, default=Path("runs"), help="where runs go (default: runs)"
+    )
     p.add_argument("--name", help="name of a new run (default: the recipe's or the data's)")
     p.add_argument("--recipe", metavar="NAME", help="shipped settings")
     p.add_argument("--config", metavar="FILE", type=Path, help="a file of settings (YAML)")
-    p.add_argument("--resume", metavar="latest|PATH|never", help="a certain run; by default an unfinished one of the same settings")
+    p.add_argument(
+        "--resume", metavar="latest|PATH|never", help="a certain run; by default an unfinished one of the same settings"
+    )
     p.add_argument("--image-size", "--resolution", metavar="N", help="pixels (data.image_size)")
     p.add_argument("--mixed-precision", metavar="bf16|fp16|no", help="arithmetic (train.mixed_precision)")
     p.add_argument("--seed", metavar="N", help="of everything random (train.seed)")
-    p.add_argument("-n", "--dry-run", action="store_true", help="read the pictures, say what would be done, make nothing")
+    p.add_argument(
+        "-n", "--dry-run", action="store_true", help="read the pictures, say what would be done, make nothing"
+    )
     p.add_argument("--settings", action="store_true", help="list every setting with its default, and leave")
     p.add_argument("--recipes", action="store_true", help="list the recipes, and leave")
     p.set_defaults(run=_train)
@@ -128,7 +134,12 @@ def _train(a: argparse.Namespace, rest: Words) -> None:
 def _start_training(a: argparse.Namespace, words: Words) -> None:
     from maskdm.training.settings import resolve
 
-    flags = {"data.path": a.data, "data.image_size": a.image_size, "train.mixed_precision": a.mixed_precision, "train.seed": a.seed}
+    flags = {
+        "data.path": a.data,
+        "data.image_size": a.image_size,
+        "train.mixed_precision": a.mixed_precision,
+        "train.seed": a.seed,
+    }
     words = [f"{key}={value}" for key, value in flags.items() if value is not None] + words
     config = None
     if a.resume not in (None, "never") and not (words or a.recipe or a.config):
@@ -178,12 +189,23 @@ def _add_sample(commands: Commands) -> None:
     p.add_argument("--sampler", default="ddim", help="ddim or ancestral (default: ddim)")
     p.add_argument("--eta", type=float, metavar="X", help="fresh noise, 0 to 1 (default: 0 for ddim, 1 for ancestral)")
     p.add_argument("--seeds", metavar="0-63", help="ranges and numbers, e.g. 0-9,20 (default: 0, 1, ...)")
-    p.add_argument("--labels", metavar="A,B", help="class names or numbers, or none; taken in turn (default: all in turn)")
-    p.add_argument("--guidance", type=float, default=1.0, metavar="W", help="classifier-free guidance (default: 1, none)")
+    p.add_argument(
+        "--labels", metavar="A,B", help="class names or numbers, or none; taken in turn (default: all in turn)"
+    )
+    p.add_argument(
+        "--guidance", type=float, default=1.0, metavar="W", help="classifier-free guidance (default: 1, none)"
+    )
     p.add_argument("--weights", choices=["ema", "raw"], default="ema", help="of a run (default: ema)")
     p.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures at once (default: 64)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    p.add_argument("--output", "-o", type=Path, default=Path("samples"), metavar="DIR|FILE.npz", help="a folder for PNGs and a grid, or an .npz (default: samples)")
+    p.add_argument(
+        "--output",
+        "-o",
+        type=Path,
+        default=Path("samples"),
+        metavar="DIR|FILE.npz",
+        help="a folder for PNGs and a grid, or an .npz (default: samples)",
+    )
     p.set_defaults(run=_sample)
 
 
@@ -221,7 +243,9 @@ def _sample(a: argparse.Namespace) -> None:
         save_npz(a.output, images)
         console.say(f"{num} pictures in {a.output}")
         return
-    names = [f"seed-{seeds[i % len(seeds)]:06d}" + (f"-{i // len(seeds)}" if num > len(seeds) else "") for i in range(num)]
+    names = [
+        f"seed-{seeds[i % len(seeds)]:06d}" + (f"-{i // len(seeds)}" if num > len(seeds) else "") for i in range(num)
+    ]
     save_images(images, folder, names)
     save_grid(images, folder / "grid.png")
     console.say(f"{num} pictures in {folder}, all of them in {folder / 'grid.png'}")
@@ -282,7 +306,9 @@ def _add_import(commands: Commands) -> None:
         "turn weights from elsewhere into a file of ours",
         "  maskdm import official model-20.pt -o celeba.safetensors --weights ema --heads 8",
     )
-    p.add_argument("source", choices=["official"], help="official: checkpoints of the authors' code (jiachenlei/maskdm)")
+    p.add_argument(
+        "source", choices=["official"], help="official: checkpoints of the authors' code (jiachenlei/maskdm)"
+    )
     p.add_argument("checkpoint", metavar="FILE", type=Path)
     p.add_argument("--output", "-o", required=True, metavar="FILE.safetensors", type=Path)
     p.add_argument("--weights", choices=["ema", "raw"], default="ema", help="which of the two (default: ema)")
@@ -311,7 +337,9 @@ def _add_demo(commands: Commands) -> None:
         "the whole way on handwritten digits, in a few minutes on two CPU cores",
         "  maskdm demo\n  maskdm demo --output-dir /tmp/demo",
     )
-    p.add_argument("--output-dir", "--outdir", metavar="DIR", type=Path, default=Path("demo"), help="where it goes (default: demo)")
+    p.add_argument(
+        "--output-dir", "--outdir", metavar="DIR", type=Path, default=Path("demo"), help="where it goes (default: demo)"
+    )
     p.set_defaults(run=_demo)
 
 

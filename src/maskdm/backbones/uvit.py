@@ -97,9 +97,7 @@ class UViT(nn.Module):
         self.head = nn.Linear(width, patch_dim)
         self.apply(initialise)
 
-    def forward(
-        self, x_t: Tensor, t: Tensor, *, visible: Tensor | None = None, label: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, *, visible: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         """(B, C, H, W), (B,), (B, K) or None, (B,) or None -> (B, C, H, W), zero where hidden. See `Backbone`."""
         B = len(x_t)
         tokens = [self._time_token(t), self.embed(gather(patchify(x_t, self.patch_size), visible))]

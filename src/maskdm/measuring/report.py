@@ -265,13 +265,9 @@ def _stage_rows(history: History) -> Iterator[list[str]]:
         steps = wording.count(end - stage.step)
         if stage.target_steps is not None and end - stage.step < stage.target_steps:
             steps += f" of {wording.count(stage.target_steps)}"
-        mask = stage.mask
-        if stage.visible_patches is not None and stage.patches is not None:
-            visible = f"{wording.count(stage.visible_patches)} of {wording.count(stage.patches)} patches visible"
-            mask = f"{mask}; {visible}" if mask else visible
         yield [
             stage.stage,
-            mask,
+            stage.mask,
             steps,
             wording.count(history.images_at(end) - stage.images),
             "–" if stage.batch_size is None else wording.count(stage.batch_size),

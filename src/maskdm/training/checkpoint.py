@@ -29,7 +29,10 @@ NAME = "step-{:07d}"
 
 @dataclass
 class Progress:
-    """How far a run is. `step`, `images` and `seconds` count over all stages, `stage_*` within the current one."""
+    """How far a run is. `step`, `images` and `seconds` count over all stages, `stage_*` within the current one.
+
+    `recorded` is the length in bytes of metrics.jsonl when this was saved; a resumed run goes on from there.
+    """
 
     stage: int = 0
     stage_step: int = 0
@@ -38,6 +41,7 @@ class Progress:
     images: int = 0
     seconds: float = 0.0
     stage_done: bool = False
+    recorded: int = 0
 
     def advance(self, images: int, seconds: float) -> None:
         """One step more."""
@@ -115,7 +119,9 @@ def restore(folder: Path, state: State) -> None:
         tensors = load_file(folder / "optimiser.safetensors")
         facts = json.loads((folder / "state.json").read_text())
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"{folder} is not a readable checkpoint ({error}); remove it to go on from the one before") from None
+        raise InputError(
+            f"{folder} is not a readable checkpoint ({error}); remove it to go on from the one before"
+        ) from None
     _set_moments(state, tensors)
     state.scaler.load_state_dict(facts["scaler"])
     state.progress = Progress(**facts["progress"])
@@ -126,7 +132,9 @@ def read_progress(folder: Path) -> Progress:
     try:
         return Progress(**json.loads((folder / "state.json").read_text())["progress"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{folder} is not a readable checkpoint ({error}); remove it to go on from the one before") from None
+        raise InputError(
+            f"{folder} is not a readable checkpoint ({error}); remove it to go on from the one before"
+        ) from None
 
 
 def _moments(state: State) -> Iterator[tuple[str, str, Tensor]]:

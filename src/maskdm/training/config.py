@@ -198,7 +198,7 @@ class LogConfig(Section):
     every: Positive = 50
     """Steps between lines of metrics.jsonl; nothing waits for the device in between."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Also write to these (pip install 'maskdm[track]')."""
+    """Also write to these (tensorboard comes with pip install 'maskdm[track]')."""
 
 
 def default_stages() -> tuple[StageConfig, ...]:

@@ -35,7 +35,9 @@ def _state(run: Path) -> str:
         return "begun, nothing saved yet"
     progress = checkpoint.read_progress(newest)
     ended = "finished" if finished(run) else "unfinished"
-    return f"{ended}, saved at step {progress.step:,} ({progress.images:,} images, {progress.seconds:,.0f} s of training)"
+    return (
+        f"{ended}, saved at step {progress.step:,} ({progress.images:,} images, {progress.seconds:,.0f} s of training)"
+    )
 
 
 def _of_file(file: Path) -> list[str]:

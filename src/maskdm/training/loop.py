@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -80,10 +81,11 @@ def train(training: Training) -> State:
     state = State(network, copy.deepcopy(network), optimiser, scaler, progress)
     denoiser = weights.denoiser(training.spec, state.ema)
     if training.runtime.main:
-        training.run.rewind(progress.step if found else -1)
+        training.run.rewind(progress.recorded)
     with interruptible() as signals:
         if found:
             checkpoint.restore(found, state)
+            publish(training, state, found)
             console.say(f"resumed at step {state.progress.step:,} ({state.progress.images:,} images)")
         else:
             begin_stage(training, state, denoiser)
@@ -134,10 +136,14 @@ def run_stage(training: Training, state: State, denoiser: Denoiser, signals: Seq
             meter.add(loss, norm, progress.step)
             bar.update(stage.batch_size)
 
-            progress.stage_done = runtime.agree(stages.through(stage, progress) >= 1)
-            interrupted = runtime.agree(bool(signals))
+            logging = progress.stage_step % config.log.every == 0
+            # What a clock or a signal decides, ranks must agree on, which waits: several do so when they log.
+            asking = logging or runtime.world_size == 1
+            over = stages.through(stage, progress) >= 1
+            progress.stage_done = over if stage.minutes is None else asking and runtime.agree(over)
+            interrupted = asking and runtime.agree(bool(signals))
             saving = progress.stage_done or interrupted or progress.stage_step % config.train.save_every == 0
-            if saving or progress.stage_step % config.log.every == 0:
+            if saving or logging:
                 read(training, state, meter, bar)
                 meter = Meter(runtime.device, progress)
             look(training, state, denoiser)
@@ -148,7 +154,9 @@ def run_stage(training: Training, state: State, denoiser: Denoiser, signals: Seq
                 raise Interrupted(f"saved at step {progress.step:,}", 128 + signals[0] if signals else 130)
     training.record("stage_end", progress, seconds=progress.stage_seconds)
     seen = progress.stage_step * stage.batch_size
-    training.console.say(f"  {stage.name}: {progress.stage_step:,} steps, {seen:,} images, {progress.stage_seconds:,.0f} s")
+    training.console.say(
+        f"  {stage.name}: {progress.stage_step:,} steps, {seen:,} images, {progress.stage_seconds:,.0f} s"
+    )
 
 
 def training_step(training: Training, state: State, denoiser: Denoiser, model: nn.Module) -> tuple[Tensor, Tensor]:
@@ -282,15 +290,21 @@ def save(training: Training, state: State) -> None:
         stage = training.stage(state.progress)
         masking = training.maskings[state.progress.stage]
         facts: Facts = training.facts | {"stage": stage.name, "mask": str(masking)}
-        made = checkpoint.save(
-            training.run.checkpoints, state, Weights(training.spec, facts, {}), training.config.train.keep
-        )
-        for which in ("ema", "raw"):
-            source = made / f"{which}.safetensors"
-            checkpoint.publish(source, training.run.weights / source.name)
-            if state.progress.stage_done:
-                checkpoint.publish(source, training.run.weights / f"{stage.name}-{source.name}")
+        state.progress.recorded = training.run.recorded()
+        model = Weights(training.spec, facts, {})
+        publish(training, state, checkpoint.save(training.run.checkpoints, state, model, training.config.train.keep))
     training.runtime.barrier()
+
+
+def publish(training: Training, state: State, made: Path) -> None:
+    """The weights of a checkpoint where others look for them; those that ended a stage under its name too."""
+    if not training.runtime.main:
+        return
+    for source in (made / "ema.safetensors", made / "raw.safetensors"):
+        checkpoint.publish(source, training.run.weights / source.name)
+        if state.progress.stage_done:
+            name = f"{training.stage(state.progress).name}-{source.name}"
+            checkpoint.publish(source, training.run.weights / name)
 
 
 @contextmanager

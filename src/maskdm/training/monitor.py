@@ -78,12 +78,11 @@ def trackers(names: tuple[str, ...], folder: Path, settings: dict[str, object]) 
 
 def check_trackers(names: tuple[str, ...]) -> None:
     """Refuses a tracker that is not installed, before anything is made."""
-    for name, module in (("tensorboard", "tensorboard"), ("wandb", "wandb")):
-        if name in names:
-            try:
-                importlib.import_module(module)
-            except ImportError:
-                raise InputError(f"log.track: {name} is not installed; pip install 'maskdm[track]'") from None
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise InputError(f"log.track: {name} is not installed; pip install {name}") from None
 
 
 def _tensorboard(folder: Path, settings: dict[str, object]) -> Track:
@@ -101,7 +100,9 @@ def _tensorboard(folder: Path, settings: dict[str, object]) -> Track:
 
 def _wandb(folder: Path, settings: dict[str, object]) -> Track:
     wandb = importlib.import_module("wandb")
-    run = wandb.init(project="maskdm", name=folder.name, id=folder.name, dir=str(folder), config=settings, resume="allow")
+    run = wandb.init(
+        project="maskdm", name=folder.name, id=folder.name, dir=str(folder), config=settings, resume="allow"
+    )
 
     def track(values: Mapping[str, float], images: int) -> None:
         run.log({**values, "images": images})

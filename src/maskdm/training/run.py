@@ -8,6 +8,7 @@ A run is known by its settings: the command that started it finds it again and g
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -59,21 +60,14 @@ class Run:
         with self.metrics.open("a") as file:
             file.write(json.dumps({"event": event, **values}) + "\n")
 
-    def rewind(self, step: int) -> None:
-        """Forgets what was recorded after `step`: it is about to happen again."""
-        if not self.metrics.exists():
-            return
-        kept = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the last line of a killed run may be half a line
-            if entry["step"] <= step and entry["event"] not in ("stopped", "end"):
-                kept.append(line + "\n")
-        temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(self.metrics)
+    def recorded(self) -> int:
+        """Bytes of metrics.jsonl so far: what `rewind` takes."""
+        return self.metrics.stat().st_size if self.metrics.exists() else 0
+
+    def rewind(self, recorded: int) -> None:
+        """Forgets what was recorded after that many bytes: it is about to happen again."""
+        if self.recorded() > recorded:
+            os.truncate(self.metrics, recorded)
 
     def release(self) -> None:
         """Lets another process have it."""
@@ -90,7 +84,9 @@ def check_writable(folder: Path) -> None:
     if not parent.is_dir():
         raise InputError(f"--output-dir: {parent} is a file; choose a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"--output-dir: {parent} cannot be written to; choose another folder, e.g. --output-dir ~/runs")
+        raise InputError(
+            f"--output-dir: {parent} cannot be written to; choose another folder, e.g. --output-dir ~/runs"
+        )
 
 
 def open_run(output_dir: Path, name: str, config: Config, resume: str | None) -> Run:
@@ -116,7 +112,9 @@ def open_run(output_dir: Path, name: str, config: Config, resume: str | None) ->
             "or start a new run from its weights with stages.0.init_from"
         )
     if finished(path):
-        raise InputError(f"--resume: {path} is finished; start a new run from its weights with stages.0.init_from={path}")
+        raise InputError(
+            f"--resume: {path} is finished; start a new run from its weights with stages.0.init_from={path}"
+        )
     return _claim(path, resumed=True)
 
 
@@ -176,19 +174,31 @@ def finished(path: Path) -> bool:
 def _create(output_dir: Path, name: str, config: Config) -> Run:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
+        temporary = output_dir / f".new-{os.getpid()}-{time.time_ns()}"
+        temporary.mkdir()
+        run = _claim(temporary, resumed=False)
+        for folder in (run.checkpoints, run.weights, run.samples):
+            folder.mkdir()
+        write_yaml(temporary / "config.yaml", config)
+        # Whole, and locked, before it has the name of a run. The lock belongs to the open file and moves along.
+        run.path = _rename_to_next(temporary, output_dir, name)
+    except OSError as error:
+        raise InputError(
+            f"--output-dir: cannot make a run in {output_dir} ({error.strerror}); choose another folder"
+        ) from None
+    return run
+
+
+def _rename_to_next(made: Path, output_dir: Path, name: str) -> Path:
+    """Gives a folder the next free number; several processes may be looking for one."""
+    while True:
         taken = [int(p.name[:5]) for p in output_dir.iterdir() if FOLDER.fullmatch(p.name)]
         path = output_dir / f"{max(taken, default=-1) + 1:05d}-{name}"
-        path.mkdir()
-    except OSError as error:
-        raise InputError(f"--output-dir: cannot make a run in {output_dir} ({error.strerror}); choose another folder") from None
-    run = _claim(path, resumed=False)
-    for folder in (run.checkpoints, run.weights, run.samples):
-        folder.mkdir()
-    # Last, since a folder counts as a run from here on.
-    temporary = path / ".config.yaml"
-    write_yaml(temporary, config)
-    temporary.replace(path / "config.yaml")
-    return run
+        try:
+            return made.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
 
 
 def _claim(path: Path, *, resumed: bool) -> Run:
@@ -201,7 +211,9 @@ def _claim(path: Path, *, resumed: bool) -> Run:
     except ImportError:
         pass  # not a POSIX system: runs are not protected from a second process
     except OSError:
-        raise InputError(f"{path} is being trained by another process; wait, or start another with --resume never") from None
+        raise InputError(
+            f"{path} is being trained by another process; wait, or start another with --resume never"
+        ) from None
     return Run(path, resumed, lock)
 
 

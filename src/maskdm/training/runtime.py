@@ -140,7 +140,9 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"train.device: got {name!r}, which this machine does not offer ({reason}); try auto") from None
+        raise InputError(
+            f"train.device: got {name!r}, which this machine does not offer ({reason}); try auto"
+        ) from None
     return device
 
 

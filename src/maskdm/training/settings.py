@@ -160,7 +160,9 @@ def _merge_stages(below: list[Tree], above: object, origin: str) -> list[Tree]:
             wanted = ", ".join(f"{i} ({stage.get('name')})" for i, stage in enumerate(below))
             raise InputError(f"stages.{key}: got stage {key!r} in {origin}, wanted one of {wanted}")
         if not isinstance(value, dict):
-            raise InputError(f"stages.{key}: got {value!r} in {origin}, wanted a setting of it, e.g. stages.{key}.lr=1e-4")
+            raise InputError(
+                f"stages.{key}: got {value!r} in {origin}, wanted a setting of it, e.g. stages.{key}.lr=1e-4"
+            )
         i = numbers[str(key)]
         merged[i] = _merge(merged[i], value, origin, StageConfig, f"stages.{key}.")
     return merged

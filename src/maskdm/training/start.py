@@ -204,7 +204,9 @@ def plan(prepared: Prepared) -> list[str]:
         steps = total_steps(stage)
         length = f"{steps:,} steps, {steps * stage.batch_size:,} images" if steps else f"{stage.minutes:g} minutes"
         start = stage.init_from if stage.init_from != "previous" or i else "fresh weights"
-        lines.append(f"stage {i + 1}, {stage.name}: {length}, batch {stage.batch_size}, lr {stage.lr:g}; {mask}; from {start}")
+        lines.append(
+            f"stage {i + 1}, {stage.name}: {length}, batch {stage.batch_size}, lr {stage.lr:g}; {mask}; from {start}"
+        )
     return lines
 
 
@@ -256,9 +258,7 @@ def _record_manifest(prepared: Prepared, run: Run) -> None:
     )
 
 
-def _heldout(
-    prepared: Prepared, manifest: Manifest, labels: np.ndarray | None, runtime: Runtime
-) -> HeldOut | None:
+def _heldout(prepared: Prepared, manifest: Manifest, labels: np.ndarray | None, runtime: Runtime) -> HeldOut | None:
     rows = manifest.indices("heldout")
     count = min(prepared.config.eval.heldout_images, len(rows))
     if not count:

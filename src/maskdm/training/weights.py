@@ -126,7 +126,9 @@ def read(path: Path) -> Weights:
     try:
         spec = ModelSpec.model_validate_json(metadata["model"])
     except ValidationError as error:
-        raise InputError(f"{path} describes a model that this version does not know: {error.errors()[0]['msg']}") from None
+        raise InputError(
+            f"{path} describes a model that this version does not know: {error.errors()[0]['msg']}"
+        ) from None
     return Weights(spec, json.loads(metadata.get("facts", "{}")), tensors)
 
 
@@ -139,7 +141,9 @@ def find(path: Path, which: Which = "ema") -> Path:
     for candidate in (path / "weights" / f"{which}.safetensors", path / f"{which}.safetensors"):
         if candidate.is_file():
             return candidate
-    raise InputError(f"{path} holds no {which} weights yet; wanted a run folder, a checkpoint folder, or a .safetensors file")
+    raise InputError(
+        f"{path} holds no {which} weights yet; wanted a run folder, a checkpoint folder, or a .safetensors file"
+    )
 
 
 def load(path: str | Path, *, weights: Which = "ema", device: str | torch.device = "cpu") -> Denoiser:

@@ -1,0 +1,361 @@
+"""The loop: what a run does from its first step to its last, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from maskdm.cli import main
+from maskdm.errors import Interrupted, TrainingError
+from maskdm.training import loop
+from maskdm.training.config import Config
+from maskdm.training.console import Console
+from maskdm.training.run import read_metrics
+from maskdm.training.settings import resolve
+from maskdm.training.start import start
+
+TINY = (
+    "model.patch_size=2",
+    "model.width=16",
+    "model.depth=3",
+    "model.heads=2",
+    "eval.samples=4",
+    "eval.sample_steps=2",
+    "eval.heldout_images=8",
+    "eval.heldout_every=40",
+    "eval.samples_every=100",
+    "log.every=2",
+    "train.save_every=3",
+    "train.mixed_precision=no",
+    "data.salt=public",
+)
+STAGES = (
+    "stages=[{name: pretrain, steps: 25, batch_size: 8, mask: {kind: patch, ratio: 0.75}, warmup_steps: 5},"
+    " {name: finetune, images: 120, batch_size: 8, lr_schedule: cosine}]"
+)
+
+
+def settings(data: Path, *more: str) -> Config:
+    return resolve(overrides=[f"data.path={data}", *TINY, STAGES, *more])
+
+
+def run(config: Config, output_dir: Path, resume: str | None = None) -> Path:
+    return start(config, output_dir=output_dir, name="t", resume=resume, console=Console(quiet=True))
+
+
+def tensors(run_folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{which}/{name}": t
+        for which in ("ema", "raw")
+        for name, t in load_file(run_folder / "weights" / f"{which}.safetensors").items()
+    }
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    left, right = tensors(a), tensors(b)
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not different, different
+
+
+def timeless(run_folder: Path) -> list[dict[str, object]]:
+    """What was recorded, without the clock."""
+    clock = {"seconds", "images_per_second"}
+    return [{k: v for k, v in event.items() if k not in clock} for event in read_metrics(run_folder)]
+
+
+def train_in_child(data: Path, output_dir: Path) -> None:
+    torch.set_num_threads(1)
+    run(settings(data), output_dir)
+
+
+@pytest.fixture(scope="module")
+def forks():
+    """Processes that start with everything imported, so that a kill lands in training and not in an import."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["maskdm.training.start"])
+    return context
+
+
+def test_killed_at_20_random_moments_a_run_ends_with_the_same_weights(digits_npz, tmp_path, forks):
+    child = forks.Process(target=train_in_child, args=(digits_npz, tmp_path / "whole"))
+    began = time.monotonic()
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    length = time.monotonic() - began
+
+    moments, kills, finished = random.Random(0), 0, False
+    while not finished:
+        child = forks.Process(target=train_in_child, args=(digits_npz, tmp_path / "killed"))
+        child.start()
+        # Until 20 kills have landed a child lives for a tenth to three tenths of a whole run: now before, now within,
+        # now after a save.
+        child.join(timeout=None if kills >= 20 else length * moments.uniform(0.1, 0.3))
+        finished = child.exitcode == 0
+        if child.exitcode is None:
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+            kills += 1
+        if finished and kills < 20:  # it got through early; kill another run of the same settings
+            (tmp_path / "killed" / "00000-t").rename(tmp_path / f"done-{kills}")
+            assert_same_weights(tmp_path / "whole" / "00000-t", tmp_path / f"done-{kills}")
+            finished = False
+    killed, whole = tmp_path / "killed" / "00000-t", tmp_path / "whole" / "00000-t"
+    assert [p.name for p in (tmp_path / "killed").iterdir()] == ["00000-t"]
+    assert_same_weights(whole, killed)
+    assert timeless(whole) == timeless(killed)
+    assert not list(killed.glob("checkpoints/.step-*"))
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(digits_npz, tmp_path, monkeypatch, capsys):
+    whole = run(settings(digits_npz), tmp_path / "whole")
+    step = loop.training_step
+
+    def interrupted_step(training, state, denoiser, model):
+        if state.progress.step == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(training, state, denoiser, model)
+
+    command = ["train", "--data", str(digits_npz), "--output-dir", str(tmp_path / "cut"), "--name", "t", *TINY, STAGES]
+    monkeypatch.setattr(loop, "training_step", interrupted_step)
+    assert main(command) == 130
+    said = capsys.readouterr().err
+    assert "interrupted: saved at step 11; to go on, run the same command again" in said
+    assert "Traceback" not in said
+    assert read_metrics(tmp_path / "cut" / "00000-t")[-1]["reason"] == "interrupted"
+    monkeypatch.setattr(loop, "training_step", step)
+    assert main(command) == 0
+    assert_same_weights(whole, tmp_path / "cut" / "00000-t")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_termination_signal_is_143(digits_npz, tmp_path, monkeypatch):
+    step = loop.training_step
+    monkeypatch.setattr(
+        loop,
+        "training_step",
+        lambda *a: (os.kill(os.getpid(), signal.SIGTERM), step(*a))[1],  # the scheduler's way
+    )
+    with pytest.raises(Interrupted) as caught:
+        run(settings(digits_npz), tmp_path)
+    assert caught.value.code == 143
+
+
+def test_resume_by_latest_and_by_path_and_never(digits_npz, tmp_path, monkeypatch):
+    step = loop.training_step
+
+    def stop_at_4(training, state, denoiser, model):
+        if state.progress.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(training, state, denoiser, model)
+
+    monkeypatch.setattr(loop, "training_step", stop_at_4)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            run(settings(digits_npz), tmp_path, resume="never")
+    monkeypatch.setattr(loop, "training_step", step)
+    assert main(["train", "--resume", "latest", "--output-dir", str(tmp_path)]) == 0
+    assert main(["train", "--resume", str(tmp_path / "00000-t" / "checkpoints" / "latest")]) == 0
+    assert_same_weights(tmp_path / "00000-t", tmp_path / "00001-t")
+
+
+def test_a_finished_run_is_not_touched_again(digits_npz, tmp_path):
+    first = run(settings(digits_npz), tmp_path)
+    second = run(settings(digits_npz), tmp_path)
+    assert first.name == "00000-t"
+    assert second.name == "00001-t"
+    assert_same_weights(first, second)
+
+
+def test_pictures_that_changed_stop_a_resumed_run(digits_npz, tmp_path, monkeypatch):
+    step = loop.training_step
+    monkeypatch.setattr(loop, "training_step", lambda *a: (os.kill(os.getpid(), signal.SIGINT), step(*a))[1])
+    with pytest.raises(Interrupted):
+        run(settings(digits_npz), tmp_path)
+    with np.load(digits_npz) as archive:
+        arrays = dict(archive)
+    arrays["images"][0] ^= 1
+    np.savez(digits_npz, **arrays)
+    with pytest.raises(ValueError, match="1 changed"):
+        run(settings(digits_npz), tmp_path)
+
+
+@pytest.mark.parametrize("which", ["ema", "raw"])
+def test_stage_two_starts_from_stage_one(digits_npz, tmp_path, which, monkeypatch):
+    seen = {}
+    begin = loop.begin_stage
+
+    def spy(training, state, denoiser):
+        begin(training, state, denoiser)
+        if state.progress.stage == 1:
+            seen.update({k: v.clone() for k, v in state.model.state_dict().items()})
+            seen["moments"] = len(state.optimiser.state)
+            assert all(torch.equal(v, seen[k]) for k, v in state.ema.state_dict().items())
+
+    monkeypatch.setattr(loop, "begin_stage", spy)
+    folder = run(settings(digits_npz, f"stages.1.weights={which}"), tmp_path)
+    handed = load_file(folder / "weights" / f"pretrain-{which}.safetensors")
+    assert seen.pop("moments") == 0
+    assert handed.keys() == seen.keys()
+    assert all(torch.equal(handed[k], seen[k]) for k in handed)
+    heldout = [e for e in read_metrics(folder) if e["event"] == "heldout"]
+    end_of_first = [e for e in heldout if e["stage"] == "pretrain"][-1]
+    start_of_second = next(e for e in heldout if e["stage"] == "finetune")
+    assert start_of_second["loss_raw"] == end_of_first[f"loss_{which}"]
+
+
+def test_a_later_run_starts_from_an_earlier_one(digits_npz, tmp_path):
+    first = run(settings(digits_npz), tmp_path)
+    second = run(settings(digits_npz, f"stages.0.init_from={first}", "stages.0.steps=1", "stages.0.lr=1e-30"), tmp_path)
+    early = load_file(second / "weights" / "pretrain-raw.safetensors")
+    late = load_file(first / "weights" / "ema.safetensors")
+    assert all(torch.allclose(early[k], late[k], atol=1e-12) for k in late)
+
+
+def test_init_from_another_image_size_resizes_positions_and_says_so(photos, tmp_path, capsys):
+    first = run(settings(photos, "data.image_size=16"), tmp_path)
+    arguments = ["--data", str(photos), "--output-dir", str(tmp_path), *TINY, STAGES]
+    more = ["data.image_size=[16,24]", f"stages.0.init_from={first}"]
+    assert main(["train", *arguments, *more]) == 0
+    assert "positions resized for images of 16 x 24 instead of 16 x 16" in capsys.readouterr().err
+
+
+def test_micro_batches_change_nothing_but_rounding(digits_npz, tmp_path):
+    whole = run(settings(digits_npz), tmp_path / "a")
+    parts = run(settings(digits_npz, "stages.0.micro_batch=3", "stages.1.micro_batch=2"), tmp_path / "b")
+    left, right = tensors(whole), tensors(parts)
+    assert max(float((left[k] - right[k]).abs().max()) for k in left) < 1e-4
+    assert any(not torch.equal(left[k], right[k]) for k in left)  # so it was not ignored
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_spares_what_was_saved(digits_npz, tmp_path, monkeypatch):
+    step = loop.training_step
+
+    def poisoned(training, state, denoiser, model):
+        if state.progress.step == 7:  # the step after it is the eighth
+            with torch.no_grad():
+                next(state.model.parameters()).fill_(float("inf"))
+        return step(training, state, denoiser, model)
+
+    monkeypatch.setattr(loop, "training_step", poisoned)
+    with pytest.raises(TrainingError, match="not finite at step 8 of stage pretrain") as caught:
+        run(settings(digits_npz, "log.every=1000", "train.save_every=6"), tmp_path)
+    folder = tmp_path / "00000-t"
+    assert f"the last good state is {folder / 'checkpoints' / 'step-0000006'}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(torch.isfinite(t).all() for t in tensors(folder).values())
+    assert [p.name for p in sorted((folder / "checkpoints").glob("step-*"))] == ["step-0000006"]
+
+
+def test_training_sees_members_only(digits_npz, tmp_path, monkeypatch):
+    rows = []
+    draw = loop.draw
+
+    def spy(data, *arguments, **named):
+        rows.append(data.members)
+        return draw(data, *arguments, **named)
+
+    monkeypatch.setattr(loop, "draw", spy)
+    folder = run(settings(digits_npz), tmp_path)
+    records = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    roles = [record["role"] for record in records]
+    assert {roles[i] for part in rows for i in part} == {"member"}
+    assert roles.count("heldout") > 0
+    assert all(
+        record["stages"] == (["pretrain", "finetune"] if record["role"] == "member" else []) for record in records
+    )
+
+
+def test_steps_between_logs_do_not_wait_for_the_device(digits_npz, tmp_path, monkeypatch):
+    """Reading a number off a tensor is what makes a host wait; on the CPU it is counted."""
+    reads = []
+
+    class Counter(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+                reads.append(func)
+            return func(*args, **(kwargs or {}))
+
+    step, meter = loop.training_step, loop.Meter.add
+
+    def counted(*arguments):
+        with Counter():
+            return step(*arguments)
+
+    def counted_add(*arguments):
+        with Counter():
+            return meter(*arguments)
+
+    monkeypatch.setattr(loop, "training_step", counted)
+    monkeypatch.setattr(loop.Meter, "add", counted_add)
+    run(settings(digits_npz), tmp_path)
+    assert not reads
+
+
+def test_a_stage_by_the_clock_ends_by_the_clock(digits_npz, tmp_path):
+    folder = run(settings(digits_npz, "stages.0.minutes=0.01", "stages.1.minutes=0.005"), tmp_path)
+    ends = [e for e in read_metrics(folder) if e["event"] == "stage_end"]
+    assert [round(e["seconds"], 1) for e in ends] == pytest.approx([0.6, 0.3], abs=0.15)
+
+
+def test_keep_and_latest(digits_npz, tmp_path):
+    folder = run(settings(digits_npz, "train.keep=3"), tmp_path)
+    names = [p.name for p in sorted((folder / "checkpoints").glob("step-*"))]
+    assert names == ["step-0000034", "step-0000037", "step-0000040"]
+    assert (folder / "checkpoints" / "latest").resolve().name == "step-0000040"
+
+
+def test_fp16_and_bf16_train(digits_npz, tmp_path):
+    for precision in ("fp16", "bf16"):
+        folder = run(settings(digits_npz, f"train.mixed_precision={precision}"), tmp_path)
+        assert all(t.dtype == torch.float32 for t in tensors(folder).values())
+        losses = [e["loss"] for e in read_metrics(folder) if e["event"] == "train"]
+        assert np.isfinite(losses).all()
+
+
+def test_training_learns(digits_npz, tmp_path):
+    folder = run(settings(digits_npz, "stages.0.steps=120", "stages.0.lr=3e-3", "stages.0.mask.ratio=0.5"), tmp_path)
+    heldout = [e["loss_ema"] for e in read_metrics(folder) if e["event"] == "heldout"]
+    assert heldout[-1] < 0.8 * heldout[0]
+
+
+def train_as_rank(rank: int, world: int, port: int, data: Path, output_dir: Path) -> None:
+    torch.set_num_threads(1)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    run(settings(data), output_dir)
+
+
+def test_two_processes_end_like_one(digits_npz, tmp_path, forks):
+    alone = forks.Process(target=train_in_child, args=(digits_npz, tmp_path / "one"))
+    alone.start()
+    alone.join()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        forks.Process(target=train_as_rank, args=(rank, 2, port, digits_npz, tmp_path / "two")) for rank in range(2)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(timeout=120)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert [p.name for p in (tmp_path / "two").iterdir()] == ["00000-t"]
+    one, two = tensors(tmp_path / "one" / "00000-t"), tensors(tmp_path / "two" / "00000-t")
+    difference = max(float((one[k] - two[k]).abs().max()) for k in one)
+    print("largest difference", difference)
+    assert difference < 1e-5
