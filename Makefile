@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 	$(BIN)/maskdm demo
 
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow

@@ -1,4 +1,4 @@
-"""The choices that became defaults, measured: which weights a stage hands over, and which average is released.
+"""Choices that became defaults, measured: prediction, weights that a stage hands over, average that is released.
 
     python benchmarks/defaults.py [--seeds 0 1 2] [--output defaults.json] [key=value ...]
 
@@ -28,8 +28,10 @@ from maskdm.training.start import start
 from maskdm.training.weights import load
 
 CHOICES = {
-    "hand over ema, average power 0.1": (),
-    "hand over raw": ("stages.1.weights=raw",),
+    "the recipe (x0; ema; power 0.1)": (),
+    "prediction eps": ("process.prediction=eps",),
+    "prediction v": ("process.prediction=v",),
+    "hand over raw weights": ("stages.1.weights=raw",),
     "average power 0.05": ("ema.sigma_rel=0.05",),
     "average power 0.2": ("ema.sigma_rel=0.2",),
     "average 0.99": ("ema.decay=0.99",),

@@ -13,7 +13,7 @@ from torch import Tensor
 from maskdm.backbones.uvit import UViT
 from maskdm.method.loss import denoising_loss, fixed_questions, visible_mean
 from maskdm.method.masking import Masking, masking
-from maskdm.method.prediction import EPS, PREDICTIONS, V, Prediction
+from maskdm.method.prediction import EPS, PREDICTIONS, Prediction, V
 from maskdm.method.process import Process, cosine, linear
 
 PATCH, GRID = 4, (4, 6)
@@ -215,12 +215,10 @@ def test_bfloat16_is_near_float32(uvit):
 # --- questions that never change -------------------------------------------------------------------------------------
 
 
-def test_fixed_questions_are_fixed():
-    t, eps = fixed_questions(PROCESS, torch.Size((4, 1, 2, 2)))
-    print(t.tolist(), eps.flatten()[:3].tolist())
-    assert t.tolist() == [1]
-    assert eps.shape == (4, 1, 2, 2)
-    assert eps.flatten()[:3].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+def test_fixed_questions_never_change():
+    t, eps = fixed_questions(PROCESS, torch.Size((6, 1, 4, 4)))
+    assert t.tolist() == [416, 916, 583, 83, 250, 750]
+    assert eps[3, 0, 2].tolist() == pytest.approx([-1.234135, 1.819725, -0.551529, -1.325326], abs=1e-5)
 
 
 @pytest.mark.parametrize("images", [1, 10, 256, 3000])

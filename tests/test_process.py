@@ -145,6 +145,10 @@ def test_linear_is_sampled_from_its_end_and_cosine_is_not():
     assert 990 < cosine().sampling_times(50)[0] < 999
 
 
+def test_times_between_levels_are_truncated_as_in_the_official_sampler():
+    assert linear().sampling_times(3).tolist() == [999, 665, 332, -1]
+
+
 def test_as_many_steps_as_levels_visit_every_level(process):
     levels = most_steps(process)
     assert process.sampling_times(levels).tolist() == list(range(levels - 1, -2, -1))

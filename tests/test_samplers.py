@@ -369,7 +369,7 @@ def test_progress_counts_every_step_of_every_picture():
         ({"num": 0}, "num: got 0"),
         ({"seeds": []}, "num: got 0"),
         ({"num": 2, "seeds": []}, "seeds: wanted at least one"),
-        ({"seeds": [1, -1]}, "seeds: .* negative"),
+        ({"seeds": [1, -1]}, "seeds: .* 0 to 4294967295"),
         ({"steps": 0}, "sampling steps: got 0, wanted 1 to 1000"),
         ({"steps": 1001}, "sampling steps: got 1001, wanted 1 to 1000"),
         ({"guidance": 2.0}, "guidance: got 2, but this model has no classes"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from maskdm import __version__
-from maskdm.errors import InputError, Interrupted, TrainingError
+from maskdm.errors import InputError, Interrupted, StorageError, TrainingError
 
 Words = list[str]
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"interrupted: {error}; to go on, run the same command again", error.code)
     except KeyboardInterrupt:
         return _fail("interrupted before anything was to be saved", 130)
+    except StorageError as error:
+        return _fail(f"error: {error}; what was saved before is intact", 1)
     except BrokenPipeError:
         return 1
     except OSError as error:
@@ -154,7 +156,7 @@ def _start_training(a: argparse.Namespace, words: Words) -> None:
 
     console = Console()
     if a.dry_run:
-        dry_run(config, a.output_dir, console)
+        dry_run(config, output_dir=a.output_dir, resume=a.resume, console=console)
         return
     name = a.name or a.recipe or Path(config.data.path).stem or "run"
     path = start(config, output_dir=a.output_dir, name=_slug(name), resume=a.resume, console=console)
@@ -210,7 +212,7 @@ def _add_sample(commands: Commands) -> None:
 
 
 def _sample(a: argparse.Namespace) -> None:
-    from maskdm.data.pictures import make_folder, save_grid, save_images, save_npz
+    from maskdm.data.pictures import check_folder, make_folder, save_grid, save_images, save_npz
     from maskdm.method.patches import to_uint8
     from maskdm.method.samplers import sample
     from maskdm.training.console import Console
@@ -219,11 +221,12 @@ def _sample(a: argparse.Namespace) -> None:
 
     seeds = _seeds(a.seeds) if a.seeds else None
     labels = [word.strip() for word in a.labels.split(",")] if a.labels else None
-    denoiser = load(a.model, weights=a.weights, device=pick_device(a.device))
+    denoiser = load(a.model, weights=a.weights, device=pick_device(a.device, "--device"))
     num = a.num if a.num is not None else len(seeds or range(64))
     seeds = seeds or list(range(max(num, 1)))
     console = Console()
     folder = a.output.parent if a.output.suffix == ".npz" else a.output
+    check_folder(folder, "--output")  # before minutes are spent on pictures
     with console.bar("sampling", num * a.steps, "call") as bar:
         unit = sample(
             denoiser,
@@ -259,7 +262,7 @@ def _seeds(text: str) -> list[int]:
         if not match or int(match[2] or match[1]) < int(match[1]):
             raise InputError(f"--seeds: got {text!r}, wanted numbers and rising ranges such as 0-63 or 1,5,9")
         found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return found
+    return list(dict.fromkeys(found))
 
 
 # --- info, report, import, demo --------------------------------------------------------------------------------------
@@ -310,7 +313,7 @@ def _add_import(commands: Commands) -> None:
         "source", choices=["official"], help="official: checkpoints of the authors' code (jiachenlei/maskdm)"
     )
     p.add_argument("checkpoint", metavar="FILE", type=Path)
-    p.add_argument("--output", "-o", required=True, metavar="FILE.safetensors", type=Path)
+    p.add_argument("--output", "-o", required=True, metavar="FILE.safetensors", type=Path, help="where to")
     p.add_argument("--weights", choices=["ema", "raw"], default="ema", help="which of the two (default: ema)")
     p.add_argument("--heads", type=int, metavar="N", help="attention heads (default: width / 64)")
     p.set_defaults(run=_import)
@@ -326,7 +329,10 @@ def _import(a: argparse.Namespace) -> None:
         raise InputError(f"--output: got {a.output}, wanted a name that ends in .safetensors")
     read = read_official(a.checkpoint, which=a.weights, heads=a.heads)
     make_folder(a.output.parent)
-    weights.save(a.output, read)
+    try:
+        weights.save(a.output, read)
+    except StorageError as error:
+        raise InputError(f"--output: {error}; choose another place") from None
     print("\n".join(describe(a.output)))
 
 

@@ -8,6 +8,13 @@ class InputError(ValueError):
     alone and leaves with exit code 2; everything else that is raised is a fault of ours and keeps its traceback.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message.replace("\r", "\\r").replace("\n", "\\n"))  # a file's name may hold anything
+
+
+class StorageError(OSError):
+    """A file cannot be written, the disk being full, say. One line, exit code 1; what was saved before is intact."""
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on: a loss or gradient is not finite. One line, exit code 1; what was saved is intact."""

@@ -35,8 +35,8 @@ class Block(nn.Module):
         if self.skip is not None and skip is not None:
             x = self.skip(torch.cat([x, skip], dim=-1))
         x = x + self.attention(self.norm1(x))
-        x = x + self.mlp(self.norm2(x))
-        return x
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
 
 
 class UViT(nn.Module):
@@ -101,6 +101,8 @@ class UViT(nn.Module):
         """(B, C, H, W), (B,), (B, K) or None, (B,) or None -> (B, C, H, W), zero where hidden. See `Backbone`."""
         B = len(x_t)
         tokens = [self._time_token(t), self.embed(gather(patchify(x_t, self.patch_size), visible))]
+        if self.label is None and label is not None:
+            raise InputError("label: given, but this network has no classes; leave it out")
         if self.label is not None:
             label = torch.full((B,), self.classes, device=x_t.device) if label is None else label
             tokens.insert(0, self.label(label[:, None]))

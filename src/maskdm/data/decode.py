@@ -69,7 +69,7 @@ _DAMAGE = (
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-class BadImage(Exception):  # noqa: N818  (it is the picture that is bad)
+class BadImage(Exception):
     """One picture cannot be used; the message is one line that says why. Never leaves `maskdm.data`."""
 
 

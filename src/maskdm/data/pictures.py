@@ -56,6 +56,17 @@ def save_npz(path: Path, images: np.ndarray, **more: np.ndarray) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_folder(folder: Path, option: str) -> None:
+    """Refuses, without making anything, a folder in which nothing could be made; `option` is what the user typed."""
+    parent = folder
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(f"{option}: cannot make {folder}, since {parent} is a file; choose a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: cannot make {folder}, since {parent} cannot be written to; choose another folder")
+
+
 def make_folder(folder: Path) -> None:
     """The folder and those above it, if they are not there."""
     try:

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from maskdm.errors import InputError
 from maskdm.method import process
 from maskdm.training.config import ModelConfig, ModelSpec, ProcessConfig
 from maskdm.training.weights import Weights, Which
+
+UNREADABLE = (pickle.UnpicklingError, SafetensorError, LookupError, ValueError, TypeError, AttributeError)
+"""What `torch.load` raises on files that are something else."""
 
 PREFIX = {"raw": ("model", "model."), "ema": ("ema", "ema_model.model.")}
 """Entry of the checkpoint and prefix of the network's keys in it."""
@@ -65,10 +70,12 @@ def read_official(path: Path, *, which: Which = "ema", heads: int | None = None)
 
 def _unpickle(path: Path) -> dict[str, Any]:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about pickles of other kinds, which are refused anyway
+            warnings.simplefilter("ignore", UserWarning)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"no such file: {path}") from None
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, *UNREADABLE) as error:
         raise InputError(f"{path} is not a readable torch checkpoint ({str(error).partition(chr(10))[0]})") from None
     if not isinstance(checkpoint, dict) or not {"model", "ema"} <= checkpoint.keys():
         raise InputError(f"{path} is no checkpoint of the official code: wanted entries model and ema")
@@ -81,9 +88,9 @@ def _spec(network: dict[str, Tensor], alpha_bar: Tensor, heads: int | None) -> M
     patches = network["encoder.encoder_pos_embed"].shape[1] - (2 if classes else 1)
     side = round(patches**0.5) * patch_size  # the official network knows square images only
     depth = 1 + 2 * len({m[1] for key in network if (m := re.match(r"encoder\.in_blocks\.(\d+)\.", key))})
-    heads = heads or max(width // 64, 1)
-    if width % heads:
-        raise InputError(f"--heads: got {heads}, but it must divide the network's width, {width}")
+    heads = max(width // 64, 1) if heads is None else heads
+    if heads < 1 or width % heads:
+        raise InputError(f"--heads: got {heads}, wanted a number that divides the network's width, {width}")
     model = ModelConfig(
         patch_size=patch_size,
         width=width,

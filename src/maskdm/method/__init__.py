@@ -1,1 +1,1 @@
-"""The method of the paper as pure functions of tensors: masks, process, prediction, loss, samplers. No files, no config."""
+"""The method of the paper as pure functions of tensors: masks, process, prediction, loss, samplers. No files."""

@@ -5,6 +5,7 @@ Samplers see nothing else: from x_t and t it estimates the image and the noise t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from maskdm.errors import InputError
 from maskdm.method.prediction import Prediction
 from maskdm.method.process import Process
+
+CPU = torch.device("cpu")
 
 
 class Backbone(Protocol):
@@ -47,7 +50,7 @@ class Denoiser:
     channels: int
     image_size: tuple[int, int]
     class_names: tuple[str, ...] = ()
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     @property
     def unconditional(self) -> int:
@@ -83,24 +86,22 @@ class Denoiser:
         conditional, unconditional = both.chunk(2)
         return torch.lerp(unconditional, conditional, guidance)
 
-    def labels(self, wanted: list[str | int]) -> list[int]:
+    def labels(self, wanted: Sequence[str | int]) -> list[int]:
         """Class names or numbers -> labels; the word "none" asks for the unconditional answer.
 
         Raises:
             InputError: the model has no classes, or not this one.
         """
+        if not len(wanted):
+            raise InputError("labels: got none at all; leave them out, or name at least one")
         if not self.class_names:
             raise InputError(f"labels: got {wanted[0]}, but this model has no classes; leave the labels out")
-        numbers = {name: i for i, name in enumerate(self.class_names)} | {"none": self.unconditional}
-        found = []
+        numbers = {str(i): i for i in range(self.unconditional)} | {"none": self.unconditional}
+        numbers |= {name: i for i, name in enumerate(self.class_names)}  # a class may be called "none", or "7"
         for label in wanted:
-            number = numbers.get(str(label), -1)
-            if number < 0 and str(label).isdecimal():
-                number = int(label)
-            if not 0 <= number <= self.unconditional or (number == self.unconditional and str(label) != "none"):
+            if str(label) not in numbers:
                 names = ", ".join(self.class_names[:12]) + (", ..." if len(self.class_names) > 12 else "")
                 raise InputError(
                     f"labels: got {label!r}, wanted a name of {names}, a number 0 to {self.unconditional - 1}, or none"
                 )
-            found.append(number)
-        return found
+        return [numbers[str(label)] for label in wanted]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from maskdm.errors import InputError
 from maskdm.method.denoiser import Backbone
 from maskdm.method.patches import gather
 from maskdm.method.prediction import Prediction
@@ -28,9 +29,9 @@ def denoising_loss(
     *,
     visible: Tensor | None = None,
     label: Tensor | None = None,
-    patch_size: int = 1,
+    patch_size: int | None = None,
 ) -> Tensor:
-    """The loss of every image: (B,), float32.
+    """The loss of every image: (B,).
 
     Args:
         x_0: images in [-1, 1], (B, C, H, W).
@@ -38,13 +39,15 @@ def denoising_loss(
         eps: standard normal noise, (B, C, H, W).
         visible: indices of the visible patches, (B, K), or None where nothing is hidden.
         label: (B,) int64, or None.
-        patch_size: side in pixels of the patches that `visible` counts.
+        patch_size: side in pixels of the patches that `visible` counts; needed with it.
     """
+    if visible is not None and patch_size is None:
+        raise InputError("patch_size: missing; visible patches have no meaning without their size in pixels")
     alpha, sigma = (c.to(x_0.dtype)[:, None, None, None] for c in process.alpha_sigma(t))
     x_t = alpha * x_0 + sigma * eps
     out = backbone(x_t, t, visible=visible, label=label)
     err = (out.float() - prediction.target(x_0, eps, alpha, sigma)) ** 2
-    return visible_mean(err, visible, patch_size)
+    return visible_mean(err, visible, patch_size or 1)
 
 
 def visible_mean(err: Tensor, visible: Tensor | None, patch_size: int) -> Tensor:

@@ -76,7 +76,11 @@ class Masking:
         """A sentence where the realised ratio is more than two points off the asked one, else None."""
         if abs(self.ratio - self.asked) <= TOLERANCE + 1e-9:
             return None
-        remedy = {"block": "a smaller block, or offset: true", "crop": "kind: patch"}.get(self.kind, "smaller patches")
+        wanted = self.patches * (1 - self.asked)
+        if abs(_nearest(wanted, 1, self.patches) - wanted) >= abs(self.visible - wanted) - 1e-9:
+            remedy = "smaller patches"
+        else:
+            remedy = "kind: patch" if self.kind == "crop" else "offset: true, or a smaller block,"
         nothing = "hides nothing" if self.visible == self.patches else f"hides {self.ratio:.1%}"
         return (
             f"mask {self.kind} {nothing} where {self.asked:.1%} was asked: the nearest that a grid of "
@@ -118,8 +122,10 @@ class Masking:
         of_patch = ((y // self.block)[:, :, None] * across + (x // self.block)[:, None, :]).flatten(1)
         blocks = (rows // self.block + 2) * across
         rank = torch.rand(images, blocks, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
-        # Patches of one block share its rank; a stable sort keeps them in raster order within it.
-        return rank.gather(1, of_patch).argsort(dim=1, stable=True)
+        # Patches of one block share its rank and are in random order within it: a block that is cut has no corner
+        # that is shown more often.
+        within = torch.rand(images, self.patches, generator=generator, device=device)
+        return (rank.gather(1, of_patch) + within).argsort(dim=1)
 
     def _draw_crop(self, images: int, generator: torch.Generator) -> Tensor:
         device = generator.device

@@ -90,6 +90,8 @@ def _tables(process: DiscreteProcess, device: torch.device) -> tuple[Tensor, Ten
 def linear(timesteps: int = 1000) -> DiscreteProcess:
     """Betas rise linearly, 1e-4 to 0.02 for T = 1000 (Ho et al. 2020), scaled by 1000/T otherwise."""
     scale = 1000 / timesteps
+    if 0.02 * scale >= 1:
+        raise InputError(f"process.timesteps: got {timesteps}, wanted at least 21 with the linear schedule; try 1000")
     return _from_betas(torch.linspace(1e-4 * scale, 0.02 * scale, timesteps, dtype=torch.float64))
 
 

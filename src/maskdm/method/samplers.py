@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -24,7 +25,7 @@ Report = Callable[[], None]
 
 
 class Sampler(Protocol):
-    """One way from x_T to x_0; `noise` gives fresh (B, C, H, W) standard normals, `report` is called after every step."""
+    """One way from x_T to x_0; `noise` gives fresh (B, C, H, W) normals, `report` is called after every step."""
 
     def __call__(
         self,
@@ -60,7 +61,7 @@ def ddim(
     Returns:
         (B, C, H, W) in [-1, 1].
     """
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         x_0, eps = denoiser.estimate(x_t, t, label=label, guidance=guidance)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = _at(denoiser, t), _at(denoiser, s)
         sigma_ts = _between(alpha_t, sigma_t, alpha_s, sigma_s)
@@ -87,7 +88,7 @@ def ancestral(
 
     The variance is the posterior's, exact for any two times; `eta` scales its standard deviation.
     """
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         x_0, _ = denoiser.estimate(x_t, t, label=label, guidance=guidance)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = _at(denoiser, t), _at(denoiser, s)
         sigma_ts = _between(alpha_t, sigma_t, alpha_s, sigma_s)
@@ -111,6 +112,9 @@ def _between(alpha_t: float, sigma_t: float, alpha_s: float, sigma_s: float) -> 
     return math.sqrt(max(sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2, 0.0))
 
 
+SEEDS = 2**32
+
+
 class SeededNoise:
     """Standard normals for a list of images, each from a stream of its own, whatever it is batched with.
 
@@ -118,8 +122,8 @@ class SeededNoise:
     """
 
     def __init__(self, streams: Sequence[tuple[int, int]], shape: tuple[int, int, int], device: torch.device) -> None:
-        # A seed's k-th image: any mixing of the two into 64 bits does; this one keeps (seed, 0) equal to the seed.
-        self.generators = [torch.Generator().manual_seed((s + k * 0x9E3779B97F4A7C15) % 2**63) for s, k in streams]
+        # A seed's k-th image has a seed of its own, and the 0th the seed itself. Generators of the CPU take 32 bits.
+        self.generators = [torch.Generator().manual_seed((s + k * 0x9E3779B1) % SEEDS) for s, k in streams]
         self.shape, self.device = shape, device
 
     def __call__(self) -> Tensor:
@@ -164,10 +168,10 @@ def sample(
         raise InputError(f"sampler: got {sampler!r}, wanted one of {', '.join(SAMPLERS)}")
     if num is None:
         num = 64 if seeds is None else len(seeds)
-    seeds = range(num) if seeds is None else seeds
+    seeds = range(num) if seeds is None else [int(seed) for seed in seeds]
     eta = DEFAULT_ETA[sampler] if eta is None else eta
     _check(num, seeds, eta, guidance, batch_size, denoiser)
-    numbers = denoiser.labels(list(labels)) if labels else list(range(len(denoiser.class_names)))
+    numbers = list(range(len(denoiser.class_names))) if labels is None else denoiser.labels(labels)
     times = denoiser.process.sampling_times(steps).tolist()
     done = []
     for start in range(0, num, batch_size):
@@ -195,11 +199,13 @@ def sample(
 def _check(num: int, seeds: Sequence[int], eta: float, guidance: float, batch_size: int, denoiser: Denoiser) -> None:
     if num < 1:
         raise InputError(f"num: got {num}, wanted at least 1")
-    if not len(seeds) or min(seeds) < 0:
-        raise InputError("seeds: wanted at least one, none of them negative")
+    if not len(seeds) or min(seeds) < 0 or max(seeds) >= SEEDS:
+        raise InputError(f"seeds: wanted at least one, each 0 to {SEEDS - 1}")
     if not 0 <= eta <= 1:
         raise InputError(f"eta: got {eta:g}, wanted 0 (deterministic) to 1 (as much noise as DDPM)")
     if batch_size < 1:
         raise InputError(f"batch_size: got {batch_size}, wanted at least 1")
+    if not math.isfinite(guidance):
+        raise InputError(f"guidance: got {guidance:g}, wanted a number; 1 is none, 1.5 to 4 are usual")
     if guidance != 1.0 and not denoiser.class_names:
         raise InputError(f"guidance: got {guidance:g}, but this model has no classes; leave it at 1")

@@ -100,7 +100,8 @@ def draw(
     part: slice,
 ) -> Batch:
     """The part `part` of the batch of step `step` of a stage."""
-    generator = torch.Generator(device).manual_seed(seed_of(*seed, "step", step))
+    # Generators of the CPU keep 32 bits of a seed: counted up from a start, no two steps share one.
+    generator = torch.Generator(device).manual_seed((seed_of(*seed, "steps") + step) % 2**32)
     rows = data.members[order(len(data.members), batch_size, step, *seed)][part]
     channels, (height, width) = data.images.shape[3], data.images.shape[1:3]
 

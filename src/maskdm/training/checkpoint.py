@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from maskdm.errors import InputError
@@ -79,7 +79,7 @@ def save(folder: Path, state: State, model: Weights, keep: int) -> Path:
         filled = Weights(model.spec, model.facts | facts, network.state_dict())
         weights.save(temporary / f"{which}.safetensors", filled)
     tensors = {f"{name}/{key}": t.contiguous() for name, key, t in _moments(state)}
-    save_file(tensors, temporary / "optimiser.safetensors")
+    weights.write_tensors(temporary / "optimiser.safetensors", tensors)
     facts_of_state = {"progress": asdict(state.progress), "scaler": state.scaler.state_dict()}
     (temporary / "state.json").write_text(json.dumps(facts_of_state, indent=2) + "\n")
     for file in temporary.iterdir():
@@ -112,29 +112,31 @@ def restore(folder: Path, state: State) -> None:
     Raises:
         InputError: it cannot be read or belongs to another model.
     """
-    for which, network in (("raw", state.model), ("ema", state.ema)):
-        file = folder / f"{which}.safetensors"
-        weights.restore(network, weights.read(file).tensors, file)
     try:
-        tensors = load_file(folder / "optimiser.safetensors")
-        facts = json.loads((folder / "state.json").read_text())
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{folder} is not a readable checkpoint ({error}); remove it to go on from the one before"
-        ) from None
-    _set_moments(state, tensors)
-    state.scaler.load_state_dict(facts["scaler"])
-    state.progress = Progress(**facts["progress"])
+        for which, network in (("raw", state.model), ("ema", state.ema)):
+            file = folder / f"{which}.safetensors"
+            weights.restore(network, weights.read(file).tensors, file)
+        _set_moments(state, load_file(folder / "optimiser.safetensors"))
+        state.scaler.load_state_dict(json.loads((folder / "state.json").read_text())["scaler"])
+        state.progress = read_progress(folder)
+    except (InputError, OSError, SafetensorError, ValueError, KeyError) as error:
+        raise _damaged(folder, error) from None
 
 
 def read_progress(folder: Path) -> Progress:
-    """How far the checkpoint in `folder` is."""
+    """How far the checkpoint in `folder` is.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
         return Progress(**json.loads((folder / "state.json").read_text())["progress"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder} is not a readable checkpoint ({error}); remove it to go on from the one before"
-        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _damaged(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder} is not a readable checkpoint ({error}); remove it to go on from the one before")
 
 
 def _moments(state: State) -> Iterator[tuple[str, str, Tensor]]:

@@ -54,7 +54,7 @@ class Console:
 
     @contextmanager
     def bar(self, name: str, total: int | None, unit: str = "image", initial: int = 0) -> Iterator[Bar]:
-        """A progress bar with rate and remaining time; on a terminal it is redrawn, in a file it is a line now and then."""
+        """A progress bar with rate and remaining time; redrawn on a terminal, a line now and then in a file."""
         seconds = 0.2 if sys.stderr.isatty() else 20.0
         with Bar(
             desc=name,

@@ -24,9 +24,10 @@ def describe(path: Path) -> list[str]:
         last = heldout[-1]
         lines.append(f"held-out   loss {last['loss_ema']:.4f} (ema), {last['loss_raw']:.4f} (raw), n = {last['n']}")
     try:
-        return lines + _of_file(weights.find(run))
+        file = weights.find(run)
     except InputError:
         return [*lines, "weights    none yet"]
+    return lines + _of_file(file)
 
 
 def _state(run: Path) -> str:
@@ -49,7 +50,7 @@ def _of_file(file: Path) -> list[str]:
         f"model      {model.backbone}: {parameters / 1e6:.2f} M parameters, width {model.width}, depth {model.depth}, "
         f"heads {model.heads}, patch {model.patch_size}",
         f"images     {spec.image_size[0]} x {spec.image_size[1]} x {spec.channels}",
-        f"process    ddpm {spec.process.schedule}, {spec.process.timesteps} levels, {spec.process.prediction}-prediction",
+        f"process    ddpm {spec.process.schedule}, {spec.process.timesteps} levels, predicts {spec.process.prediction}",
     ]
     if spec.class_names:
         lines.append(f"classes    {len(spec.class_names)}: {', '.join(spec.class_names[:20])}")

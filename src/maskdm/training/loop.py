@@ -80,11 +80,12 @@ def train(training: Training) -> State:
     optimiser, scaler = adamw(network, training.stage(progress)), training.runtime.scaler()
     state = State(network, copy.deepcopy(network), optimiser, scaler, progress)
     denoiser = weights.denoiser(training.spec, state.ema)
+    if found:
+        checkpoint.restore(found, state)
     if training.runtime.main:
         training.run.rewind(progress.recorded)
     with interruptible() as signals:
         if found:
-            checkpoint.restore(found, state)
             publish(training, state, found)
             console.say(f"resumed at step {state.progress.step:,} ({state.progress.images:,} images)")
         else:

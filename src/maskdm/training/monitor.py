@@ -16,8 +16,8 @@ from maskdm.errors import InputError
 from maskdm.method.denoiser import Denoiser
 from maskdm.method.loss import denoising_loss, fixed_questions
 from maskdm.method.patches import from_uint8, to_uint8
-from maskdm.method.process import Process
 from maskdm.method.prediction import Prediction
+from maskdm.method.process import Process
 from maskdm.method.samplers import sample
 from maskdm.training.config import EvalConfig
 

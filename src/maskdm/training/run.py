@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -23,12 +24,14 @@ from typing import IO
 import torch
 
 from maskdm import __version__
+from maskdm.data.pictures import check_folder
 from maskdm.errors import InputError
 from maskdm.training.config import Config, to_dict
 from maskdm.training.runtime import Runtime
-from maskdm.training.settings import read_yaml, resolve, write_yaml
+from maskdm.training.settings import resolve, write_yaml
 
 FOLDER = re.compile(r"\d{5}-.+")
+LONGEST_NAME = 200
 
 
 @dataclass
@@ -76,17 +79,9 @@ class Run:
             self._lock = None
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(output_dir: Path) -> None:
     """Refuses early, before anything is decoded, a folder in which no run could be made."""
-    parent = folder
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise InputError(f"--output-dir: {parent} is a file; choose a folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(
-            f"--output-dir: {parent} cannot be written to; choose another folder, e.g. --output-dir ~/runs"
-        )
+    check_folder(output_dir, "--output-dir")
 
 
 def open_run(output_dir: Path, name: str, config: Config, resume: str | None) -> Run:
@@ -101,10 +96,17 @@ def open_run(output_dir: Path, name: str, config: Config, resume: str | None) ->
     Raises:
         InputError: the run to resume does not exist, has other settings, is finished, or is being trained.
     """
-    if resume in (None, "never"):
-        twin = None if resume else find_unfinished(output_dir, config)
-        return _claim(twin, resumed=True) if twin else _create(output_dir, name, config)
-    path = find_resumable(output_dir, str(resume))
+    found = find_run(output_dir, config, resume)
+    return _claim(found, resumed=True) if found else _create(output_dir, name, config)
+
+
+def find_run(output_dir: Path, config: Config, resume: str | None) -> Path | None:
+    """The run that `open_run` would go on with; None where it would begin one. Makes nothing."""
+    if resume is None:
+        return find_unfinished(output_dir, config)
+    if resume == "never":
+        return None
+    path = find_resumable(output_dir, resume)
     differences = _differences(read_config(path), config)
     if differences:
         raise InputError(
@@ -115,7 +117,7 @@ def open_run(output_dir: Path, name: str, config: Config, resume: str | None) ->
         raise InputError(
             f"--resume: {path} is finished; start a new run from its weights with stages.0.init_from={path}"
         )
-    return _claim(path, resumed=True)
+    return path
 
 
 def find_resumable(output_dir: Path, resume: str) -> Path:
@@ -136,7 +138,11 @@ def find_resumable(output_dir: Path, resume: str) -> Path:
 def find_unfinished(output_dir: Path, config: Config) -> Path | None:
     """The newest run of these settings, if it is not finished."""
     for path in reversed(list_runs(output_dir)):
-        if not _differences(read_config(path), config):
+        try:
+            settings = read_config(path)
+        except InputError:  # of another version, or damaged: none of these settings
+            continue
+        if not _differences(settings, config):
             return None if finished(path) else path
     return None
 
@@ -157,7 +163,7 @@ def read_metrics(path: Path) -> list[dict[str, object]]:
     """The events of a run, whole lines only."""
     events = []
     file = path / "metrics.jsonl"
-    for line in file.read_text().splitlines() if file.exists() else []:
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
         try:
             events.append(json.loads(line))
         except json.JSONDecodeError:
@@ -172,10 +178,11 @@ def finished(path: Path) -> bool:
 
 
 def _create(output_dir: Path, name: str, config: Config) -> Run:
+    if len(name.encode()) > LONGEST_NAME:
+        raise InputError(f"--name: got {len(name)} characters, wanted at most {LONGEST_NAME}; choose a shorter one")
+    temporary = output_dir / f".new-{os.getpid()}-{time.time_ns()}"
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        temporary = output_dir / f".new-{os.getpid()}-{time.time_ns()}"
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
         run = _claim(temporary, resumed=False)
         for folder in (run.checkpoints, run.weights, run.samples):
             folder.mkdir()
@@ -183,6 +190,7 @@ def _create(output_dir: Path, name: str, config: Config) -> Run:
         # Whole, and locked, before it has the name of a run. The lock belongs to the open file and moves along.
         run.path = _rename_to_next(temporary, output_dir, name)
     except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(
             f"--output-dir: cannot make a run in {output_dir} ({error.strerror}); choose another folder"
         ) from None
@@ -211,6 +219,7 @@ def _claim(path: Path, *, resumed: bool) -> Run:
     except ImportError:
         pass  # not a POSIX system: runs are not protected from a second process
     except OSError:
+        lock.close()
         raise InputError(
             f"{path} is being trained by another process; wait, or start another with --resume never"
         ) from None
@@ -219,7 +228,7 @@ def _claim(path: Path, *, resumed: bool) -> Run:
 
 def _differences(there: Config, here: Config) -> list[str]:
     old, new = _flat(to_dict(there)), _flat(to_dict(here))
-    return [f"{k} {old.get(k)} -> {new.get(k)}" for k in old.keys() | new.keys() if old.get(k) != new.get(k)]
+    return [f"{k} {old.get(k)} -> {new.get(k)}" for k in old | new if old.get(k) != new.get(k)]
 
 
 def _flat(tree: object, prefix: str = "") -> dict[str, object]:

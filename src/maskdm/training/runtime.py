@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-from torch import nn
 from torch import distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskdm.errors import InputError
@@ -125,8 +125,8 @@ def start(config: TrainConfig) -> Runtime:
     return Runtime(device, precision, rank, world_size)
 
 
-def pick_device(name: str) -> torch.device:
-    """ "auto" or a device of torch -> the device.
+def pick_device(name: str, setting: str = "train.device") -> torch.device:
+    """ "auto" or a device of torch, as `setting` gives it -> the device.
 
     Raises:
         InputError: there is no such device here.
@@ -137,12 +137,9 @@ def pick_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"train.device: got {name!r}, which this machine does not offer ({reason}); try auto"
-        ) from None
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"{setting}: got {name!r}, which this machine does not offer; try auto") from None
     return device
 
 

@@ -6,8 +6,9 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cache
 from importlib import resources
-from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -20,6 +21,9 @@ from maskdm.errors import InputError
 from maskdm.training.config import LENGTHS, Config, Section, StageConfig, to_dict
 
 Tree = dict[str, Any]
+WORD = re.compile(r"(?!(?:true|false|null|none|yes|no|on|off|y|n)$)[a-z][a-z0-9_-]*", re.IGNORECASE)
+"""Text that no reader of YAML takes for anything else."""
+STAGE = re.compile(r"^stages\.[^.]+")
 
 
 def resolve(*, recipe: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -58,15 +62,22 @@ def _readable(error: ValidationError) -> str:
     """The first fault in one line: key, what was got, what was wanted."""
     # A union complains once for each of its members; those that are about the value's range say most.
     faults = [f for f in error.errors(include_url=False) if _key(f["loc"]) == _key(error.errors()[0]["loc"])]
-    fault = next((f for f in faults if f["type"] in ("greater_than", "greater_than_equal", "less_than")), faults[0])
+    fault = next((f for f in faults if f["type"].startswith(("greater_than", "less_than"))), faults[0])
     key = _key(fault["loc"])
-    if fault["type"] == "missing":
+    if fault["type"] == "missing" and not isinstance(fault["loc"][-1], int):
         return f"{key}: missing; every stage needs it"
-    got = "" if isinstance(fault["input"], dict) else f"got {fault['input']!r}, "
-    known = all_keys().get(re.sub(r"^stages\.\d+", "stages.0", key))
-    wanted = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if known is not None and fault["type"].endswith(("_type", "_parsing", "literal_error")):
-        wanted = known[0]
+    value = fault["input"]
+    if _levelled(key) not in all_keys() and _levelled(key.rpartition(".")[0]) in all_keys():
+        key = key.rpartition(".")[0]  # one of a list
+    if fault["type"] in ("value_error", "greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        wanted = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    elif key == "stages":
+        wanted = "at least one stage"
+    elif fault["type"].startswith("string_"):
+        wanted = "a name of at most 40 letters, digits, - and _"
+    else:
+        wanted = all_keys()[_levelled(key)][0]
+    got = "" if isinstance(value, dict) else f"got {value!r}, "
     return f"{key}: {got}wanted {wanted}; see maskdm train --settings"
 
 
@@ -95,32 +106,57 @@ def read_yaml(path: Path) -> Tree:
     """A settings file as a tree."""
     try:
         text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config: cannot read {path}: {error}") from None
+    except OSError as error:
+        raise InputError(f"config: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"config: cannot read {path}: it is not text") from None
     return _parse(text, str(path))
 
 
 def write_yaml(path: Path, section: Section) -> None:
     """Settings as a file that `--config` reads."""
-    yaml = YAML()
-    yaml.default_flow_style = None
-    text = StringIO()
-    yaml.dump(to_dict(section), text)
-    path.write_text(text.getvalue())
+    path.write_text("\n".join(_block(to_dict(section))) + "\n")
+
+
+def _block(tree: object, indent: str = "") -> Iterator[str]:
+    """Mappings, and lists of them, as lines of YAML; other values, but for words, as JSON, which is YAML too."""
+    pairs = tree.items() if isinstance(tree, dict) else (("-", item) for item in tree)  # type: ignore[attr-defined]
+    for key, value in pairs:
+        name = key if key == "-" else f"{key}:"
+        if isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+            yield f"{indent}{name}"
+            yield from _block(value, indent + "  ")
+        else:
+            yield f"{indent}{name} {value if WORD.fullmatch(str(value)) else json.dumps(value)}"
 
 
 def _parse(text: str, origin: str) -> Tree:
-    # YAML 1.2: "2e-4" is a number and "no" is a word, as they are on the command line.
     try:
-        tree = YAML(typ="safe", pure=True).load(text)
+        tree = _plain(_load(text))
     except YAMLError as error:
         place = " ".join(str(error).split())
         raise InputError(f"config: {origin} is not YAML: {place}") from None
+    except (TypeError, ValueError, RecursionError):
+        raise InputError(
+            f"config: {origin}: wanted plain values, lists and mappings; got YAML of another kind"
+        ) from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise InputError(f"config: {origin} holds {type(tree).__name__}, wanted sections such as `data:` and `model:`")
     return tree
+
+
+def _load(text: str) -> Any:
+    """YAML 1.2: "2e-4" is a number and "no" a word, as they are on the command line. Dates stay text."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.constructor.yaml_constructors["tag:yaml.org,2002:timestamp"] = lambda loader, node: node.value
+    return yaml.load(text)
+
+
+def _plain(tree: Any) -> Any:
+    """The same tree, or a TypeError or ValueError where it could not stand in a file of JSON."""
+    return json.loads(json.dumps(tree))
 
 
 def _merge(below: Tree, above: Tree, origin: str, section: type[Section] = Config, prefix: str = "") -> Tree:
@@ -131,12 +167,12 @@ def _merge(below: Tree, above: Tree, origin: str, section: type[Section] = Confi
         merged.update(dict.fromkeys(set(LENGTHS) & set(known)))
     for key, value in above.items():
         if key not in known:
-            raise _unknown(f"{prefix}{key}", origin)
+            raise _unknown(f"{prefix}{_deepest(key, value)}", origin)
         inner = _section(known[key])
         if key == "stages" and section is Config:
             merged[key] = _merge_stages(below.get(key, []), value, origin)
         elif inner is None and isinstance(value, dict):
-            raise _unknown(f"{prefix}{key}.{next(iter(value), '')}", origin)
+            raise _unknown(f"{prefix}{_deepest(key, value)}", origin)
         elif inner is None:
             merged[key] = value
         elif isinstance(value, dict):
@@ -173,10 +209,13 @@ def _parse_word(word: str) -> Tree:
     name, equals, text = word.partition("=")
     if not equals or not name:
         raise InputError(f"got {word!r}, wanted key.sub=value, e.g. model.width=256; see maskdm train --settings")
-    try:
-        value: Any = YAML(typ="safe", pure=True).load(text) if text else ""
-    except YAMLError:
-        value = text  # a regular expression, say
+    value: Any = text
+    kind = all_keys().get(_levelled(name), ("", "", ""))[0]
+    if kind == "text or null" and text == "null":
+        value = None
+    elif text and not kind.startswith("text"):  # text is text, whatever YAML would make of it
+        with suppress(YAMLError, TypeError, ValueError):
+            value = _plain(_load(text))
     for key in reversed(name.split(".")):
         value = {key: value}
     tree: Tree = value
@@ -191,17 +230,32 @@ def _section(field: FieldInfo) -> type[Section] | None:
 
 def _unknown(name: str, origin: str) -> InputError:
     # Compared with stage numbers levelled, and by the last part too: "stages.1.ratio" should find "mask.ratio".
-    level = re.sub(r"^stages\.[^.]+", "stages.0", name)
-    known = list(all_keys())
+    level, known = _levelled(name), list(all_keys())
     close = difflib.get_close_matches(level, known, n=1, cutoff=0.6)
     close = close or [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+    stage = re.match(STAGE, name)
+    close = [re.sub(STAGE, stage[0], k) if stage else k for k in close]
     return InputError(f"unknown setting {name!r} in {origin}{_did_you_mean(close)}; see maskdm train --settings")
+
+
+def _deepest(key: str, value: object) -> str:
+    """The whole name of an unknown setting: "modle" with {"width": 3} -> "modle.width"."""
+    while isinstance(value, dict) and len(value) == 1:
+        inner, value = next(iter(value.items()))
+        key = f"{key}.{inner}"
+    return key
+
+
+def _levelled(name: str) -> str:
+    """ "stages.finetune.lr" -> "stages.0.lr", as `all_keys` has it."""
+    return re.sub(STAGE, "stages.0", name)
 
 
 def _did_you_mean(close: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+@cache
 def all_keys() -> dict[str, tuple[str, str, str]]:
     """Every setting: key -> (type, default, help). Keys of a stage are given for stage 0."""
     return dict(_walk(Config, ""))

@@ -22,14 +22,14 @@ from maskdm.data.sources import open_source
 from maskdm.errors import InputError
 from maskdm.method.masking import Masking, masking
 from maskdm.method.patches import patch_grid
+from maskdm.training import checkpoint, weights
 from maskdm.training import runtime as machine
-from maskdm.training import weights
 from maskdm.training.batches import TrainingSet
 from maskdm.training.config import Config, ModelSpec, as_size, to_dict
 from maskdm.training.console import Console
 from maskdm.training.loop import Training, train
 from maskdm.training.monitor import HeldOut, check_trackers, trackers
-from maskdm.training.run import Run, check_writable, open_run, write_env
+from maskdm.training.run import Run, check_writable, find_run, open_run, write_env
 from maskdm.training.runtime import Runtime
 from maskdm.training.stages import total_steps
 from maskdm.training.weights import Facts
@@ -77,6 +77,8 @@ def start(config: Config, *, output_dir: Path, name: str, resume: str | None, co
             prepared = prepare(config, console)
         check_batches(prepared.config, runtime)
         describe(prepared, runtime, console)
+        if runtime.main:
+            check_origins(prepared, find_run(output_dir, prepared.config, resume))
         run = open_run(output_dir, name, prepared.config, resume) if runtime.main else None
         path = Path(runtime.share(str(run.path) if run else ""))
         run = run or Run(path, resumed=True)
@@ -89,7 +91,7 @@ def start(config: Config, *, output_dir: Path, name: str, resume: str | None, co
     return path
 
 
-def dry_run(config: Config, output_dir: Path, console: Console) -> None:
+def dry_run(config: Config, *, output_dir: Path, resume: str | None, console: Console) -> None:
     """Everything up to the making of a run, then what it would do; pictures are decoded into the cache."""
     check_writable(output_dir)
     check_trackers(config.log.track)
@@ -97,6 +99,9 @@ def dry_run(config: Config, output_dir: Path, console: Console) -> None:
     prepared = prepare(config, console)
     check_batches(prepared.config, runtime)
     describe(prepared, runtime, console)
+    found = find_run(output_dir, prepared.config, resume)
+    check_origins(prepared, found)
+    console.say(f"would go on with {found}" if found else f"would begin a run in {output_dir}")
     for line in plan(prepared):
         console.say(line)
 
@@ -138,6 +143,10 @@ def prepare(config: Config, console: Console) -> Prepared:
         channels=channels,
         class_names=pictures.class_names if config.model.classes == "auto" else (),
     )
+    try:
+        weights.process_of(spec).sampling_times(config.eval.sample_steps)
+    except InputError as error:
+        raise InputError(f"eval.sample_steps: {error}") from None
     return Prepared(config, pictures, roles, groups, spec, _maskings(config, spec))
 
 
@@ -165,8 +174,17 @@ def check_batches(config: Config, runtime: Runtime) -> None:
     for i, stage in enumerate(config.stages):
         if stage.batch_size % runtime.world_size:
             raise InputError(
-                f"stages.{i}.batch_size: got {stage.batch_size}, which {runtime.world_size} processes cannot share evenly"
+                f"stages.{i}.batch_size: got {stage.batch_size}, not a multiple of the {runtime.world_size} processes"
             )
+
+
+def check_origins(prepared: Prepared, run: Path | None) -> None:
+    """Reads the weights that a stage still to come starts from, to refuse here what would fail there."""
+    saved = checkpoint.newest(run / "checkpoints") if run else None
+    begun = checkpoint.read_progress(saved).stage if saved else -1
+    for i, stage in enumerate(prepared.config.stages):
+        if i > begun and stage.init_from not in ("previous", "none"):
+            weights.read_fitting(prepared.spec, Path(stage.init_from), stage.weights)
 
 
 def describe(prepared: Prepared, runtime: Runtime, console: Console) -> None:
@@ -180,11 +198,12 @@ def describe(prepared: Prepared, runtime: Runtime, console: Console) -> None:
     )
     with torch.device("meta"):
         parameters = sum(p.numel() for p in weights.build(spec).parameters())
-    tokens = prepared.maskings[0].patches
+    patches, side = prepared.maskings[0].patches, spec.model.patch_size
+    arithmetic = "fp32" if runtime.precision == "no" else runtime.precision
+    processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
     console.say(
-        f"{spec.model.backbone}, {parameters / 1e6:.2f} M parameters, {tokens:,} patches of {spec.model.patch_size} px; "
-        f"{runtime.device}, {runtime.precision if runtime.precision != 'no' else 'fp32'}"
-        + (f", {runtime.world_size} processes" if runtime.world_size > 1 else "")
+        f"{spec.model.backbone}, {parameters / 1e6:.2f} M parameters, {patches:,} patches of {side} px; "
+        f"{runtime.device}, {arithmetic}{processes}"
     )
     for stage, mask in zip(prepared.config.stages, prepared.maskings, strict=True):
         if mask.warning:

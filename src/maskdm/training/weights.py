@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from maskdm.backbones.uvit import UViT
-from maskdm.errors import InputError
+from maskdm.errors import InputError, StorageError
 from maskdm.method.denoiser import Denoiser
 from maskdm.method.prediction import PREDICTIONS
 from maskdm.method.process import Process, cosine, linear
@@ -96,10 +96,18 @@ def save(path: Path, weights: Weights) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.tensors.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary, metadata)
+        write_tensors(temporary, tensors, metadata)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """safetensors' `save_file`, whose failures are those of a disk."""
+    try:
+        save_file(tensors, path, metadata)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"cannot write {path}: {' '.join(str(error).split())}") from None
 
 
 def read(path: Path) -> Weights:
@@ -176,25 +184,36 @@ def restore(backbone: nn.Module, tensors: dict[str, Tensor], origin: Path) -> No
 def inherit(backbone: Network, spec: ModelSpec, path: Path, which: Which) -> list[str]:
     """Starts `backbone`, described by `spec`, from the weights at `path`; says in sentences what was done.
 
-    The images may have another size (positions are resized) and the process may differ; the network may not.
-
     Raises:
-        InputError: the weights belong to another network; every difference is named.
+        InputError: see `read_fitting`.
     """
-    file = find(path, which)
-    source = read(file)
-    here = spec.model.model_dump() | {"channels": spec.channels, "classes": len(spec.class_names)}
-    there = source.spec.model.model_dump() | {"channels": source.spec.channels, "classes": len(source.spec.class_names)}
-    different = [f"{k} is {there[k]} there and {v} here" for k, v in here.items() if there[k] != v]
-    if different:
-        raise InputError(f"init_from {file}: weights of another model: {'; '.join(different)}")
+    file, source = read_fitting(spec, path, which)
     restore(backbone, backbone.adapt(source.tensors, source.spec.image_size), file)
     said = [f"inherited {len(source.tensors)} tensors from {file}"]
     if source.spec.image_size != spec.image_size:
-        sizes = (" x ".join(map(str, size)) for size in (source.spec.image_size, spec.image_size))
-        said.append("positions resized for images of {} instead of {}".format(*reversed(list(sizes))))
+        here, there = (" x ".join(map(str, size)) for size in (spec.image_size, source.spec.image_size))
+        said.append(f"positions resized for images of {here} instead of {there}")
     if source.spec.process != spec.process:
         said.append(f"the weights were trained for {source.spec.process!r}, this stage for {spec.process!r}")
     if source.spec.class_names != spec.class_names:
         said.append("class names differ; labels are taken by number")
     return said
+
+
+def read_fitting(spec: ModelSpec, path: Path, which: Which) -> tuple[Path, Weights]:
+    """Weights from which a model as `spec` says can start, and their file.
+
+    The images may have another size (positions are resized) and the process may differ; the network may not.
+
+    Raises:
+        InputError: nothing that can be read, or weights of another network; every difference is named.
+    """
+    file = find(path, which)
+    source = read(file)
+    here, there = (
+        s.model.model_dump() | {"channels": s.channels, "classes": len(s.class_names)} for s in (spec, source.spec)
+    )
+    different = [f"{k} is {there[k]} there and {v} here" for k, v in here.items() if there[k] != v]
+    if different:
+        raise InputError(f"init_from {file}: weights of another model: {'; '.join(different)}")
+    return file, source

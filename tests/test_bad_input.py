@@ -1,0 +1,387 @@
+"""Whatever a person gets wrong: exit code 2, one line that says what and how else, and nothing left behind."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maskdm.cli import main
+from maskdm.training import monitor
+
+OFFICIAL = Path(__file__).parent / "data" / "official_uncond_linear.pt"
+
+# What is typed (its places filled in), and words that the complaint must hold.
+Table = dict[str, tuple[str, list[str]]]
+
+# Added to a training command that would have worked.
+TRAIN: Table = {
+    "ratio of 1": ("stages.0.mask.ratio=1.0", ["stages.0.mask.ratio", "got 1.0", "less than 1"]),
+    "negative ratio": ("stages.0.mask.ratio=-0.5", ["stages.0.mask.ratio", "got -0.5"]),
+    "ratio without kind": ("stages.1.mask.ratio=0.5", ["stages.1.mask.ratio", "mask.kind none", "block or crop"]),
+    "block beyond the grid": ("stages.0.mask.block=5", ["stages.0.mask.block", "got 5", "4 x 4", "1 to 4"]),
+    "kind of mask": ("stages.0.mask.kind=blocks", ["stages.0.mask.kind", "'blocks'", "none|patch|block|crop"]),
+    "patch size": ("model.patch_size=3", ["model.patch_size", "got 3", "8 x 8"]),
+    "patch size and image size": ("--image-size 10 model.patch_size=4", ["model.patch_size", "10 x 10"]),
+    "heads": ("model.heads=3", ["model.heads", "got 3", "model.width, 16"]),
+    "even depth": ("model.depth=4", ["model.depth", "got 4", "odd", "try 5"]),
+    "wrong type": ("model.width=wide", ["model.width", "'wide'", "wanted int"]),
+    "unknown setting": ("model.widht=32", ["model.widht", "did you mean model.width?"]),
+    "unknown section": ("modle.width=32", ["modle.width", "did you mean model.width?"]),
+    "setting of no section": ("learning_rate=1", ["unknown setting 'learning_rate'", "--settings"]),
+    "no setting": ("photos", ["'photos'", "key.sub=value"]),
+    "a value forgotten": ("model.width", ["'model.width'", "key.sub=value"]),
+    "stage that is not there": ("stages.2.lr=1e-4", ["stages.2", "0 (pretrain), 1 (finetune)"]),
+    "two lengths": ("'stages=[{{name: a, steps: 1, images: 8}}]'", ["stages.0", "steps and images"]),
+    "no stages": ("stages=[]", ["stages"]),
+    "batch of none": ("stages.0.batch_size=0", ["stages.0.batch_size", "got 0"]),
+    "micro-batch of none": ("stages.0.micro_batch=0", ["stages.0.micro_batch", "got 0", "greater than 0"]),
+    "steps of none": ("stages.0.steps=0", ["stages.0.steps", "got 0"]),
+    "rate of none": ("stages.0.lr=0", ["stages.0.lr", "got 0"]),
+    "everything held out": ("data.heldout=0.6 data.calibration=0.4", ["data.heldout", "0.6", "0.4", "less than 1"]),
+    "size in words": ("--image-size 8x8", ["data.image_size", "'8x8'", "auto"]),
+    "size of none": ("--image-size 0", ["data.image_size", "got 0"]),
+    "too many channels": ("data.channels=5", ["data.channels", "got 5"]),
+    "no colour": ("data.background=blurple", ["data.background", "'blurple'", "#808080"]),
+    "no salt": ("data.salt=missing", ["salt", "'missing'", "machine, public"]),
+    "no group": ("data.group_by=(", ["data.group_by", "'('"]),
+    "one group": ("data.group_by=folder", ["group", "data.group_by"]),
+    "cache below a file": ("data.cache_dir=file/cache", ["'file/cache'", "data.cache_dir"]),
+    "precision": ("--mixed-precision fp8", ["train.mixed_precision", "'fp8'", "bf16"]),
+    "negative seed": ("--seed -1", ["train.seed", "got -1"]),
+    "seed in words": ("--seed one", ["train.seed", "'one'"]),
+    "device of another machine": ("train.device=cuda:99", ["train.device", "'cuda:99'", "try auto"]),
+    "no device": ("train.device=banana", ["train.device", "'banana'", "try auto"]),
+    "device without kernels": ("train.device=xla", ["train.device", "'xla'", "try auto"]),
+    "device without numbers": ("train.device=meta", ["train.device", "'meta'", "try auto"]),
+    "more sampling steps than levels": ("eval.sample_steps=2000", ["eval.sample_steps", "2000"]),
+    "fewer levels than sampling steps": ("process.timesteps=10 eval.sample_steps=50", ["eval.sample_steps", "50"]),
+    "recipe": ("--recipe digit", ["recipe", "'digit'", "did you mean digits?"]),
+    "no config": ("--config missing.yaml", ["config", "missing.yaml", "No such file"]),
+    "folder as config": ("--config few", ["config", "few", "directory"]),
+    "pictures as config": ("--config {digits}", ["config", "cannot read"]),
+    "broken config": ("--config broken.yaml", ["config", "broken.yaml", "is not YAML"]),
+    "list as config": ("--config list.yaml", ["config", "list.yaml", "list"]),
+    "typo in config": ("--config typo.yaml", ["model.widht", "typo.yaml", "did you mean model.width?"]),
+    "name too long": (f"--name {'x' * 300}", ["--name"]),
+    "unknown option": ("--batch-size 8", ["unknown option '--batch-size'", "--help"]),
+    "unknown option with =": ("--lr=1", ["unknown option '--lr=1'", "--help"]),
+    "unknown letter": ("-x", ["unknown option '-x'", "--help"]),
+    "letters run together": ("-nx", ["-n", "--help"]),
+    "option without its value": ("--recipe", ["--recipe", "expected one argument"]),
+    "weights that are garbage": ("stages.0.init_from=garbage.safetensors", ["garbage.safetensors", "not a readable"]),
+    "weights that are empty": ("stages.0.init_from=empty.safetensors", ["empty.safetensors", "not a readable"]),
+    "weights cut off": ("stages.0.init_from=truncated.safetensors", ["truncated.safetensors", "not a readable"]),
+    "weights that are a pickle": ("stages.0.init_from=official.pt", ["official.pt", "maskdm import official"]),
+    "weights of nothing": ("stages.0.init_from=missing", ["missing", "no such run or file"]),
+    "weights of no run": ("stages.0.init_from=few", ["few", "run folder"]),
+    "weights of a later stage": ("stages.1.init_from=missing", ["missing", "no such run or file"]),
+    "weights of another width": (
+        "stages.0.init_from={run} model.classes=none model.width=32 model.depth=5",
+        ["width is 16 there and 32 here", "depth is 3 there and 5 here"],
+    ),
+    "weights for other pictures": (
+        "stages.0.init_from={photos_run}",
+        ["channels is 3 there and 1 here", "classes is 2 there and 10 here"],
+    ),
+    "nothing to resume": ("--resume latest", ["--resume latest", "no run in out"]),
+    "resume of nothing": ("--resume missing", ["--resume", "missing", "no run"]),
+    "resume of no run": ("--resume few", ["--resume", "few", "no run"]),
+    "resume of weights": ("--resume {run}/weights/ema.safetensors", ["--resume", "ema.safetensors", "no run"]),
+    "resume of nothing, dry": ("--resume missing --dry-run", ["--resume", "missing", "no run"]),
+}
+
+# Commands as they are typed.
+OTHERS: Table = {
+    "nothing": ("", ["COMMAND", "maskdm --help"]),
+    "unknown command": ("trian", ["'trian'", "train", "maskdm --help"]),
+    "unknown option before": ("--bogus train", ["--help"]),
+    "train on nothing": ("train", ["--data", "missing"]),
+    "train on an empty name": ("train --data ''", ["--data", "missing"]),
+    "no such folder": ("train --data missing", ["'missing'", "does not exist"]),
+    "folder without pictures": ("train --data texts", ["'texts'", "no picture", "png"]),
+    "empty folder": ("train --data empty", ["'empty'", "no picture"]),
+    "three pictures": ("train --data few", ["3 pictures", "'few'", "at least 8"]),
+    "one picture": ("train --data few/00.png", ["00.png", "folder of pictures, a .zip or a .npz"]),
+    "text as data": ("train --data words.txt", ["words.txt", "folder of pictures, a .zip or a .npz"]),
+    "archive cut off": ("train --data truncated.npz", ["truncated.npz", "cannot be read"]),
+    "archive of numbers": ("train --data floats.npz", ["floats.npz", "uint8"]),
+    "archive of something else": ("train --data other.npz", ["other.npz", "'images'"]),
+    "zip of texts": ("train --data texts.zip", ["texts.zip", "no picture"]),
+    "no zip": ("train --data garbage.zip", ["garbage.zip", "zip"]),
+    "damaged picture": ("train --data damaged data.on_bad_image=fail", ["'03.png'", "cannot be read", "skip"]),
+    "output is a file": ("train --data {digits} --output-dir file", ["--output-dir", "file is a file"]),
+    "output below a file": ("train --data {digits} --output-dir file/a/b", ["--output-dir", "file is a file"]),
+    "output below /proc": ("train --data {digits} --output-dir /proc/runs", ["--output-dir", "/proc"]),
+    "resume of nothing alone": ("train --resume latest --output-dir empty", ["--resume latest", "no run in empty"]),
+    "resume of a finished run": ("train --resume {run}", ["finished", "stages.0.init_from={run}"]),
+    "resume of the last run, finished": ("train --resume latest --output-dir {runs}", ["finished", "init_from={run}"]),
+    "resume with other settings": ("train --resume {run} --data {digits}", ["other settings", " -> ", "init_from"]),
+    "sample from nothing": ("sample", ["RUN|FILE"]),
+    "sample from a missing run": ("sample missing", ["missing", "no such run or file"]),
+    "sample from no run": ("sample few", ["few", "run folder"]),
+    "sample from the folder of runs": ("sample {runs}", ["runs", "run folder"]),
+    "sample from garbage": ("sample garbage.safetensors", ["garbage.safetensors", "not a readable"]),
+    "sample from an empty file": ("sample empty.safetensors", ["empty.safetensors", "not a readable"]),
+    "sample from half a file": ("sample truncated.safetensors", ["truncated.safetensors", "not a readable"]),
+    "sample from other tensors": ("sample optimiser.safetensors", ["optimiser.safetensors", "no maskdm model"]),
+    "sample from a pickle": ("sample official.pt", ["official.pt", "maskdm import official"]),
+    "unknown sampler": ("sample {run} --sampler euler", ["sampler", "'euler'", "ddim, ancestral"]),
+    "guidance without classes": ("sample {run} --guidance 2", ["guidance", "no classes"]),
+    "guidance that is no number": ("sample {photos_run} --guidance nan", ["guidance", "nan"]),
+    "endless guidance": ("sample {photos_run} --guidance inf", ["guidance", "inf"]),
+    "labels without classes": ("sample {run} --labels cat", ["labels", "cat", "no classes"]),
+    "unknown label": ("sample {photos_run} --labels cat,bird", ["labels", "'bird'", "cat, dog", "0 to 1"]),
+    "label out of range": ("sample {photos_run} --labels 2", ["labels", "'2'", "0 to 1"]),
+    "label of nothing": ("sample {photos_run} --labels cat,", ["labels", "''"]),
+    "seeds in words": ("sample {run} --seeds many", ["--seeds", "'many'", "0-63"]),
+    "seeds falling": ("sample {run} --seeds 9-1", ["--seeds", "'9-1'", "rising"]),
+    "seeds half open": ("sample {run} --seeds 0-", ["--seeds", "'0-'"]),
+    "seeds below zero": ("sample {run} --seeds=-3", ["--seeds", "'-3'"]),
+    "seeds with a hole": ("sample {run} --seeds 1,,2", ["--seeds", "'1,,2'"]),
+    "seeds by points": ("sample {run} --seeds 0..9", ["--seeds", "'0..9'"]),
+    "no steps": ("sample {run} --steps 0", ["steps", "got 0", "wanted 1 to"]),
+    "too many steps": ("sample {run} --steps 1001", ["steps", "got 1001", "wanted 1 to"]),
+    "half a step": ("sample {run} --steps 0.5", ["--steps", "'0.5'"]),
+    "no pictures": ("sample {run} --num 0", ["num", "got 0", "at least 1"]),
+    "fewer than no pictures": ("sample {run} --num -4", ["num", "got -4"]),
+    "batches of none": ("sample {run} --batch-size 0", ["batch_size", "got 0"]),
+    "too much noise": ("sample {run} --eta 1.5", ["eta", "got 1.5", "0 (deterministic) to 1"]),
+    "noise that is no number": ("sample {run} --eta nan", ["eta", "nan"]),
+    "weights of another kind": ("sample {run} --weights best", ["--weights", "'best'", "ema"]),
+    "sample on no device": ("sample {run} --device banana", ["--device", "'banana'", "auto"]),
+    "sample without numbers": ("sample {run} --device meta", ["--device", "'meta'", "auto"]),
+    "sample with an unknown option": ("sample {run} --number 4", ["'--number'", "sample --help"]),
+    "samples in a file": ("sample {run} --steps 1 --num 1 -o file", ["file", "--output"]),
+    "samples below a file": ("sample {run} --steps 1 --num 1 -o file/made", ["file", "--output"]),
+    "archive below a file": ("sample {run} --steps 1 --num 1 -o file/made.npz", ["file", "--output"]),
+    "samples below /proc": ("sample {run} --steps 1 --num 1 -o /proc/made", ["/proc/made"]),
+    "archive below /proc": ("sample {run} --steps 1 --num 1 -o /proc/made.npz", ["/proc/made.npz"]),
+    "info about nothing": ("info", ["RUN|FILE"]),
+    "info about a missing run": ("info missing", ["missing", "no such run or file"]),
+    "info about no run": ("info few", ["few", "run folder"]),
+    "info about garbage": ("info garbage.safetensors", ["garbage.safetensors", "not a readable"]),
+    "info about an empty file": ("info empty.safetensors", ["empty.safetensors", "not a readable"]),
+    "info about half a file": ("info truncated.safetensors", ["truncated.safetensors", "not a readable"]),
+    "info about a pickle": ("info official.pt", ["official.pt", "maskdm import official"]),
+    "report of a missing run": ("report missing", ["'missing'", "existing folder"]),
+    "report of no run": ("report few", ["'few'", "training wrote"]),
+    "report of a file": ("report {run}/weights/ema.safetensors", ["ema.safetensors", "folder"]),
+    "import from elsewhere": ("import diffusers official.pt -o a.safetensors", ["'diffusers'", "official"]),
+    "import to nowhere": ("import official official.pt", ["--output"]),
+    "import to a pickle": ("import official official.pt -o new.pt --heads 4", ["new.pt", ".safetensors"]),
+    "import to below a file": ("import official official.pt -o file/a.safetensors --heads 4", ["file", "--output"]),
+    "import to below /proc": ("import official official.pt -o /proc/a.safetensors --heads 4", ["/proc"]),
+    "import of nothing": ("import official missing.pt -o a.safetensors", ["missing.pt", "no such file"]),
+    "import of a folder": ("import official few -o a.safetensors", ["few", "not a readable"]),
+    "import of text": ("import official words.txt -o a.safetensors", ["words.txt", "not a readable"]),
+    "import of garbage": ("import official garbage.safetensors -o a.safetensors", ["garbage.safetensors"]),
+    "import of an empty file": ("import official empty.safetensors -o a.safetensors", ["empty.safetensors"]),
+    "import of half a file": ("import official truncated.pt -o a.safetensors", ["truncated.pt", "not a readable"]),
+    "import of our own": ("import official {run}/weights/ema.safetensors -o a.safetensors", ["ema.safetensors"]),
+    "import with heads that do not fit": ("import official official.pt -o a.safetensors --heads 5", ["--heads", "48"]),
+    "import with no heads": ("import official official.pt -o a.safetensors --heads 0", ["--heads", "0"]),
+    "import with fewer than no heads": ("import official official.pt -o a.safetensors --heads -4", ["--heads", "-4"]),
+    "demo in a file": ("demo --output-dir file", ["file", "--output"]),
+}
+
+Run = Callable[..., str]
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """All that is below a folder: the bytes of its files, None for folders."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def places(tmp_path, digits_npz, photos, digits_run, photos_run, monkeypatch) -> dict[str, str]:
+    """A working folder full of things that are not what they should be; and the names of good ones."""
+    work = tmp_path / "work"
+    for name in ("empty", "few", "texts", "damaged"):
+        (work / name).mkdir(parents=True)
+    monkeypatch.chdir(work)
+    pictures = sorted((photos / "cat").iterdir())
+    for picture in pictures[:3]:
+        shutil.copy(picture, work / "few")
+    for picture in pictures:
+        shutil.copy(picture, work / "damaged")
+    good = (digits_run / "weights" / "ema.safetensors").read_bytes()
+    contents = {
+        "texts/notes.txt": b"no picture",
+        "file": b"a file",
+        "words.txt": b"some words",
+        "damaged/03.png": pictures[3].read_bytes()[:-40],
+        "garbage.safetensors": bytes(range(256)) * 8,
+        "garbage.zip": bytes(range(256)) * 8,
+        "empty.safetensors": b"",
+        "truncated.safetensors": good[: len(good) // 2],
+        "optimiser.safetensors": (digits_run / "checkpoints" / "latest" / "optimiser.safetensors").read_bytes(),
+        "official.pt": OFFICIAL.read_bytes(),
+        "truncated.pt": OFFICIAL.read_bytes()[: OFFICIAL.stat().st_size // 2],
+        "truncated.npz": digits_npz.read_bytes()[: digits_npz.stat().st_size // 2],
+        "broken.yaml": b"model: {width: 16",
+        "list.yaml": b"- model\n- data\n",
+        "typo.yaml": b"model: {widht: 16}\n",
+    }
+    for name, content in contents.items():
+        (work / name).write_bytes(content)
+    np.savez(work / "floats.npz", images=np.zeros((20, 8, 8)))
+    np.savez(work / "other.npz", x=np.zeros(3))
+    with zipfile.ZipFile(work / "texts.zip", "w") as archive:
+        archive.writestr("notes.txt", "no picture")
+    good_places = {
+        "digits": digits_npz,
+        "digits_of_run": digits_run.parent.parent / "digits.npz",
+        "run": digits_run,
+        "runs": digits_run.parent,
+        "photos_run": photos_run,
+    }
+    return {name: str(path) for name, path in good_places.items()}
+
+
+@pytest.fixture
+def refused(places, tmp_path, capsys) -> Run:
+    """Runs a command that must fail as bad input does, without a trace; gives back its one line."""
+
+    def run(arguments: list[str], *, code: int = 2) -> str:
+        watched = [tmp_path, Path(places["runs"]).parent, Path(places["photos_run"]).parent.parent]
+        before = [snapshot(folder) for folder in watched]
+        assert main(arguments) == code
+        out, err = capsys.readouterr()
+        assert not out
+        assert "Traceback" not in err
+        lines = [line.rpartition("\r")[2] for line in err.splitlines() if line.strip()]  # bars end in \r
+        (line,) = (line for line in lines if line.startswith("maskdm: error: "))
+        assert line == lines[-1]
+        assert len(line) < 700, "nobody reads that"
+        assert not re.search(r"wanted \w+ should|validation error|\[type=", line), "not our words"
+        assert [snapshot(folder) for folder in watched] == before, "something was left behind"
+        return line
+
+    return run
+
+
+@pytest.mark.parametrize("case", TRAIN)
+def test_a_wrong_word_in_a_training_command(case, refused, places, tiny):
+    typed, words = TRAIN[case]
+    settings = [word for word in tiny if not word.startswith("train.mixed_precision")]
+    more = [word.format(**places) for word in shlex.split(typed)]
+    line = refused(["train", "--data", places["digits"], "--output-dir", "out", *settings, *more])
+    for word in words:
+        assert word.format(**places) in line
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_wrong_command(case, refused, places):
+    typed, words = OTHERS[case]
+    line = refused([word.format(**places) for word in shlex.split(typed)])
+    for word in words:
+        assert word.format(**places) in line
+
+
+def test_the_training_command_would_have_worked(places, tiny, tmp_path, capsys):
+    assert main(["train", "--data", places["digits"], "--output-dir", "out", *tiny, "-n"]) == 0
+    assert "error" not in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("service", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_installed(service, refused, places, tiny, monkeypatch):
+    real = importlib.import_module
+
+    def missing(name: str, *more: str) -> object:
+        if name.partition(".")[0] == service:
+            raise ImportError(f"No module named {name!r}")
+        return real(name, *more)
+
+    monkeypatch.setattr(monitor.importlib, "import_module", missing)
+    words = ["train", "--data", places["digits"], "--output-dir", "out", *tiny, f"log.track=[{service}]"]
+    line = refused(words)
+    assert f"log.track: {service} is not installed; pip install" in line
+
+
+def test_resuming_with_other_settings_names_what_differs(refused, places, tiny):
+    words = ["train", "--data", places["digits_of_run"], "--output-dir", places["runs"], *tiny, "model.classes=none"]
+    line = refused([*words, "--resume", places["run"], "stages.0.lr=0.25"])
+    assert "(stages.0.lr 0.0002 -> 0.25)" in line
+    line = refused([*words, "--resume", "latest", "model.depth=5"])
+    assert "(model.depth 3 -> 5)" in line
+    line = refused([*words, "--resume", "latest"])
+    assert "is finished" in line
+
+
+@pytest.mark.parametrize("file", ["raw.safetensors", "ema.safetensors", "optimiser.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["half", "empty", "missing"])
+def test_a_damaged_checkpoint(file, damage, digits_run, tmp_path, capsys):
+    run = tmp_path / "00000-digits"
+    shutil.copytree(digits_run, run, symlinks=True)
+    metrics = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(metrics[:-1]))  # not finished, so that there is something to resume
+    newest = run / "checkpoints" / "step-0000007"
+    content = (newest / file).read_bytes()
+    (newest / file).unlink()
+    if damage != "missing":
+        (newest / file).write_bytes(content[: len(content) // 2] if damage == "half" else b"")
+    before = {name: snapshot(run / name) for name in ("checkpoints", "weights", "samples")}
+    assert main(["train", "--resume", str(run)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1].rpartition("\r")[2]
+    assert line.startswith("maskdm: error: ")
+    assert str(newest) in line
+    assert "remove it to go on from the one before" in line
+    assert {name: snapshot(run / name) for name in before} == before
+
+
+def test_a_checkpoint_of_another_version(digits_run, tmp_path, capsys):
+    run = tmp_path / "00000-digits"
+    shutil.copytree(digits_run, run, symlinks=True)
+    metrics = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(metrics[:-1]))
+    state = run / "checkpoints" / "step-0000007" / "state.json"
+    for text in ("{}", "[]", '{"progress": {"stages": 1}, "scaler": {}}'):
+        state.write_text(text)
+        assert main(["train", "--resume", str(run)]) == 2
+        line = capsys.readouterr().err.splitlines()[-1].rpartition("\r")[2]
+        assert line.startswith("maskdm: error: ")
+        assert str(state.parent) in line
+
+
+@pytest.mark.parametrize("output", ["file", "file/made", "file/made.npz"])
+def test_where_samples_go_is_looked_at_before_they_are_made(output, refused, places, monkeypatch):
+    calls: list[object] = []
+    real = importlib.import_module("maskdm.method.samplers").sample
+
+    def counted(*arguments: object, **more: object) -> object:
+        calls.append(arguments)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr("maskdm.method.samplers.sample", counted)
+    refused(["sample", places["run"], "--steps", "1", "--num", "1", "--output", output])
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--data", "a\nb"],
+        ["train", "--config", "a\nb"],
+        ["train", "--resume", "a\nb"],
+        ["train", "a\nb=3"],
+        ["train", "--a\nb"],
+        ["sample", "a\nb"],
+        ["info", "a\nb"],
+        ["report", "a\nb"],
+        ["import", "official", "a\nb", "-o", "c.safetensors"],
+        ["import", "official", "official.pt", "-o", "a\nb"],
+        ["a\nb"],
+    ],
+    ids=" ".join,
+)
+def test_names_with_line_breaks_still_give_one_line(arguments, refused):
+    refused(arguments)

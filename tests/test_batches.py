@@ -1,0 +1,257 @@
+"""Which images a step sees and what is drawn for them: a function of (seed, stage, step), whoever asks and when."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from maskdm.method.masking import Masking, masking
+from maskdm.method.process import cosine
+from maskdm.training.batches import Batch, TrainingSet, draw, order, seed_of
+
+CPU = torch.device("cpu")
+PROCESS = cosine(1000)
+MEMBERS = np.array([row for row in range(60) if row % 7])  # every seventh picture is held out
+PATCHES = masking("patch", (4, 4), 0.75)
+
+
+def training_set(*, labelled: bool = True) -> TrainingSet:
+    """Pictures that are dark on the left and carry their own number on the right."""
+    images = np.zeros((60, 8, 8, 1), np.uint8)
+    images[:, :, 4:, 0] = np.arange(1, 61)[:, None, None]
+    labels = np.arange(60, dtype=np.int64) % 5 if labelled else None
+    return TrainingSet(images, MEMBERS, labels, 5 if labelled else 0)
+
+
+def drawn(
+    step: int = 0,
+    *,
+    data: TrainingSet | None = None,
+    mask: Masking = PATCHES,
+    batch_size: int = 16,
+    seed: tuple[object, ...] = (0, "stage", 0),
+    flip: float = 0.5,
+    label_dropout: float = 0.25,
+    part: slice | None = None,
+) -> Batch:
+    return draw(
+        data or training_set(),
+        mask,
+        PROCESS,
+        step=step,
+        batch_size=batch_size,
+        seed=seed,
+        flip=flip,
+        label_dropout=label_dropout,
+        device=CPU,
+        part=part or slice(0, batch_size),
+    )
+
+
+def fields(batch: Batch) -> dict[str, Tensor | None]:
+    return {"x_0": batch.x_0, "t": batch.t, "eps": batch.eps, "visible": batch.visible, "label": batch.label}
+
+
+def differing(a: Batch, b: Batch) -> set[str]:
+    """Names of the fields that are not equal to the last bit."""
+    left, right = fields(a), fields(b)
+    return {
+        name
+        for name, value in left.items()
+        if (value is None) != (right[name] is None) or (value is not None and not torch.equal(value, right[name]))
+    }
+
+
+def rows_of(batch: Batch) -> list[int]:
+    """Which pictures these are, mirrored or not."""
+    return [int(row) - 1 for row in batch.x_0.amax(dim=(1, 2, 3)).add(1).mul(127.5).round()]
+
+
+def mirrored(batch: Batch) -> Tensor:
+    return batch.x_0[:, 0, 0, 0] > -1
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(members=st.integers(1, 40), batch_size=st.integers(1, 60), seed=st.integers(0, 2**63))
+def test_an_epoch_takes_every_member_once(members, batch_size, seed):
+    steps = 3 * members // batch_size + 2  # at least three epochs, over batches that straddle them
+    row = np.concatenate([order(members, batch_size, step, seed) for step in range(steps)])
+    for epoch in range(3):
+        assert sorted(row[epoch * members : (epoch + 1) * members]) == list(range(members))
+
+
+@settings(max_examples=30)
+@given(members=st.integers(1, 40), sizes=st.lists(st.integers(1, 60), min_size=2, max_size=2), seed=st.integers(0))
+def test_the_row_of_images_does_not_depend_on_the_batch_size(members, sizes, seed):
+    rows = [
+        np.concatenate([order(members, size, step, seed) for step in range(120 // size + 1)])[:120] for size in sizes
+    ]
+    assert (rows[0] == rows[1]).all()
+
+
+def test_epochs_are_shuffled_afresh_and_by_the_seed():
+    first, second = order(50, 50, 0, 7, "stage", 0), order(50, 50, 1, 7, "stage", 0)
+    assert (first != second).any()
+    assert (first != np.arange(50)).any()
+    assert (first != order(50, 50, 0, 8, "stage", 0)).any()
+    assert (first != order(50, 50, 0, 7, "stage", 1)).any()
+    assert (first == order(50, 50, 0, 7, "stage", 0)).all()
+
+
+def test_any_step_can_be_asked_for_first():
+    far = order(11, 4, 10**12, 3)
+    order(11, 4, 0, 3)
+    assert (order(11, 4, 10**12, 3) == far).all()
+    assert len(set(far)) == 4  # of one epoch, which begins four images earlier
+
+
+def test_a_batch_larger_than_the_data():
+    taken = order(5, 23, 0, 0)
+    assert np.bincount(taken[:20], minlength=5).tolist() == [4] * 5
+
+
+def test_seeds_depend_on_every_part():
+    all_parts = [(0,), (1,), (10,), (1, 0), (0, "stage", 0), (0, "stage", 1), (0, "epoch", 0)]
+    seeds = {seed_of(*parts) for parts in all_parts}
+    assert len(seeds) == len(all_parts)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+# --- draw ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_draw_depends_on_seed_stage_and_step_and_on_nothing_else():
+    once = drawn(5)
+    torch.manual_seed(1)
+    np.random.default_rng().random()
+    for step in (9, 0, 6):
+        drawn(step, flip=0.1)
+    torch.rand(3)
+    assert differing(once, drawn(5)) == set()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"step": 6}, {"seed": (1, "stage", 0)}, {"seed": (0, "stage", 1)}],
+    ids=["step", "seed", "stage"],
+)
+def test_another_step_seed_or_stage_draws_everything_anew(other):
+    assert differing(drawn(step=5), drawn(**{"step": 5, **other})) == {"x_0", "t", "eps", "visible", "label"}
+
+
+def test_a_draw_leaves_the_global_random_state_alone():
+    state = torch.get_rng_state()
+    drawn(3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_mask_flip_and_dropout_change_only_what_they_are_about():
+    plain = drawn(2, flip=0.0, label_dropout=0.0)
+    assert differing(plain, drawn(2, flip=0.7, label_dropout=0.0)) == {"x_0"}
+    assert differing(plain, drawn(2, flip=0.0, label_dropout=0.7)) == {"label"}
+    assert "t" not in differing(plain, drawn(2, mask=masking("none", (4, 4)), flip=0.0, label_dropout=0.0))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+@pytest.mark.parametrize("mask", [PATCHES, masking("none", (4, 4)), masking("block", (4, 4), 0.5, block=2)], ids=str)
+def test_the_parts_of_the_ranks_make_up_the_whole(parts, mask):
+    whole, share = drawn(3, mask=mask), 16 // parts
+    ranks = [drawn(3, mask=mask, part=slice(rank * share, (rank + 1) * share)) for rank in range(parts)]
+    assert [len(rank) for rank in ranks] == [share] * parts
+    for name, value in fields(whole).items():
+        if value is None:
+            assert all(fields(rank)[name] is None for rank in ranks)
+        else:
+            assert torch.equal(torch.cat([fields(rank)[name] for rank in ranks]), value)
+
+
+def test_shapes_and_ranges():
+    batch = drawn()
+    assert batch.x_0.shape == batch.eps.shape == (16, 1, 8, 8)
+    assert batch.t.shape == batch.label.shape == (16,)
+    assert batch.visible.shape == (16, 4)
+    assert batch.x_0.dtype == torch.float32
+    assert batch.x_0.min() == -1
+    assert batch.t.dtype == torch.int64
+    assert batch.t.min() >= 0
+    assert batch.t.max() < 1000
+
+
+def test_pictures_labels_and_order_belong_together():
+    data = training_set()
+    batch = drawn(4, data=data, label_dropout=0.0)
+    rows = MEMBERS[order(len(MEMBERS), 16, 4, 0, "stage", 0)]
+    assert rows_of(batch) == rows.tolist()
+    assert batch.label.tolist() == data.labels[rows].tolist()
+
+
+def test_held_out_pictures_never_appear():
+    seen = [row for step in range(40) for row in rows_of(drawn(step))]
+    assert set(seen) == set(MEMBERS.tolist())
+
+
+def test_without_classes_there_are_no_labels():
+    assert drawn(data=training_set(labelled=False)).label is None
+
+
+def test_without_a_mask_everything_is_visible():
+    assert drawn(mask=masking("none", (4, 4))).visible is None
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.3, 1.0])
+def test_share_of_mirrored_pictures(flip):
+    flags = torch.cat([mirrored(drawn(step, batch_size=64, flip=flip)) for step in range(60)]).float()
+    assert float(flags.mean()) == pytest.approx(flip, abs=0.03 if 0 < flip < 1 else 0)
+
+
+def test_mirrored_means_left_to_right():
+    data = training_set()
+    data.images[:, 0, 0, 0] = 200  # a corner
+    batch = drawn(data=data, flip=1.0)
+    assert batch.x_0[:, 0, 0, 7].tolist() == pytest.approx([200 / 127.5 - 1] * 16)
+    assert batch.x_0[:, 0, 7, 7].tolist() == [-1.0] * 16
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2, 1.0])
+def test_share_of_dropped_labels(dropout):
+    batches = [drawn(step, batch_size=64, label_dropout=dropout) for step in range(60)]
+    dropped = torch.cat([batch.label == 5 for batch in batches]).float()
+    assert float(dropped.mean()) == pytest.approx(dropout, abs=0.03 if 0 < dropout < 1 else 0)
+
+
+def test_what_is_drawn_for_an_image_is_independent_of_what_is_drawn_for_the_others():
+    batches = [drawn(step, batch_size=64, flip=0.5, label_dropout=0.5) for step in range(60)]
+    flipped = torch.cat([mirrored(batch) for batch in batches])
+    dropped = torch.cat([batch.label == 5 for batch in batches])
+    late = torch.cat([batch.t >= 500 for batch in batches])
+    for a, b in ((flipped, dropped), (flipped, late), (dropped, late)):
+        assert float((a & b).float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert any(0 < int(mirrored(batch).sum()) < 64 for batch in batches)
+
+
+# --- micro-batches ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "lengths"), [(16, [16]), (100, [16]), (5, [5, 5, 5, 1]), (1, [1] * 16)])
+def test_micro_batches_cover_the_batch_in_order(size, lengths):
+    batch = drawn()
+    parts = list(batch.split(size))
+    assert [len(part) for part in parts] == lengths
+    joined = Batch(*(torch.cat([fields(part)[name] for part in parts]) for name in fields(batch)))
+    assert differing(joined, batch) == set()
+
+
+def test_micro_batches_without_masks_and_labels():
+    batch = replace(drawn(), visible=None, label=None)
+    parts = list(batch.split(6))
+    assert [len(part) for part in parts] == [6, 6, 4]
+    assert all(part.visible is None and part.label is None for part in parts)

@@ -1,0 +1,488 @@
+"""The command: its words, which are frozen here, and the way from pictures to samples and a report."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import SafetensorError
+
+from maskdm import __version__, cli
+from maskdm.cli import main
+from maskdm.training import weights
+from maskdm.training.run import read_config
+from maskdm.training.settings import all_keys, recipes
+
+OFFICIAL = Path(__file__).parent / "data" / "official_uncond_linear.pt"
+
+# What users have in their scripts. A word may be added here; taking one away breaks somebody's work.
+COMMANDS = {
+    "train": [
+        "-h --help",
+        "--data",
+        "--output-dir --outdir",
+        "--name",
+        "--recipe",
+        "--config",
+        "--resume",
+        "--image-size --resolution",
+        "--mixed-precision",
+        "--seed",
+        "-n --dry-run",
+        "--settings",
+        "--recipes",
+    ],
+    "sample": [
+        "-h --help",
+        "RUN|FILE",
+        "--num",
+        "--steps",
+        "--sampler",
+        "--eta",
+        "--seeds",
+        "--labels",
+        "--guidance",
+        "--weights",
+        "--batch-size",
+        "--device",
+        "--output -o",
+    ],
+    "info": ["-h --help", "RUN|FILE"],
+    "report": ["-h --help", "RUN"],
+    "import": ["-h --help", "source", "FILE", "--output -o", "--weights", "--heads"],
+    "demo": ["-h --help", "--output-dir --outdir"],
+}
+
+
+def subcommands() -> dict[str, argparse.ArgumentParser]:
+    (action,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """All that is below a folder: the bytes of its files, None for folders."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
+def maskdm(*arguments: object) -> None:
+    """Runs a command that has to succeed."""
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+def sampled(model: Path, folder: Path, *more: object) -> dict[str, np.ndarray]:
+    """File name -> pixels of what `maskdm sample` makes; two steps are enough to tell models apart."""
+    maskdm("sample", model, "--steps", 2, "--output", folder, *more)
+    return {path.name: pixels(path) for path in sorted(folder.iterdir())}
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
+
+
+# --- the words -------------------------------------------------------------------------------------------------------
+
+
+def test_the_list_of_commands_and_options():
+    words = {
+        name: [" ".join(a.option_strings) or str(a.metavar or a.dest) for a in parser._actions]
+        for name, parser in subcommands().items()
+    }
+    assert words == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_that_work(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    out, err = capsys.readouterr()
+    assert not err
+    _, _, examples = out.partition("examples:\n")
+    lines = re.findall(r"^  (maskdm .*)$", examples, re.MULTILINE)
+    assert lines
+    for line in lines:
+        words = line.split()[1:]
+        assert words[0] == command
+        cli._parser().parse_args([word for word in words if "=" not in word or word.startswith("-")])
+
+
+def test_every_option_has_a_help_text():
+    for name, parser in subcommands().items():
+        for action in parser._actions:
+            assert action.help or not action.option_strings, f"{name} {action.option_strings}"
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    listed = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
+    assert listed == list(COMMANDS)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"maskdm {__version__}\n"
+
+
+def test_help_is_quick():
+    walls = []
+    for _ in range(5):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "maskdm", "--help"], capture_output=True, text=True, check=True)
+        walls.append(time.perf_counter() - began)
+        assert done.stdout.startswith("usage: maskdm ")
+    assert min(walls) < 1.0, walls
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, maskdm, maskdm.cli as c; c._parser().format_help(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "maskdm.cli" in loaded
+    assert {"torch", "numpy", "PIL", "pydantic", "ruamel.yaml"}.isdisjoint(loaded)
+
+
+def test_settings_are_listed(capsys):
+    maskdm("train", "--settings")
+    out = capsys.readouterr().out
+    for key, (kind, default, text) in all_keys().items():
+        assert f"{key} = {default}\n    {text} [{kind}]\n" in out
+
+
+def test_recipes_are_listed(capsys):
+    maskdm("train", "--recipes")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=1) for line in lines] == [[name, header] for name, header in recipes().items()]
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_way(photos, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    maskdm("train", "--data", photos, *tiny)
+    said = capsys.readouterr()
+    assert not said.out  # what a program would read; sentences go to stderr
+    (run,) = Path("runs").iterdir()
+    assert run.name == "00000-photos"
+    assert "30 pictures at 16 x 16 x 3, 2 classes" in said.err
+    for kind, path in re.findall(r"^(weights|samples|report) +(.*)$", said.err, re.MULTILINE):
+        assert Path(path).is_file(), kind
+    assert {path.name for path in run.iterdir()} >= {
+        "config.yaml",
+        "env.json",
+        "log.txt",
+        "metrics.jsonl",
+        "manifest.jsonl",
+        "report.html",
+    }
+    assert not [path for path in run.rglob(".*") if path.name != ".lock"]
+    assert (run / "log.txt").read_text().count("held-out loss") == 4
+
+    maskdm("sample", run, "--num", 2, "--steps", 2)
+    assert sorted(path.name for path in Path("samples").iterdir()) == ["grid.png", "seed-000000.png", "seed-000001.png"]
+    assert "2 pictures in samples" in capsys.readouterr().err
+
+    maskdm("info", run)
+    out = capsys.readouterr().out
+    for words in ("finished, saved at step 7 (56 images", "classes    2: cat, dog", "16 x 16 x 3", "heads 2, patch 2"):
+        assert words in out
+
+    (run / "report.html").unlink()
+    maskdm("report", run)
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    assert "Finished" in (run / "report.html").read_text()
+
+
+def test_flags_are_settings(digits_npz, tiny, tmp_path, capsys):
+    flags = ["--data", digits_npz, "--image-size", 4, "--seed", 3, "--name", "my/run", "--output-dir", tmp_path]
+    maskdm("train", *flags, *[word for word in tiny if "mixed" not in word], "--mixed-precision", "bf16")
+    config = read_config(tmp_path / "00000-my-run")
+    assert config.data.path == str(digits_npz.resolve())
+    assert config.data.image_size == (4, 4)
+    assert config.train.seed == 3
+    assert config.train.mixed_precision == "bf16"
+    assert "60 pictures at 4 x 4 x 1" in capsys.readouterr().err
+
+
+def test_the_name_of_a_run(digits_npz, tiny, tmp_path):
+    words = ["train", "--data", digits_npz, "--output-dir", tmp_path, *tiny, "stages.0.steps=1", "stages.1.steps=1"]
+    maskdm(*words)
+    maskdm(*words, "--recipe", "digits", "--seed", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000-digits", "00001-digits"]
+
+
+@pytest.mark.parametrize(
+    "name", ["2023", "2024-01-01", "1e3", "0x10", "true", "null", "a: b", "a #1", "[x]", "{x}", "'q'"]
+)
+def test_a_folder_of_any_name(name, photos, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photos.rename(tmp_path / name)
+    maskdm("train", "--data", name, "--dry-run", *tiny)
+    assert "30 pictures at 16 x 16 x 3" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_dry_run_says_what_would_be_done_and_makes_nothing(digits_npz, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--data", digits_npz, *tiny, "stages.1.minutes=5", "stages.0.images=33"]
+    maskdm(*words, "--dry-run", "--output-dir", tmp_path / "not" / "there")
+    err = capsys.readouterr().err
+    assert "60 pictures at 8 x 8 x 1, 10 classes" in err
+    assert "stage 1, pretrain: 5 steps, 40 images, batch 8" in err
+    assert "from fresh weights" in err
+    assert "stage 2, finetune: 5 minutes, batch 8" in err
+    assert snapshot(tmp_path) == {}
+
+
+def test_a_dry_run_leaves_runs_as_they_are(digits_run, tiny, capsys):
+    before = snapshot(digits_run.parent)
+    data = digits_run.parent.parent / "digits.npz"
+    maskdm("train", "--data", data, "--output-dir", digits_run.parent, "-n", *tiny, "model.classes=none")
+    assert snapshot(digits_run.parent) == before
+    assert "stage 2, finetune: 3 steps" in capsys.readouterr().err
+
+
+def test_resume_latest_of_a_finished_run_names_init_from(digits_run, capsys):
+    before = snapshot(digits_run.parent)
+    assert main(["train", "--resume", "latest", "--output-dir", str(digits_run.parent)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith(
+        f"maskdm: error: --resume: {digits_run} is finished; start a new run from its weights with "
+        f"stages.0.init_from={digits_run}"
+    )
+    assert snapshot(digits_run.parent) == before
+
+
+def test_a_new_run_from_the_weights_of_another(digits_run, tiny, tmp_path, capsys):
+    data = digits_run.parent.parent / "digits.npz"
+    words = ["--data", data, "--output-dir", tmp_path, *tiny, "model.classes=none", f"stages.0.init_from={digits_run}"]
+    maskdm("train", *words)
+    assert f"starts from ema weights of {digits_run}; inherited" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_there_is_anything_to_save(digits_npz, tiny, tmp_path, monkeypatch, capsys):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maskdm.training.start.load_images", interrupt)
+    assert main(["train", "--data", str(digits_npz), "--output-dir", str(tmp_path / "runs"), *tiny]) == 130
+    assert capsys.readouterr().err == "maskdm: interrupted before anything was to be saved\n"
+    assert snapshot(tmp_path) == {}
+
+
+def test_a_disk_that_fills_up_in_training_is_one_line(digits_npz, tiny, tmp_path, monkeypatch, capsys):
+    def full(*_: object) -> None:  # what safetensors 0.8 raises on a full disk
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    assert main(["train", "--data", str(digits_npz), "--output-dir", str(tmp_path), *tiny]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "maskdm: error: " in line
+    assert "No space left on device" in line
+
+
+def test_training_that_diverges_is_one_line_and_code_1(digits_npz, tiny, tmp_path, capsys):
+    words = ["--data", str(digits_npz), "--output-dir", str(tmp_path), *tiny, "stages.0.lr=1e30"]
+    assert main(["train", *words]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "maskdm: error: loss or gradient not finite at step 2 of stage pretrain" in line
+    assert "stages.0.lr" in line
+
+
+# --- sample ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_has_a_picture_for_every_seed_and_a_grid(photos_run, tmp_path):
+    made = sampled(photos_run, tmp_path / "deep" / "made", "--seeds", "7,0-3")
+    assert list(made) == ["grid.png", *(f"seed-{seed:06d}.png" for seed in (0, 1, 2, 3, 7))]
+    grid = made.pop("grid.png")
+    factor = 10  # 512 px over 3 columns of 17 px and a gap
+    assert grid.shape == ((2 * 17 + 1) * factor, (3 * 17 + 1) * factor, 3)
+    assert all(picture.shape == (16, 16, 3) for picture in made.values())
+    first = grid[factor : 17 * factor : factor, factor : 17 * factor : factor]
+    assert (first == made["seed-000007.png"]).all()  # in the order in which they were asked for
+
+
+def test_pictures_of_one_channel(digits_run, tmp_path):
+    made = sampled(digits_run, tmp_path / "made", "--num", 2)
+    assert made["seed-000001.png"].shape == (8, 8)
+    assert made["grid.png"].ndim == 2
+
+
+def test_an_npz_of_samples_is_data_again(photos_run, tmp_path, tiny, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    made = sampled(photos_run, tmp_path / "made", "--seeds", "0-8")
+    maskdm("sample", photos_run, "--steps", 2, "--seeds", "0-8", "--output", "deep/made.npz")
+    assert [path.name for path in Path("deep").iterdir()] == ["made.npz"]
+    with np.load("deep/made.npz") as archive:
+        assert archive.files == ["images"]
+        images = archive["images"]
+    assert images.dtype == np.uint8
+    assert images.shape == (9, 16, 16, 3)
+    assert all((images[seed] == made[f"seed-{seed:06d}.png"]).all() for seed in range(9))
+    capsys.readouterr()
+    maskdm("train", "--data", "deep/made.npz", "--dry-run", *tiny)
+    assert "9 pictures at 16 x 16 x 3" in capsys.readouterr().err
+
+
+def test_a_seed_means_the_same_picture_tomorrow(photos_run, tmp_path):
+    once = sampled(photos_run, tmp_path / "once", "--seeds", "0-4", "--sampler", "ancestral")
+    again = sampled(photos_run, tmp_path / "again", "--seeds", "0-4", "--sampler", "ancestral")
+    assert same(once, again)
+    assert not (once["seed-000000.png"] == once["seed-000002.png"]).all()  # of one class, with other noise
+
+
+def test_a_seed_does_not_depend_on_its_company(photos_run, tmp_path):
+    many = sampled(photos_run, tmp_path / "many", "--seeds", "0-8", "--labels", "cat", "--eta", 1)
+    some = sampled(photos_run, tmp_path / "some", "--seeds", "8,3", "--labels", "cat", "--eta", 1, "--batch-size", 1)
+    for name in ("seed-000003.png", "seed-000008.png"):
+        apart = np.abs(many[name].astype(int) - some[name].astype(int)).max()
+        assert apart <= 1  # other batches round differently
+
+
+def test_more_pictures_than_seeds(photos_run, tmp_path):
+    made = sampled(photos_run, tmp_path / "made", "--seeds", "4,5", "--num", 3, "--labels", "dog")
+    assert list(made) == ["grid.png", "seed-000004-0.png", "seed-000004-1.png", "seed-000005-0.png"]
+    assert not (made["seed-000004-0.png"] == made["seed-000004-1.png"]).all()
+    alone = sampled(photos_run, tmp_path / "alone", "--seeds", "4", "--labels", "dog")
+    assert np.abs(made["seed-000004-0.png"].astype(int) - alone["seed-000004.png"].astype(int)).max() <= 1
+
+
+def test_as_many_files_as_pictures(photos_run, tmp_path, capsys):
+    made = sampled(photos_run, tmp_path / "made", "--seeds", "1,1,0-1")
+    said = int(re.search(r"(\d+) pictures in", capsys.readouterr().err)[1])
+    assert len(made) - 1 == said
+
+
+def test_labels_by_name_and_number(photos_run, tmp_path):
+    def one(*labels: str) -> dict[str, np.ndarray]:
+        return sampled(photos_run, tmp_path / "-".join(["made", *labels]), "--seeds", "0-1", *labels)
+
+    cats, dogs, nothing = one("--labels", "cat"), one("--labels", "dog"), one("--labels", "none")
+    assert same(cats, one("--labels", "0"))
+    assert same(dogs, one("--labels", " dog "))
+    assert not same(cats, dogs)
+    assert not same(cats, nothing)
+    mixed = one("--labels", "dog,cat")
+    assert (mixed["seed-000000.png"] == dogs["seed-000000.png"]).all()
+    assert (mixed["seed-000001.png"] == cats["seed-000001.png"]).all()
+    assert same(one("--labels", "cat,dog"), one())  # by default all classes in turn
+
+
+def test_guidance(photos_run, tmp_path):
+    def guided(weight: float) -> dict[str, np.ndarray]:
+        folder = tmp_path / str(weight)
+        return sampled(photos_run, folder, "--seeds", "0-3", "--labels", "dog", "--guidance", weight)
+
+    plain = sampled(photos_run, tmp_path / "plain", "--seeds", "0-3", "--labels", "dog")
+    nothing = sampled(photos_run, tmp_path / "nothing", "--seeds", "0-3", "--labels", "none")
+    assert same(guided(1), plain)
+    assert not same(guided(4), plain)
+    unguided = guided(0)  # all of the unconditional answer; in batches of twice the size
+    assert all(np.abs(unguided[name].astype(int) - nothing[name].astype(int)).max() <= 1 for name in nothing)
+
+
+def test_steps_samplers_and_eta_matter(photos_run, tmp_path):
+    options = [(), ("--steps", 3), ("--sampler", "ancestral"), ("--eta", 0.5), ("--seeds", "1-3")]
+    made = [sampled(photos_run, tmp_path / str(i), "--num", 2, *more) for i, more in enumerate(options)]
+    assert not any(same(made[0], other) for other in made[1:])
+    assert same(sampled(photos_run, tmp_path / "ddim", "--num", 2, "--sampler", "ddim", "--eta", 0), made[0])
+
+
+def test_a_run_a_checkpoint_and_a_file_are_the_same_model(photos_run, tmp_path):
+    of_run = sampled(photos_run, tmp_path / "run", "--num", 2)
+    for i, model in enumerate([photos_run / "checkpoints" / "latest", photos_run / "weights" / "ema.safetensors"]):
+        assert same(sampled(model, tmp_path / str(i), "--num", 2), of_run)
+    shutil.copy(photos_run / "weights" / "ema.safetensors", tmp_path / "alone.bin")
+    assert same(sampled(tmp_path / "alone.bin", tmp_path / "alone", "--num", 2), of_run)
+
+
+def test_raw_weights(photos_run, tmp_path):
+    raw = sampled(photos_run, tmp_path / "raw", "--num", 2, "--weights", "raw")
+    assert same(sampled(photos_run / "weights" / "raw.safetensors", tmp_path / "file", "--num", 2), raw)
+    assert not same(sampled(photos_run, tmp_path / "ema", "--num", 2), raw)
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("0", [0]),
+        ("0-3", [0, 1, 2, 3]),
+        ("5,1,9", [5, 1, 9]),
+        ("0-2,20,7-8", [0, 1, 2, 20, 7, 8]),
+        (" 1 , 2-3 ", [1, 2, 3]),
+        ("4-4", [4]),
+    ],
+)
+def test_seeds(text, seeds):
+    assert cli._seeds(text) == seeds
+
+
+# --- info ------------------------------------------------------------------------------------------------------------
+
+
+def test_info_about_a_file(photos_run, capsys):
+    maskdm("info", photos_run / "weights" / "pretrain-raw.safetensors")
+    out = capsys.readouterr().out
+    for words in ("which      raw", "stage      pretrain", "steps      4", "images     32", "maskdm     ", "cosine"):
+        assert words in out
+    assert str(photos_run.parent.parent / "photos") not in out  # weights know no path of a picture
+
+
+def test_info_about_a_run_that_has_saved_nothing(photos_run, tmp_path, capsys):
+    for name in ("config.yaml", "metrics.jsonl"):
+        shutil.copy(photos_run / name, tmp_path / name)
+    maskdm("info", tmp_path)
+    assert "begun, nothing saved yet" in capsys.readouterr().out
+
+
+def test_info_does_not_call_damaged_weights_missing(photos_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(photos_run, run, symlinks=True)
+    (run / "weights" / "ema.safetensors").unlink()  # a link to the checkpoint's
+    (run / "weights" / "ema.safetensors").write_bytes(b"x" * 100)
+    code, said = main(["info", str(run)]), capsys.readouterr()
+    assert "none yet" not in said.out
+    assert "not a readable safetensors file" in said.out + said.err
+    assert code in (0, 2)
+
+
+# --- import ----------------------------------------------------------------------------------------------------------
+
+
+def test_official_weights_can_be_sampled_from(tmp_path, capsys):
+    file = tmp_path / "new" / "celeba.safetensors"
+    maskdm("import", "official", OFFICIAL, "-o", file, "--heads", 4)
+    out = capsys.readouterr().out
+    for words in (str(file), "width 48, depth 5, heads 4, patch 4", "16 x 16 x 3", "linear", "source     official"):
+        assert words in out
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    made = sampled(file, tmp_path / "made", "--seeds", "3")
+    assert list(made) == ["grid.png", "seed-000003.png"]
+    assert made["seed-000003.png"].shape == (16, 16, 3)
+
+
+def test_official_raw_weights_are_others(tmp_path):
+    files = {which: tmp_path / f"{which}.safetensors" for which in ("ema", "raw")}
+    for which, file in files.items():
+        maskdm("import", "official", OFFICIAL, "-o", file, "--heads", 4, "--weights", which)
+    ema, raw = map(weights.read, files.values())
+    assert ema.spec == raw.spec
+    assert [weight.facts["which"] for weight in (ema, raw)] == ["ema", "raw"]
+    assert any(not (ema.tensors[name] == raw.tensors[name]).all() for name in ema.tensors)

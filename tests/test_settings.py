@@ -1,0 +1,602 @@
+"""Settings: which layer wins, what is merged and what replaced, and what a wrong one is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from maskdm.errors import InputError
+from maskdm.training import settings
+from maskdm.training.config import LENGTHS, Config, to_dict
+from maskdm.training.settings import all_keys, read_recipe, read_yaml, recipes, resolve, to_config, write_yaml
+
+DEFAULTS = Config()
+
+
+@contextmanager
+def refused(*words: str) -> Iterator[None]:
+    """An `InputError` on one line that a person can read and that holds all of `words`."""
+    with pytest.raises(InputError) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    for jargon in ("validation error", "pydantic", "Input should", "String should", "Tuple should", "[type="):
+        assert jargon not in message
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Text -> the path of a settings file with it."""
+
+    def file(text: str | bytes) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return file
+
+
+# --- precedence ------------------------------------------------------------------------------------------------------
+
+
+def layers(write, recipe: str | None, text: str | None, words: list[str]) -> list[Config]:
+    """The settings after each layer: defaults, recipe, file, command line."""
+    file = None if text is None else write(text)
+    return [
+        resolve(),
+        resolve(recipe=recipe),
+        resolve(recipe=recipe, file=file),
+        resolve(recipe=recipe, file=file, overrides=words),
+    ]
+
+
+def test_a_scalar(write):
+    found = layers(write, "digits", "model: {width: 64}", ["model.width=32"])
+    widths = [config.model.width for config in found]
+    assert widths == [512, read_recipe("digits")["model"]["width"], 64, 32]
+    assert len(set(widths)) == 4
+    assert {config.model.depth for config in found[1:]} == {read_recipe("digits")["model"]["depth"]}  # its neighbour
+
+
+def test_a_nested_value_leaves_its_neighbours(write):
+    found = layers(write, "digits", "stages: {0: {mask: {kind: crop}}}", ["stages.0.mask.kind=block"])
+    assert [config.stages[0].mask.kind for config in found] == ["block", "patch", "crop", "block"]
+    recipe = found[1].stages[0]
+    for config in found[2:]:
+        assert config.stages[0].mask.ratio == recipe.mask.ratio
+        assert config.stages[0].lr == recipe.lr
+        assert config.stages[1] == found[1].stages[1]
+
+
+@pytest.mark.parametrize("stage", ["1", "finetune"])
+def test_a_stage_by_number_and_by_name(stage, write):
+    found = layers(write, "digits", f"stages: {{{stage}: {{lr: 0.25}}}}", [f"stages.{stage}.lr=0.125"])
+    assert [config.stages[1].lr for config in found] == [2e-4, found[1].stages[1].lr, 0.25, 0.125]
+    assert [config.stages[0] for config in found[2:]] == [found[1].stages[0]] * 2
+    assert found[3].stages[1].model_copy(update={"lr": 0.0}) == found[1].stages[1].model_copy(update={"lr": 0.0})
+
+
+def test_a_name_that_looks_like_a_number_is_a_number():
+    stages = 'stages=[{name: "1", steps: 1}, {name: "0", steps: 1}]'
+    config = resolve(overrides=[stages, "stages.0.lr=0.5"])
+    assert [stage.lr for stage in config.stages] == [0.5, 2e-4]
+
+
+def test_a_renamed_stage_is_found_by_its_new_name():
+    config = resolve(overrides=["stages.0.name=warm", "stages.warm.lr=0.5"])
+    assert config.stages[0].lr == 0.5
+    with refused("stages.pretrain", "0 (warm), 1 (finetune)"):
+        resolve(overrides=["stages.0.name=warm", "stages.pretrain.lr=0.5"])
+
+
+def test_a_list_of_stages_replaces_all_of_them(write):
+    file = write("stages:\n- {name: only, images: 500, mask: {kind: patch, ratio: 0.5}}\n")
+    config = resolve(recipe="digits", file=file)
+    (stage,) = config.stages
+    assert (stage.name, stage.images, stage.steps, stage.mask.kind) == ("only", 500, None, "patch")
+    assert stage.batch_size == 128  # a default, and nothing of the recipe's
+    assert stage.mask.block == 4
+    again = resolve(recipe="digits", file=file, overrides=["stages=[{name: a, steps: 1}, {name: b, steps: 2}]"])
+    assert [stage.name for stage in again.stages] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("data.image_size", "[8, 16]", (8, 16)),
+        ("data.image_size", "8", 8),
+        ("data.image_size", "auto", "auto"),
+        ("log.track", "[wandb]", ("wandb",)),
+        ("log.track", "[]", ()),
+        ("stages.0.betas", "[0.5, 0.25]", (0.5, 0.25)),
+    ],
+)
+def test_plain_lists_are_replaced(key, text, value, write):
+    section, _, name = key.rpartition(".")
+    file = write("log: {track: [tensorboard, wandb]}\ndata: {image_size: [4, 4]}\n")
+    config = resolve(file=file, overrides=[f"{key}={text}"])
+    holder = config.stages[0] if section == "stages.0" else getattr(config, section)
+    assert getattr(holder, name) == value
+
+
+def test_of_two_words_the_later_wins():
+    assert resolve(overrides=["model.width=64", "model.width=128"]).model.width == 128
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a remark\n", "---\n", "model: {}\n"])
+def test_an_empty_file_changes_nothing(text, write):
+    assert resolve(file=write(text)) == DEFAULTS
+
+
+# --- the length of a stage -------------------------------------------------------------------------------------------
+
+
+def lengths(config: Config, stage: int = 0) -> dict[str, float]:
+    values = {name: getattr(config.stages[stage], name) for name in LENGTHS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@pytest.mark.parametrize("measure", LENGTHS)
+@pytest.mark.parametrize("stage", ["0", "pretrain"])
+def test_a_later_measure_of_length_replaces_the_earlier_one(measure, stage, write):
+    assert lengths(resolve(overrides=[f"stages.{stage}.{measure}=7"])) == {measure: 7}
+    assert lengths(resolve(recipe="digits", file=write(f"stages: {{{stage}: {{{measure}: 8}}}}"))) == {measure: 8}
+    for earlier in LENGTHS:
+        file = write(f"stages:\n- {{name: pretrain, {earlier}: 9}}\n")
+        assert lengths(resolve(file=file, overrides=[f"stages.{stage}.{measure}=7"])) == {measure: 7}
+        assert lengths(resolve(overrides=[f"stages.0.{earlier}=9", f"stages.{stage}.{measure}=7"])) == {measure: 7}
+
+
+def test_the_length_of_another_stage_stays():
+    config = resolve(overrides=["stages.0.images=7"])
+    assert lengths(config, 1) == lengths(DEFAULTS, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "stages: {0: {steps: 5, images: 7}}",
+        "stages: {pretrain: {steps: 5, images: 7}}",
+        "stages: [{name: pretrain, images: 7, steps: 5}]",
+    ],
+)
+def test_two_measures_in_one_stage(text, write):
+    with refused("stages.0", "exactly one of steps, images and minutes", "steps and images"):
+        resolve(file=write(text))
+
+
+@pytest.mark.parametrize("word", ["stages.0.steps=null", "stages=[{name: a}]"])
+def test_a_stage_without_a_length(word):
+    with refused("stages.0", "exactly one of steps, images and minutes", "none of them"):
+        resolve(overrides=[word])
+
+
+# --- unknown keys ----------------------------------------------------------------------------------------------------
+
+TYPOS = [
+    ("model.widht", "model.width"),
+    ("model.Width", "model.width"),
+    ("data.pth", "data.path"),
+    ("data.imagesize", "data.image_size"),
+    ("train.sed", "train.seed"),
+    ("eval.sample", "eval.samples"),
+    ("ema.sigma", "ema.sigma_rel"),
+    ("process.shedule", "process.schedule"),
+    ("stages.0.lrr", "stages.0.lr"),
+    ("stages.0.batchsize", "stages.0.batch_size"),
+    ("stages.0.mask.ratoi", "stages.0.mask.ratio"),
+    # a whole level forgotten
+    ("width", "model.width"),
+    ("flip", "data.flip"),
+    ("lr", "stages.0.lr"),
+    ("stages.0.ratio", "stages.0.mask.ratio"),
+    # the section, not the key
+    ("modle.width", "model.width"),
+    ("training.seed", "train.seed"),
+    # of the stage that was meant
+    ("stages.1.lrr", "stages.1.lr"),
+    ("stages.1.ratio", "stages.1.mask.ratio"),
+    ("stages.finetune.mask.ratoi", "stages.finetune.mask.ratio"),
+]
+
+
+@pytest.mark.parametrize(("typo", "meant"), TYPOS)
+def test_an_unknown_key_on_the_command_line_names_the_nearest(typo, meant):
+    with refused(f"unknown setting {typo!r}", "command line", f"did you mean {meant}?", "--settings"):
+        resolve(overrides=[f"{typo}=1"])
+
+
+@pytest.mark.parametrize(("typo", "meant"), [("widht", "width"), ("hads", "heads")])
+def test_an_unknown_key_in_a_file_or_recipe_names_the_nearest(typo, meant, write, monkeypatch):
+    file = write(f"model:\n  {typo}: 3\n")
+    with refused(f"unknown setting 'model.{typo}'", f"did you mean model.{meant}?", str(file)):
+        resolve(file=file)
+    monkeypatch.setattr(settings, "read_recipe", lambda name: {"model": {typo: 3}})
+    with refused(f"unknown setting 'model.{typo}'", f"did you mean model.{meant}?", "recipe mine"):
+        resolve(recipe="mine")
+
+
+def test_an_unknown_key_in_a_list_of_stages(write):
+    with refused("unknown setting 'stages.1.mask.rato'", "stages.1.mask.ratio"):
+        resolve(file=write("stages:\n- {name: a, steps: 1}\n- {name: b, steps: 1, mask: {rato: 0.5}}\n"))
+
+
+@pytest.mark.parametrize("key", ["zzz", "1", "null", '"a\\nb"'])
+def test_a_key_that_is_like_nothing(key, write):
+    with refused("unknown setting"):
+        resolve(file=write(f"? {key}\n: 3\n"))
+
+
+def test_a_key_that_is_a_list(write):
+    with refused("wanted plain values"):
+        resolve(file=write("? [a, b]\n: 3\n"))
+
+
+def test_a_setting_within_a_setting():
+    with refused("data.path.x", "did you mean data.path?"):
+        resolve(overrides=["data.path.x=1"])
+
+
+# --- stages that are not there ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["2", "-1", "00", "pretrian"])
+def test_a_stage_that_is_not_there(stage, write):
+    with refused(f"stages.{stage}", "0 (pretrain), 1 (finetune)"):
+        resolve(overrides=[f"stages.{stage}.lr=1"])
+    with refused(f"stages.{stage}", "0 (pretrain), 1 (finetune)", "mine.yaml"):
+        resolve(file=write(f"stages: {{'{stage}': {{lr: 1}}}}"))
+
+
+@pytest.mark.parametrize("word", ["stages=3", "stages=[3]", "stages=", "stages=null", "stages.0=3", "stages=[]"])
+def test_what_is_no_stage(word):
+    with refused("stages"):
+        resolve(overrides=[word])
+
+
+def test_two_stages_of_one_name():
+    with refused("stages", "names of their own", "a, b, a"):
+        resolve(overrides=["stages=[{name: a, steps: 1}, {name: b, steps: 1}, {name: a, steps: 1}]"])
+
+
+def test_a_stage_without_a_name(write):
+    with refused("stages.1.name", "missing"):
+        resolve(file=write("stages:\n- {name: a, steps: 1}\n- {steps: 1}\n"))
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("model.width=abc", "got 'abc', wanted int"),
+        ("model.width=16.5", "got 16.5, wanted int"),
+        ("model.width='16'", "got '16', wanted int"),
+        ("model.width=true", "got True, wanted int"),
+        ("model.width=", "got '', wanted int"),
+        ("model.width=[16]", "got [16], wanted int"),
+        ("model.time_mlp=1", "got 1, wanted true|false"),
+        ("model.time_mlp=yes", "got 'yes', wanted true|false"),
+        ("data.image_size=8x8", "got '8x8', wanted int or [int, int] or auto"),
+        ("data.image_size=[8]", "got [8], wanted int or [int, int] or auto"),
+        ("data.image_size=[8, 8, 8]", "got [8, 8, 8], wanted int or [int, int] or auto"),
+        ("data.channels=5", "got 5, wanted auto|1|2|3|4"),
+        ("data.channels='3'", "got '3', wanted auto|1|2|3|4"),
+        ("stages.0.lr=fast", "got 'fast', wanted number"),
+        ("stages.0.steps=1e3", "got 1000.0, wanted int or null"),
+        ("stages.0.betas=0.9", "got 0.9, wanted [number, number]"),
+        ("stages.0.mask.kind=blok", "got 'blok', wanted none|patch|block|crop"),
+        ("train.mixed_precision=fp8", "got 'fp8', wanted auto|bf16|fp16|no"),
+        ("process.prediction=epsilon", "got 'epsilon', wanted eps|x0|v"),
+        ("ema.decay=powr", "got 'powr', wanted number or power"),
+        ("log.track=wandb", "got 'wandb', wanted [tensorboard|wandb, ...]"),
+    ],
+)
+def test_the_wrong_type(word, told):
+    key = word.partition("=")[0]
+    with refused(f"{key}: {told}; see maskdm train --settings"):
+        resolve(overrides=[word])
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("model.width=0", "got 0, wanted greater than 0"),
+        ("model.mlp_ratio=-1", "got -1, wanted greater than 0"),
+        ("stages.0.mask.ratio=1.0", "got 1.0, wanted less than 1"),
+        ("stages.1.mask.ratio=-0.1", "got -0.1, wanted greater than or equal to 0"),
+        ("stages.0.micro_batch=0", "got 0, wanted greater than 0"),
+        ("stages.0.batch_size=-8", "got -8, wanted greater than 0"),
+        ("stages.0.lr=0", "got 0, wanted greater than 0"),
+        ("stages.0.lr=.inf", "got inf, wanted"),
+        ("stages.0.lr=.nan", "got nan, wanted"),
+        ("stages.0.minutes=0", "got 0, wanted greater than 0"),
+        ("stages.0.warmup_steps=-1", "got -1, wanted greater than or equal to 0"),
+        ("stages.0.label_dropout=1.5", "got 1.5, wanted less than or equal to 1"),
+        ("data.heldout=1", "got 1, wanted less than 1"),
+        ("data.flip=2", "got 2, wanted less than or equal to 1"),
+        ("data.image_size=0", "got 0, wanted greater than 0"),
+        ("process.timesteps=1", "got 1, wanted greater than or equal to 2"),
+        ("ema.decay=1", "got 1, wanted less than 1"),
+        ("ema.sigma_rel=0.5", "got 0.5, wanted less than 0.28"),
+        ("train.seed=-1", "got -1, wanted greater than or equal to 0"),
+        ("train.keep=0", "got 0, wanted greater than 0"),
+    ],
+)
+def test_out_of_range(word, told):
+    with refused(f"{word.partition('=')[0]}: {told}"):
+        resolve(overrides=[word])
+
+
+def test_one_of_a_pair():
+    with refused("stages.0.betas: got [0.9]", "[number, number]"):
+        resolve(overrides=["stages.0.betas=[0.9]"])
+    with refused("stages.0.betas", "less than 1"):
+        resolve(overrides=["stages.0.betas=[0.9, 1.0]"])
+
+
+def test_a_name_of_a_stage_that_is_no_name():
+    with refused("stages.0.name: got 'a b', wanted"):
+        resolve(overrides=["stages.0.name=a b"])
+
+
+@pytest.mark.parametrize("word", ["model=3", "model=null", "model=", "data=[a]", "stages.0.mask=block", "train=true"])
+def test_a_section_is_no_value(word):
+    key = word.partition("=")[0]
+    with refused(f"{key}: got ", f"wanted settings such as {key}."):
+        resolve(overrides=[word])
+
+
+@pytest.mark.parametrize("word", ["foo", "=3", "model.width", "", "model.width:3"])
+def test_what_is_no_setting(word):
+    with refused(f"got {word!r}, wanted key.sub=value", "model.width=256"):
+        resolve(overrides=[word])
+
+
+@pytest.mark.parametrize("word", ["model.=3", ".width=3", "model..width=3", "."])
+def test_dots_too_many(word):
+    with refused("wanted key.sub=value" if word == "." else "unknown setting"):
+        resolve(overrides=[word])
+
+
+def test_numbers_and_words_are_read_as_they_are_meant(write):
+    words = ["stages.0.lr=2e-4", "stages.1.clip=null", "train.mixed_precision=no", "data.path=no"]
+    words.append("model.time_mlp=true")
+    file = write(
+        "stages: {0: {lr: 2e-4}, 1: {clip: null}}\ntrain: {mixed_precision: no}\ndata: {path: no}\n"
+        "model: {time_mlp: true}\n"
+    )
+    for config in (resolve(overrides=words), resolve(file=file)):
+        assert config.stages[0].lr == 0.0002
+        assert isinstance(config.stages[0].lr, float)
+        assert config.train.mixed_precision == "no"
+        assert config.data.path == "no"
+        assert config.stages[1].clip is None
+        assert config.model.time_mlp is True
+
+
+@pytest.mark.parametrize(
+    "text", ["on", "off", "yes", "y", "a=b", "([^/-]+)[^/]*$", "*.png", "[a", "%x", "#808080", "a #1"]
+)
+@pytest.mark.parametrize("key", ["group_by", "background", "path"])
+def test_text_on_the_command_line_that_yaml_could_take_for_something_else(key, text):
+    assert getattr(resolve(overrides=[f"data.{key}={text}"]).data, key) == text
+
+
+def test_a_value_may_be_empty_text():
+    assert resolve(overrides=["data.path=x", "data.path="]).data.path == ""
+
+
+@pytest.mark.parametrize("value", ["2024-01-01", "2024-01-01 10:00:00"])
+def test_a_date_is_text(value, write):
+    assert resolve(overrides=[f"data.path={value}"]).data.path == value
+    with suppress(InputError):  # in a file it may have to be quoted
+        assert resolve(file=write(f"data: {{path: {value}}}")).data.path == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["data: {path: !!binary aGk=}", "model: {width: !!set {a, b}}", "data: {path: &a [*a]}", "{[a, b]: 3}"],
+)
+def test_yaml_that_is_more_than_values(text, write):
+    with refused("wanted"):
+        resolve(file=write(text))
+
+
+def test_settings_do_not_change():
+    with pytest.raises(ValidationError):
+        DEFAULTS.model.width = 3
+    resolve(recipe="digits", overrides=["stages.0.lr=1", "model.width=8"])
+    assert resolve() == Config() == DEFAULTS
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {width: 16",
+        "\tmodel:\n\t\twidth: 3",
+        "model: {width: 16}\n  depth: 3\n",
+        "model:\n  width: 16\nmodel:\n  depth: 3\n",
+        "model: {width: 1}\n---\nmodel: {width: 2}\n",
+        "data: {path: !!python/object:os.system x}",
+        "model: *nothing",
+        "\x07: 3",
+    ],
+)
+def test_broken_yaml(text, write):
+    file = write(text)
+    with refused("config", str(file), "is not YAML"):
+        resolve(file=file)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("- model\n- data\n", "list"), ("3", "int"), ("model width 3", "str"), ("true", "bool")]
+)
+def test_yaml_that_holds_no_sections(text, kind, write):
+    with refused("config", "mine.yaml", kind, "`data:`"):
+        resolve(file=write(text))
+
+
+def test_unreadable_files(write, tmp_path):
+    with refused("config", "cannot read", "missing.yaml", "No such file"):
+        resolve(file=tmp_path / "missing.yaml")
+    with refused("config", "cannot read", str(tmp_path), "directory"):
+        resolve(file=tmp_path)
+    with refused("config", "cannot read", "mine.yaml"):
+        resolve(file=write("model: {width: 16}".encode("utf-16")))
+
+
+def test_a_name_with_a_line_break_still_gives_one_line(tmp_path):
+    with refused("cannot read"):
+        resolve(file=tmp_path / "a\nb.yaml")
+    with refused("recipe"):
+        resolve(recipe="a\nb")
+    with refused("unknown setting"):
+        resolve(overrides=["a\nb=3"])
+
+
+def test_a_byte_order_mark_is_no_fault(write):
+    assert resolve(file=write(b"\xef\xbb\xbfmodel: {width: 64}")).model.width == 64
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_recipes_and_each_says_what_it_is():
+    found = recipes()
+    assert "digits" in found
+    for name, header in found.items():
+        assert header, name
+        assert not header.startswith("#")
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_resolves(name):
+    config = resolve(recipe=name)
+    assert config.stages
+    assert resolve(recipe=name, overrides=["model.width=64", "model.heads=1"]).model.width == 64
+
+
+@pytest.mark.parametrize(("typo", "meant"), [("digit", "digits"), ("digtis", "digits"), ("Digits", "digits")])
+def test_an_unknown_recipe_names_the_nearest(typo, meant):
+    with refused(f"got {typo!r}", f"did you mean {meant}?", *recipes()):
+        resolve(recipe=typo)
+
+
+@pytest.mark.parametrize("name", ["zzzz", "", "../settings", "digits.yaml/x"])
+def test_no_such_recipe(name):
+    with refused(f"got {name!r}", "wanted one of", "digits"):
+        resolve(recipe=name)
+
+
+# --- there and back --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", [None, *recipes()])
+def test_written_settings_read_back_the_same(recipe, tmp_path):
+    config = resolve(recipe=recipe)
+    write_yaml(tmp_path / "config.yaml", config)
+    assert resolve(file=tmp_path / "config.yaml") == config
+    other = resolve(recipe="digits", file=tmp_path / "config.yaml")
+    assert other == config  # a complete file leaves nothing of what is below it
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["stages.0.lr=1e-5", "stages.1.lr=1e-30", "data.flip=0.30000000000000004"],
+        ["stages.0.minutes=0.1", "stages.1.images=12345678901234567890", "stages.1.clip=null"],
+        ["data.image_size=[8, 16]", "data.channels=2", "log.track=[wandb, tensorboard]", "ema.decay=0.9999"],
+        ["stages=[{name: '1', steps: 1}, {name: 'no', steps: 1}, {name: '2e4', steps: 1}]", "data.heldout=0"],
+        ["data.group_by='([^/-]+)[^/]*$'", "model.time_mlp=true", "model.classes=none"],
+    ],
+)
+def test_unusual_settings_read_back_the_same(words, tmp_path):
+    config = resolve(overrides=words)
+    write_yaml(tmp_path / "config.yaml", config)
+    assert resolve(file=tmp_path / "config.yaml") == config
+
+
+VALUES = ["2024-01-01", "2e4", "no", "null", "~", "true", "12:30", "0x10", "1_000", "", "a" * 300, "ÄÖ", "\U0001f600"]
+SIGNS = ["a: b", "#1", "/a #1", "/a, b", "/{a}", "[a]", "{a}", "*a", "&a", "!a", "%a", "- a", "? a", "'", '"', "\\"]
+SPACES = [" x ", "/a  b ", "a\nb", "\t", "/a\x85", "/\u2028"]
+ANY = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: "\x85" not in text)
+AWKWARD = st.text("ab/ ,:;#[]{}&*!|>'\"%@`?-\\\n\r\t~.0é\u2028")
+
+
+@pytest.mark.parametrize("text", [*VALUES, *SIGNS, *SPACES])
+def test_any_path_reads_back_the_same(text, tmp_path):
+    assert_reads_back(text, tmp_path)
+
+
+@hypothesis_settings(max_examples=50, deadline=None)
+@given(text=ANY | AWKWARD)
+def test_any_absolute_path_reads_back_the_same(text, tmp_path_factory):
+    assert_reads_back(f"/{text}", tmp_path_factory.getbasetemp())
+
+
+def assert_reads_back(text: str, folder: Path) -> None:
+    tree = to_dict(DEFAULTS)
+    config = to_config(tree | {"data": tree["data"] | {"path": text, "group_by": text}})
+    assert config.data.path == text
+    write_yaml(folder / "config.yaml", config)
+    assert resolve(file=folder / "config.yaml") == config
+
+
+def test_a_written_file_is_for_people_too(tmp_path):
+    write_yaml(tmp_path / "config.yaml", resolve(recipe="digits"))
+    tree = read_yaml(tmp_path / "config.yaml")
+    assert list(tree) == list(Config.model_fields)
+    assert [stage["name"] for stage in tree["stages"]] == ["pretrain", "finetune"]
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def leaves(tree: object, prefix: str = "") -> Iterator[str]:
+    """Keys of all values of a tree of settings, those of stages as stage 0."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else key)
+    elif prefix == "stages" and isinstance(tree, list):
+        yield from leaves(tree[0], "stages.0")
+    else:
+        yield prefix
+
+
+def test_all_keys_are_all_keys():
+    assert list(all_keys()) == list(leaves(to_dict(DEFAULTS)))
+
+
+def test_every_setting_has_a_type_and_a_help_text():
+    for key, (kind, _, text) in all_keys().items():
+        assert kind, key
+        assert len(text) > 10, key
+        assert "\n" not in text, key
+        assert text.rstrip().endswith((".", ")")), key
+
+
+@pytest.mark.parametrize("key", all_keys())
+def test_the_default_that_is_shown_is_the_default(key):
+    base = ["stages=[{name: a, steps: 1}]"]
+    default = all_keys()[key][1]
+    if key == "stages.0.name":
+        assert default == ""
+        return
+    if key.rpartition(".")[2] in LENGTHS:
+        assert default == "null"
+        return
+    assert resolve(overrides=[*base, f"{key}={default}"]) == resolve(overrides=base)
