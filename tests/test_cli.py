@@ -286,15 +286,23 @@ def test_ctrl_c_before_there_is_anything_to_save(digits_npz, tiny, tmp_path, mon
     assert snapshot(tmp_path) == {}
 
 
-def test_a_disk_that_fills_up_in_training_is_one_line(digits_npz, tiny, tmp_path, monkeypatch, capsys):
-    def full(*_: object) -> None:  # what safetensors 0.8 raises on a full disk
+@pytest.mark.parametrize("writing", ["weights", "grid"])
+def test_a_disk_that_fills_up_in_training_is_one_line(writing, digits_npz, tiny, tmp_path, monkeypatch, capsys):
+    def full_for_tensors(*_: object) -> None:  # what safetensors 0.8 raises
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(weights, "save_file", full)
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    if writing == "weights":
+        monkeypatch.setattr(weights, "save_file", full_for_tensors)
+    else:
+        monkeypatch.setattr(Image.Image, "save", full)
     assert main(["train", "--data", str(digits_npz), "--output-dir", str(tmp_path), *tiny]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert "maskdm: error: " in line
     assert "No space left on device" in line
+    assert "what was saved before is intact" in line
 
 
 def test_training_that_diverges_is_one_line_and_code_1(digits_npz, tiny, tmp_path, capsys):

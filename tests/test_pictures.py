@@ -11,7 +11,7 @@ from PIL import Image
 from maskdm.data.cache import load_images
 from maskdm.data.pictures import grid, make_folder, save_grid, save_images, save_npz, to_picture
 from maskdm.data.sources import open_source
-from maskdm.errors import InputError
+from maskdm.errors import InputError, StorageError
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -137,7 +137,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file_and_no_other(writer, tmp_path,
         "grid": lambda: save_grid(pictures(1), tmp_path / name),
         "npz": lambda: save_npz(tmp_path / name, pictures(1)),
     }[writer]
-    with pytest.raises(InputError, match="No space left") as caught:
+    with pytest.raises(StorageError, match="No space left") as caught:
         write()
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -161,7 +161,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("write", [lambda to: save_npz(to, pictures(1)), lambda to: save_grid(pictures(1), to)])
 def test_no_such_folder(write, tmp_path):
-    with pytest.raises(InputError, match=r"cannot write .*missing.* \(No such file or directory\)"):
+    with pytest.raises(StorageError, match=r"cannot write .*missing.*: No such file or directory"):
         write(tmp_path / "missing" / "out")
     assert files(tmp_path) == []
 

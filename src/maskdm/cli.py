@@ -14,6 +14,7 @@ from maskdm import __version__
 from maskdm.errors import InputError, Interrupted, StorageError, TrainingError
 
 Words = list[str]
+MOST_SEEDS = 1_000_000
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
@@ -59,6 +60,7 @@ def _fail(line: str, code: int) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="maskdm",
+        allow_abbrev=False,
         description="Trains pixel-space diffusion models on any folder of pictures: masked pre-training first, then "
         "a short fine-tuning on whole images.",
         epilog="maskdm COMMAND --help shows the options and examples of a command.",
@@ -74,6 +76,7 @@ def _command(commands: Commands, name: str, summary: str, examples: str) -> Pars
     return commands.add_parser(
         name,
         help=summary,
+        allow_abbrev=False,
         description=summary,
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -225,6 +228,8 @@ def _sample(a: argparse.Namespace) -> None:
     num = a.num if a.num is not None else len(seeds or range(64))
     seeds = seeds or list(range(max(num, 1)))
     console = Console()
+    if a.output.suffix not in ("", ".npz"):
+        raise InputError(f"--output: got {a.output}, wanted a folder for PNGs, or a file that ends in .npz")
     folder = a.output.parent if a.output.suffix == ".npz" else a.output
     check_folder(folder, "--output")  # before minutes are spent on pictures
     with console.bar("sampling", num * a.steps, "call") as bar:
@@ -242,16 +247,19 @@ def _sample(a: argparse.Namespace) -> None:
         )
     images = to_uint8(unit).permute(0, 2, 3, 1).numpy()
     make_folder(folder)
-    if a.output.suffix == ".npz":
-        save_npz(a.output, images)
-        console.say(f"{num} pictures in {a.output}")
-        return
     names = [
         f"seed-{seeds[i % len(seeds)]:06d}" + (f"-{i // len(seeds)}" if num > len(seeds) else "") for i in range(num)
     ]
-    save_images(images, folder, names)
-    save_grid(images, folder / "grid.png")
-    console.say(f"{num} pictures in {folder}, all of them in {folder / 'grid.png'}")
+    try:
+        if a.output.suffix == ".npz":
+            save_npz(a.output, images)
+            console.say(f"{num} pictures in {a.output}")
+        else:
+            save_images(images, folder, names)
+            save_grid(images, folder / "grid.png")
+            console.say(f"{num} pictures in {folder}, all of them in {folder / 'grid.png'}")
+    except StorageError as error:
+        raise InputError(f"--output: {error}; choose another place") from None
 
 
 def _seeds(text: str) -> list[int]:
@@ -261,6 +269,8 @@ def _seeds(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
             raise InputError(f"--seeds: got {text!r}, wanted numbers and rising ranges such as 0-63 or 1,5,9")
+        if int(match[2] or match[1]) - int(match[1]) >= MOST_SEEDS:
+            raise InputError(f"--seeds: got {text!r}, wanted at most {MOST_SEEDS:,} at a time")
         found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     return list(dict.fromkeys(found))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from maskdm.errors import InputError
+from maskdm.errors import InputError, StorageError
 
 
 def to_picture(array: np.ndarray) -> Image.Image:
@@ -51,7 +51,7 @@ def save_npz(path: Path, images: np.ndarray, **more: np.ndarray) -> None:
         np.savez(temporary, images=images, **more)  # type: ignore[arg-type]
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}); choose another place") from None
+        raise StorageError(f"cannot write {path}: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -81,6 +81,6 @@ def _save(picture: Image.Image, path: Path) -> None:
         picture.save(temporary, format="PNG")
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}); choose another place") from None
+        raise StorageError(f"cannot write {path}: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)

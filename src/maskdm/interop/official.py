@@ -10,7 +10,7 @@ import pickle
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -110,7 +110,8 @@ def _process(alpha_bar: Tensor) -> ProcessConfig:
     schedules = {"linear": process.linear, "cosine": process.cosine}
     for name, make in schedules.items():
         if torch.allclose(make(len(alpha_bar)).alpha_bar[1:].float(), alpha_bar, rtol=1e-3, atol=1e-7):
-            return ProcessConfig(schedule="linear" if name == "linear" else "cosine", timesteps=len(alpha_bar))
+            schedule: Literal["linear", "cosine"] = "linear" if name == "linear" else "cosine"
+            return ProcessConfig(schedule=schedule, timesteps=len(alpha_bar), prediction="eps")
     raise InputError("the checkpoint's noise schedule is neither linear nor cosine; no other is known")
 
 

@@ -89,7 +89,7 @@ class ProcessConfig(Section):
     """Noise schedule of DDPM."""
     timesteps: Annotated[int, Field(ge=2)] = 1000
     """Noise levels."""
-    prediction: Literal["eps", "x0", "v"] = "eps"
+    prediction: Literal["eps", "x0", "v"] = "x0"
     """What the network's output means: the noise, the image, or v = alpha eps - sigma x0."""
 
 

@@ -20,7 +20,7 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
-from maskdm.errors import Interrupted, TrainingError
+from maskdm.errors import Interrupted, StorageError, TrainingError
 from maskdm.method.denoiser import Denoiser
 from maskdm.method.loss import denoising_loss
 from maskdm.method.masking import Masking
@@ -147,7 +147,11 @@ def run_stage(training: Training, state: State, denoiser: Denoiser, signals: Seq
             if saving or logging:
                 read(training, state, meter, bar)
                 meter = Meter(runtime.device, progress)
-            look(training, state, denoiser)
+            try:
+                look(training, state, denoiser)
+            except StorageError:  # a full disk must not cost the steps since the last checkpoint too
+                save(training, state)
+                raise
             if saving:
                 save(training, state)
             if interrupted:

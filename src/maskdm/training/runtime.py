@@ -114,7 +114,12 @@ def start(config: TrainConfig) -> Runtime:
     Raises:
         InputError: a device that does not exist, or an arithmetic that it does not have.
     """
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    try:
+        world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    except ValueError:
+        raise InputError("WORLD_SIZE or RANK in the environment is no number; unset them, or use torchrun") from None
+    if world_size > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise InputError(f"WORLD_SIZE is {world_size}, but RANK, MASTER_ADDR or MASTER_PORT is missing; use torchrun")
     device = pick_device(config.device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -29,7 +29,7 @@ from maskdm.training.config import Config, ModelSpec, as_size, to_dict
 from maskdm.training.console import Console
 from maskdm.training.loop import Training, train
 from maskdm.training.monitor import HeldOut, check_trackers, trackers
-from maskdm.training.run import Run, check_writable, find_run, open_run, write_env
+from maskdm.training.run import Run, check_writable, find_resumable, find_run, open_run, write_env
 from maskdm.training.runtime import Runtime
 from maskdm.training.stages import total_steps
 from maskdm.training.weights import Facts
@@ -70,6 +70,8 @@ def start(config: Config, *, output_dir: Path, name: str, resume: str | None, co
     """
     check_writable(output_dir)
     check_trackers(config.log.track)
+    if resume not in (None, "never"):
+        find_resumable(output_dir, resume)
     runtime = machine.start(config.train)
     console.quiet = console.quiet or not runtime.main
     try:
@@ -110,8 +112,11 @@ def prepare(config: Config, console: Console) -> Prepared:
     """Reads and splits the pictures, settles the model, and checks that every mask fits it."""
     if not config.data.path:
         raise InputError("--data: missing; give a folder of pictures, a .zip or an .npz")
-    if not isinstance(config.data.image_size, str):  # before anything is decoded
+    if not isinstance(config.data.image_size, str):  # what can be refused before anything is decoded
         patch_grid(as_size(config.data.image_size), config.model.patch_size)
+    side = config.model.patch_size
+    with torch.device("meta"):
+        weights.build(ModelSpec(model=config.model, process=config.process, image_size=(side, side), channels=3))
     data, cache = config.data, cache_dir(config)
     pictures = load_images(
         open_source(data.path),
