@@ -45,6 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error}; what was saved before is intact", 1)
     except BrokenPipeError:
         return 1
+    except (RuntimeError, MemoryError) as error:  # torch has a class for this on a GPU only
+        if not isinstance(error, MemoryError) and not re.search(
+            r"out of memory|can't allocate|not enough mem", str(error)
+        ):
+            raise
+        return _fail(
+            "error: out of memory; try stages.N.micro_batch (the batch in parts, the same result), a smaller batch or "
+            "a smaller model; what was saved before is intact",
+            1,
+        )
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
@@ -132,8 +142,20 @@ def _train(a: argparse.Namespace, rest: Words) -> None:
         return
     stray = [word for word in rest if word.startswith("-")]
     if stray:
-        raise InputError(f"unknown option {stray[0]!r}; see maskdm train --help")
+        raise InputError(f"unknown option {stray[0]!r}; {_hint(stray[0])}see maskdm train --help")
+    places = [word for word in rest if "=" not in word and Path(word).exists()]
+    if places:
+        raise InputError(f"got {places[0]!r} by itself; for pictures to train on write --data {places[0]}")
     _start_training(a, rest)
+
+
+def _hint(option: str) -> str:
+    """--batch-size=8 -> where the setting of that name is, if there is one."""
+    from maskdm.training.settings import all_keys
+
+    name = option.strip("-").partition("=")[0].replace("-", "_")
+    keys = [key.replace(".N.", ".0.") for key in all_keys() if key.rpartition(".")[2] == name]
+    return f"settings are written {keys[0]}=VALUE; " if keys else ""
 
 
 def _start_training(a: argparse.Namespace, words: Words) -> None:
@@ -222,8 +244,8 @@ def _sample(a: argparse.Namespace) -> None:
     from maskdm.training.runtime import pick_device
     from maskdm.training.weights import load
 
-    seeds = _seeds(a.seeds) if a.seeds else None
-    labels = [word.strip() for word in a.labels.split(",")] if a.labels else None
+    seeds = _seeds(a.seeds) if a.seeds is not None else None
+    labels = [word.strip() for word in a.labels.split(",")] if a.labels is not None else None
     denoiser = load(a.model, weights=a.weights, device=pick_device(a.device, "--device"))
     num = a.num if a.num is not None else len(seeds or range(64))
     seeds = seeds or list(range(max(num, 1)))

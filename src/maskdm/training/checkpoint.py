@@ -73,26 +73,35 @@ def save(folder: Path, state: State, model: Weights, keep: int) -> Path:
     temporary = folder / f".{final.name}.{os.getpid()}"
     for left in folder.glob(".step-*"):  # of a killed process; this one holds the run's lock
         shutil.rmtree(left)
-    temporary.mkdir(parents=True)
-    for which, network in (("raw", state.model), ("ema", state.ema)):
-        facts: Facts = {"which": which, "steps": state.progress.step, "images": state.progress.images}
-        filled = Weights(model.spec, model.facts | facts, network.state_dict())
-        weights.save(temporary / f"{which}.safetensors", filled)
-    tensors = {f"{name}/{key}": t.contiguous() for name, key, t in _moments(state)}
-    weights.write_tensors(temporary / "optimiser.safetensors", tensors)
-    facts_of_state = {"progress": asdict(state.progress), "scaler": state.scaler.state_dict()}
-    (temporary / "state.json").write_text(json.dumps(facts_of_state, indent=2) + "\n")
-    for file in temporary.iterdir():
-        _flush(file)
-    if final.exists():  # a resumed run that ends where it began: the same step is the same state
-        shutil.rmtree(temporary)
-    else:
-        temporary.rename(final)
-        _flush(folder)
+    try:
+        _write(temporary, state, model)
+        if final.exists():  # a resumed run that ends where it began: the same step is the same state
+            shutil.rmtree(temporary)
+        else:
+            temporary.rename(final)
+            _flush(folder)
+    except BaseException:  # a full disk needs the room
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     _point(folder / "latest", final)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old.rename(folder / f".{old.name}"))  # renamed first: what is called step-* is whole
     return final
+
+
+def _write(folder: Path, state: State, model: Weights) -> None:
+    """The files of one checkpoint, flushed."""
+    folder.mkdir(parents=True)
+    for which, network in (("raw", state.model), ("ema", state.ema)):
+        facts: Facts = {"which": which, "steps": state.progress.step, "images": state.progress.images}
+        filled = Weights(model.spec, model.facts | facts, network.state_dict())
+        weights.save(folder / f"{which}.safetensors", filled)
+    tensors = {f"{name}/{key}": t.contiguous() for name, key, t in _moments(state)}
+    weights.write_tensors(folder / "optimiser.safetensors", tensors)
+    facts_of_state = {"progress": asdict(state.progress), "scaler": state.scaler.state_dict()}
+    (folder / "state.json").write_text(json.dumps(facts_of_state, indent=2) + "\n")
+    for file in folder.iterdir():
+        _flush(file)
 
 
 def checkpoints(folder: Path) -> list[Path]:

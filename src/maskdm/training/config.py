@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from maskdm.method.masking import Kind
 
 Positive = Annotated[int, Field(gt=0)]
+Side = Annotated[int, Field(gt=0, le=65_536)]
 Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -35,7 +36,7 @@ class DataConfig(Section):
 
     path: str = ""
     """A folder (searched recursively), a .zip, or an .npz with `images` and perhaps `labels`. Flag: --data."""
-    image_size: Positive | tuple[Positive, Positive] | Literal["auto"] = "auto"
+    image_size: Side | tuple[Side, Side] | Literal["auto"] = "auto"
     """Pixels: N, or [height, width]. auto: the size all pictures share, up to 128 px, else 64. Flag: --image-size."""
     channels: Literal["auto", 1, 2, 3, 4] = "auto"
     """1 gray, 2 gray and alpha, 3 RGB, 4 RGBA. auto: 1 if every picture is gray, else 3."""
@@ -64,15 +65,15 @@ class ModelConfig(Section):
 
     backbone: Literal["uvit"] = "uvit"
     """uvit: a vision transformer with long skips, which drops hidden patches before its first layer."""
-    patch_size: Positive = 4
+    patch_size: Side = 4
     """Side of a patch in pixels; must divide the image."""
-    width: Positive = 512
+    width: Side = 512
     """Width of a token."""
-    depth: Positive = 13
+    depth: Annotated[int, Field(gt=0, le=1024)] = 13
     """Blocks in all, odd."""
-    heads: Positive = 8
+    heads: Side = 8
     """Attention heads; must divide the width."""
-    mlp_ratio: PositiveFloat = 4.0
+    mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
     """Hidden width of a block's MLP over its width."""
     qkv_bias: bool = False
     """Bias in the linear layers of queries, keys and values."""
