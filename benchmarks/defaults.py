@@ -20,7 +20,7 @@ from maskdm.data.manifest import read_manifest
 from maskdm.data.pictures import save_npz
 from maskdm.demo import digits, scores
 from maskdm.method.patches import to_uint8
-from maskdm.method.samplers import sample
+from maskdm.method.sampling import sample
 from maskdm.training.console import Console
 from maskdm.training.run import read_metrics
 from maskdm.training.settings import resolve

@@ -16,22 +16,31 @@ from maskdm.backbones.uvit import UViT
 from maskdm.errors import InputError
 from maskdm.method.denoiser import Denoiser
 from maskdm.method.loss import denoising_loss
-from maskdm.method.masking import Kind, masking
+from maskdm.method.masking import Kind, View, masking
 from maskdm.method.patches import Grid, gather, patchify, scatter, unpatchify
 from maskdm.method.prediction import EPS
-from maskdm.method.process import cosine
-from maskdm.training import weights
+from maskdm.method.schedules import cosine
+from maskdm.training import build, weights
 from maskdm.training.config import ModelConfig, ModelSpec, ProcessConfig
 
 PATCH, CLASSES, IMAGES = 4, 3, 4
 SIZES = [(1, (16, 16)), (2, (8, 24)), (3, (24, 8)), (4, (16, 24))]
-DETAILS = [(0, False, False), (0, True, True), (CLASSES, True, False), (CLASSES, False, True)]
-KINDS: list[Kind] = ["none", "patch", "block", "crop"]
+DETAILS = [(0, False, False, 0), (0, True, True, 2), (CLASSES, True, False, 0), (CLASSES, False, True, 1)]
+KINDS: list[Kind] = ["none", "patch", "block", "crop", "route"]
 
 
-def spec_of(channels: int, size: tuple[int, int], classes: int, time_mlp: bool, qkv_bias: bool) -> ModelSpec:
+def spec_of(
+    channels: int, size: tuple[int, int], classes: int, time_mlp: bool, qkv_bias: bool, mixer_depth: int = 0
+) -> ModelSpec:
     model = ModelConfig(
-        patch_size=PATCH, width=24, depth=5, heads=3, mlp_ratio=2.0, time_mlp=time_mlp, qkv_bias=qkv_bias
+        patch_size=PATCH,
+        width=24,
+        depth=5,
+        heads=3,
+        mlp_ratio=2.0,
+        time_mlp=time_mlp,
+        qkv_bias=qkv_bias,
+        mixer_depth=mixer_depth,
     )
     names = tuple("abcdef"[:classes])
     return ModelSpec(model=model, process=ProcessConfig(), image_size=size, channels=channels, class_names=names)
@@ -41,10 +50,12 @@ SPECS = [spec_of(*size, *details) for size, details in itertools.product(SIZES, 
 
 
 FULL = SPECS[-2]  # 4 channels, not square, classes, time MLP
+MIXED = SPECS[-1]  # the same, with a block that mixes all patches first
 
 
 def name_of(spec: ModelSpec) -> str:
-    features = {"classes": spec.class_names, "time_mlp": spec.model.time_mlp, "qkv_bias": spec.model.qkv_bias}
+    features = {name: getattr(spec.model, name) for name in ("time_mlp", "qkv_bias", "mixer_depth")}
+    features["classes"] = spec.class_names
     size = "x".join(map(str, (spec.channels, *spec.image_size)))
     return "-".join(["uvit", size, *(feature for feature, there in features.items() if there)])
 
@@ -54,19 +65,29 @@ class Case:
 
     def __init__(self, spec: ModelSpec, kind: Kind = "none") -> None:
         torch.manual_seed(0)
-        self.spec, self.network = spec, weights.build(spec)
+        self.spec, self.network = spec, build.backbone(spec)
         for weight in self.network.parameters():
             if weight.ndim == 2:
                 weight.data.mul_(4)  # fresh weights make nearly even attention, and hide errors
         self.mask = masking(kind, self.network.grid, 0.0 if kind == "none" else 0.5, block=2)
-        self.visible = self.mask.draw(IMAGES, torch.Generator().manual_seed(1))
+        self.view = self.mask.view(IMAGES, torch.Generator().manual_seed(1))
         self.x_t = torch.randn(IMAGES, spec.channels, *spec.image_size)
         self.t = torch.tensor([0, 10, 500, 999])
         classes = len(spec.class_names)
         self.label = torch.arange(IMAGES) % (classes + 1) if classes else None  # the last is "no class"
 
     def __call__(self) -> Tensor:
-        return self.network(self.x_t, self.t, visible=self.visible, label=self.label)
+        return self.network(self.x_t, self.t, **self.view._asdict(), label=self.label)
+
+    @property
+    def visible(self) -> Tensor | None:
+        return self.view.visible
+
+
+def pixels(case: Case, patches: Tensor) -> Tensor:
+    """True in every pixel of these patches, (B, K): the shape of the images."""
+    chosen = torch.zeros(IMAGES, case.mask.patches).scatter(1, patches, 1.0)
+    return unpatchify(chosen[..., None].expand_as(patchify(case.x_t, PATCH)), case.network.grid, case.spec.channels) > 0
 
 
 @pytest.fixture(params=SPECS, ids=name_of)
@@ -138,12 +159,12 @@ def test_a_weights_file_with_other_tensors_is_refused(change, tmp_path: Path):
 
 
 def test_a_network_is_what_its_settings_say(spec):
-    network = weights.build(spec)
+    network = build.backbone(spec)
     assert network.grid == (spec.image_size[0] // PATCH, spec.image_size[1] // PATCH)
     assert (network.time is not None) == spec.model.time_mlp
     assert (network.label is not None) == bool(spec.class_names)
     blocks = [module for module in network.modules() if isinstance(module, Attention)]
-    assert len(blocks) == spec.model.depth
+    assert len(blocks) == spec.model.depth + spec.model.mixer_depth
     assert all((block.qkv.bias is not None) == spec.model.qkv_bias for block in blocks)
 
 
@@ -151,8 +172,8 @@ def test_an_image_is_answered_alone(case):
     together = case()
     for i in range(IMAGES):
         one = slice(i, i + 1)
-        visible, label = (None if x is None else x[one] for x in (case.visible, case.label))
-        alone = case.network(case.x_t[one], case.t[one], visible=visible, label=label)
+        visible, through, label = (None if x is None else x[one] for x in (*case.view, case.label))
+        alone = case.network(case.x_t[one], case.t[one], visible=visible, through=through, label=label)
         torch.testing.assert_close(alone, together[one], rtol=0, atol=1e-5)
 
 
@@ -172,7 +193,7 @@ def test_the_answer_depends_on_time_and_label():
 # --- hidden patches --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["none", "patch", "block", "crop"])
 def test_hidden_patches_never_enter_the_first_layer(kind):
     case, entered = Case(FULL, kind), []
     case.network.embed.register_forward_pre_hook(lambda module, arguments: entered.append(arguments[0]))
@@ -182,25 +203,88 @@ def test_hidden_patches_never_enter_the_first_layer(kind):
     assert entered[0].shape[1] == case.mask.visible
 
 
-@pytest.mark.parametrize("spec", SPECS[:4], ids=name_of)
-def test_every_block_attends_once_and_only_to_visible_tokens(spec, monkeypatch):
-    lengths, attend = [], nn.functional.scaled_dot_product_attention
+@pytest.fixture
+def attended(monkeypatch) -> list[int]:
+    """How many tokens every block has attended to, in order."""
+    lengths: list[int] = []
+    attend = nn.functional.scaled_dot_product_attention
 
     def counted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        lengths.append((q.shape[-2], k.shape[-2], v.shape[-2]))
+        assert q.shape == k.shape == v.shape
+        lengths.append(q.shape[-2])
         return attend(q, k, v)
 
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", counted)
+    return lengths
+
+
+@pytest.mark.parametrize("spec", SPECS[:4], ids=name_of)
+def test_every_block_attends_once_and_only_to_visible_tokens(spec, attended):
     case = Case(spec, "patch")
     case()
-    assert lengths == [(case.mask.visible + case.network.extras,) * 3] * spec.model.depth
+    extras = case.network.extras
+    mixers = [extras + case.mask.patches] * spec.model.mixer_depth
+    assert attended == mixers + [extras + case.mask.visible] * spec.model.depth
 
 
-def test_a_patch_keeps_its_position_in_whatever_order_patches_come():
-    case = Case(FULL)
+@pytest.mark.parametrize("spec", [FULL, MIXED], ids=name_of)
+def test_a_patch_keeps_its_position_in_whatever_order_patches_come(spec):
+    case = Case(spec)
     dense = case()
-    case.visible = torch.stack([torch.randperm(case.mask.patches) for _ in range(IMAGES)])
+    case.view = View(torch.stack([torch.randperm(case.mask.patches) for _ in range(IMAGES)]), None)
     torch.testing.assert_close(case(), dense, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [FULL, MIXED], ids=name_of)
+def test_only_a_mixer_reads_hidden_pixels(spec):
+    case = Case(spec, "patch")
+    before = case()
+    hidden = ~pixels(case, case.visible)
+    case.x_t = torch.where(hidden, 100.0, case.x_t)
+    assert torch.equal(case(), before) == (not spec.model.mixer_depth)
+
+
+def test_a_rectangle_is_its_patches_in_raster_order():
+    case = Case(FULL, "crop")
+    assert case.visible.ndim == 3
+    flat = case.network(case.x_t, case.t, visible=case.visible.flatten(1), label=case.label)
+    assert torch.equal(case(), flat)
+
+
+# --- patches that go around the middle -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [3, 5, 13])
+def test_only_the_middle_blocks_leave_patches_out(depth, attended):
+    case = Case(FULL.model_copy(update={"model": FULL.model.model_copy(update={"depth": depth})}), "route")
+    case()
+    ends = [case.network.extras + case.mask.patches] * case.network.detour
+    inner = [case.network.extras + case.mask.visible] * (depth - 2 * case.network.detour)
+    assert attended == ends + inner + ends
+    assert case.network.detour == {3: 1, 5: 1, 13: 2}[depth]
+
+
+@pytest.mark.parametrize("spec", [FULL, MIXED], ids=name_of)
+def test_where_all_go_through_nothing_is_different(spec):
+    case = Case(spec)
+    dense = case()
+    case.view = View(None, torch.stack([torch.randperm(case.mask.patches) for _ in range(IMAGES)]))
+    torch.testing.assert_close(case(), dense, rtol=0, atol=1e-5)
+
+
+def test_patches_that_go_around_are_still_asked_for_and_make_a_difference():
+    case = Case(FULL, "route")
+    out, through = case(), pixels(case, case.view.through)
+    assert (out != 0).all()
+    assert not torch.allclose(out, case.network(case.x_t, case.t, label=case.label), atol=1e-3)
+    case.x_t = torch.where(through, case.x_t, case.x_t + 1)
+    assert ((case() - out).abs()[through] > 1e-6).any()  # the first blocks read them
+
+
+def test_one_block_has_no_middle():
+    network = UViT(image_size=(8, 8), channels=1, patch_size=4, width=8, depth=1, heads=1)
+    with pytest.raises(InputError, match=r"model\.depth: got 1, wanted 3 or more"):
+        network(torch.zeros(2, 1, 8, 8), torch.zeros(2), through=torch.zeros(2, 1, dtype=torch.int64))
 
 
 # --- architecture ----------------------------------------------------------------------------------------------------
@@ -236,7 +320,7 @@ def owners(network: nn.Module) -> list[nn.Module]:
 
 
 def test_parameters_live_in_plain_layers_only(spec):
-    for module in owners(weights.build(spec)):
+    for module in owners(build.backbone(spec)):
         assert isinstance(module, (nn.Linear, nn.Embedding, nn.LayerNorm, nn.Conv2d))
 
 
@@ -258,24 +342,23 @@ def test_layers_are_called_and_get_batches_of_at_most_three_dimensions(case):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # attention has no batching rule on CPU
-@pytest.mark.parametrize("kind", ["none", "patch"])
+@pytest.mark.parametrize("kind", ["none", "patch", "route"])
 @pytest.mark.parametrize("spec", SPECS[2:4], ids=name_of)
 def test_per_sample_gradients_are_those_of_one_image_at_a_time(spec, kind):
-    case, process = Case(spec, kind), cosine()
+    case = Case(spec, kind)
     state = dict(case.network.named_parameters())
     eps = torch.randn_like(case.x_t)
 
     def loss(state: dict[str, Tensor], *row: Tensor | None) -> Tensor:
-        x_0, t, eps, visible, label = (None if value is None else value[None] for value in row)
+        x_0, t, eps, visible, through, label = (None if value is None else value[None] for value in row)
 
         def backbone(x_t: Tensor, t: Tensor, **condition: Tensor | None) -> Tensor:
             return functional_call(case.network, state, (x_t, t), condition)
 
-        return denoising_loss(
-            backbone, process, EPS, x_0, t, eps, visible=visible, label=label, patch_size=PATCH
-        ).squeeze()
+        denoiser = Denoiser(backbone, cosine(), EPS, spec.channels, spec.image_size, PATCH)
+        return denoising_loss(denoiser, x_0, t, eps, visible=visible, through=through, label=label).squeeze()
 
-    batch = (case.x_t, case.t, eps, case.visible, case.label)
+    batch = (case.x_t, case.t, eps, *case.view, case.label)
     rows = tuple(None if value is None else 0 for value in batch)
     together = vmap(grad(loss), in_dims=(None, *rows))(state, *batch)
     for i in range(IMAGES):
@@ -318,25 +401,6 @@ def test_resizing_keeps_rows_apart_from_columns():
     torch.testing.assert_close(inner[..., 1], torch.tensor([[2.0, 3.0], [2.0, 3.0]]))
 
 
-def test_weights_for_another_image_size_change_in_their_positions_alone():
-    small, large = (weights.build(spec_of(3, size, CLASSES, True, True)) for size in ((8, 16), (16, 24)))
-    state = small.state_dict()
-    adapted = large.adapt(state, (8, 16))
-    large.load_state_dict(adapted, strict=True)
-    changed = [name for name, value in state.items() if not torch.equal(adapted[name], value)]
-    assert changed == ["position.weight"]
-    assert torch.equal(adapted["position.weight"], resize_positions(small.position.weight.detach(), (2, 4), (4, 6)))
-    assert small.position.weight.shape == state["position.weight"].shape  # the source is as it was
-
-
-def test_weights_for_the_same_image_size_are_taken_as_they_are():
-    network = weights.build(FULL)
-    state = network.state_dict()
-    adapted = network.adapt(state, FULL.image_size)
-    assert adapted.keys() == state.keys()
-    assert all(torch.equal(adapted[name], value) for name, value in state.items())
-
-
 # --- construction ----------------------------------------------------------------------------------------------------
 
 
@@ -375,7 +439,7 @@ def test_the_networks_of_the_paper_have_its_number_of_parameters(width, heads, s
 
 def test_fresh_weights_are_small_and_biases_zero():
     torch.manual_seed(0)
-    network = weights.build(spec_of(3, (16, 16), CLASSES, True, True))
+    network = build.backbone(spec_of(3, (16, 16), CLASSES, True, True, 1))
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             assert float(module.weight.detach().std()) == pytest.approx(0.02, rel=0.2)

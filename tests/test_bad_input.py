@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from maskdm.cli import main
 from maskdm.training import monitor
@@ -21,16 +22,122 @@ OFFICIAL = Path(__file__).parent / "data" / "official_uncond_linear.pt"
 # What is typed (its places filled in), and words that the complaint must hold.
 Table = dict[str, tuple[str, list[str]]]
 
+# Stage 0 with no mask, so that others can be set; with ratios by noise; and a backbone that has no middle.
+PLAIN = "stages.0.mask.kind=none stages.0.mask.ratio=0"
+BY_NOISE = "stages.0.mask.ratio=0 stages.0.mask.by_noise=[0.9,0.75,0.5,0]"
+UNET = "model.backbone=unet model.levels=[1,1]"
+
 # Added to a training command that would have worked.
 TRAIN: Table = {
     "ratio of 1": ("stages.0.mask.ratio=1.0", ["stages.0.mask.ratio", "got 1.0", "less than 1"]),
     "negative ratio": ("stages.0.mask.ratio=-0.5", ["stages.0.mask.ratio", "got -0.5"]),
-    "ratio without kind": ("stages.1.mask.ratio=0.5", ["stages.1.mask.ratio", "mask.kind none", "block or crop"]),
+    "ratio without kind": (
+        "stages.1.mask.ratio=0.5",
+        ["stages.1.mask.ratio", "mask.kind none", "block, crop or route"],
+    ),
     "block beyond the grid": ("stages.0.mask.block=5", ["stages.0.mask.block", "got 5", "4 x 4", "1 to 4"]),
-    "kind of mask": ("stages.0.mask.kind=blocks", ["stages.0.mask.kind", "'blocks'", "none|patch|block|crop"]),
+    "kind of mask": ("stages.0.mask.kind=blocks", ["stages.0.mask.kind", "'blocks'", "none|patch|block|crop|route"]),
+    "ratios by noise beside a ratio": ("stages.0.mask.by_noise=[0.9,0]", ["mask.ratio=0", "mask.by_noise", "0.75"]),
+    "ratios by noise of nothing": (f"stages.0.mask.kind=none {BY_NOISE}", ["stages.0.mask.kind", "none", "patch"]),
+    "ratios by noise out of range": ("stages.0.mask.by_noise=[1.0,0]", ["stages.0.mask.by_noise", "1", "less than 1"]),
+    "a batch too small for its masks": (
+        f"stages.0.batch_size=2 {BY_NOISE}",
+        ["stages.0.batch_size", "got 2", "4 masks", "more images"],
+    ),
+    "a share too small for a batch": (
+        f"{PLAIN} stages.0.mask.mixture='[{{{{kind: patch, share: 100}}}}, {{{{kind: crop}}}}]'",
+        ["stages.0.batch_size", "got 8", "2 masks"],
+    ),
+    "schedule of one ratio": ("stages.0.mask.schedule=linear", ["mask.ratio=[first, last]", "linear", "0.75"]),
+    "schedule of three ratios": (
+        "stages.0.mask.schedule=cosine stages.0.mask.ratio=[0.9,0.5,0]",
+        ["mask.ratio=[first, last]", "cosine", "[0.9, 0.5, 0.0]"],
+    ),
+    "a list of one ratio": ("stages.0.mask.ratio=[0.5]", ["stages.0.mask.ratio", "[0.5]", "[number, ...]"]),
+    "a ratio out of range in a list": ("stages.0.mask.ratio=[0.5,1.5]", ["stages.0.mask.ratio", "1.5", "less than 1"]),
+    "mixture beside a mask": (
+        "stages.0.mask.mixture='[{{kind: crop}}]'",
+        ["stages.0.mask", "mask.kind=none", "mask.ratio=0", "mask.mixture"],
+    ),
+    "mixture of no kind": (
+        f"{PLAIN} stages.0.mask.mixture='[{{{{kind: patsch}}}}]'",
+        ["stages.0.mask.mixture.0.kind", "'patsch'", "none|patch|block|crop|route"],
+    ),
+    "mixture without a kind": (
+        f"{PLAIN} stages.0.mask.mixture='[{{{{ratio: 0.5}}}}]'",
+        ["stages.0.mask.mixture.0.kind: missing"],
+    ),
+    "mixture with a typo": (
+        f"{PLAIN} stages.0.mask.mixture='[{{{{kind: crop, rato: 0.5}}}}]'",
+        ["stages.0.mask.mixture.0.rato", "did you mean stages.0.mask.mixture.0.ratio?"],
+    ),
+    "mixture of numbers": (f"{PLAIN} stages.0.mask.mixture=[3]", ["stages.0.mask.mixture", "got 3", "kind, ratio"]),
+    "one value of a mixture": (f"{PLAIN} stages.0.mask.mixture.0.ratio=0.5", ["stages.0.mask.mixture", "as a list"]),
+    "mixture with a block beyond the grid": (
+        f"{PLAIN} stages.0.mask.mixture='[{{{{kind: block, ratio: 0.5, block: 5}}}}]'",
+        ["stages.0.mask.block", "got 5", "4 x 4"],
+    ),
+    "route around no middle": (
+        f"{UNET} stages.0.mask.kind=route",
+        ["stages.0.mask.kind", "route", "unet", "patch, block or crop"],
+    ),
+    "route around one block": ("stages.0.mask.kind=route model.depth=1", ["model.depth", "got 1", "3"]),
+    "route around two blocks": (
+        "stages.0.mask.kind=route model.backbone=jit model.depth=2",
+        ["model.depth", "got 2", "3"],
+    ),
     "patch size": ("model.patch_size=3", ["model.patch_size", "got 3", "8 x 8"]),
     "patch size and image size": ("--image-size 10 model.patch_size=4", ["model.patch_size", "10 x 10"]),
     "heads": ("model.heads=3", ["model.heads", "got 3", "model.width, 16"]),
+    "heads that cannot turn": ("model.backbone=jit model.heads=8", ["model.heads", "got 8", "multiple of 4"]),
+    "levels beyond the patch": (f"{UNET} model.levels=[1,1,1]", ["model.levels", "model.patch_size"]),
+    "no levels": (f"{UNET} model.levels=[]", ["model.levels"]),
+    "wavelets beyond the patch": ("model.haar_levels=2", ["model.haar_levels", "got 2", "model.patch_size, 2"]),
+    "setting of another backbone": (
+        "model.backbone=jit model.qkv_bias=true",
+        ["model.qkv_bias", "got True", "backbone jit has no such setting"],
+    ),
+    "levels of another backbone": ("model.levels=[1,2]", ["model.levels", "backbone uvit has no such setting"]),
+    "option of our backbone": ("model.options.blocks=3", ["model.options.blocks", "uvit has no such option"]),
+    "option of no kind": ("model.options.blocks=[3]", ["model.options", "[3]", "{{name: int"]),
+    "size": ("model.size=M", ["model.size", "'M'", "S|B|L"]),
+    "no backbone": ("model.backbone=vit", ["model.backbone", "'vit'", "uvit, jit, unet", "module:Class"]),
+    "backbone of no module": ("model.backbone=nowhere:Net", ["model.backbone", "'nowhere:Net'", "No module named"]),
+    "backbone that its module lacks": ("model.backbone=json:Net", ["model.backbone", "'json:Net'", "no attribute"]),
+    "backbone that is no network": ("model.backbone=json:JSONDecoder", ["model.backbone", "no class of torch modules"]),
+    "backbone that is no class": (
+        "model.backbone=torch.nn:functional",
+        ["model.backbone", "no class of torch modules"],
+    ),
+    "backbone for something else": (
+        "model.backbone=torch.nn:Linear",
+        ["model.backbone", "torch.nn:Linear", "channels"],
+    ),
+    "backbone that is a draft": ("model.backbone=broken:Net", ["model.backbone", "broken:Net", "broken.py, line 1"]),
+    "noise of noise alone": (
+        "process.zero_terminal=true process.prediction=eps",
+        ["process.prediction", "got eps", "noise alone", "x0, v, velocity or F"],
+    ),
+    "noise at the end of flow": ("process.kind=flow process.prediction=eps", ["process.prediction", "got eps"]),
+    "v where noise explodes": ("process.kind=ve process.prediction=v", ["process.prediction", "got v", "choose F"]),
+    "loss that explodes": (
+        "process.kind=edm process.prediction=F process.loss=v",
+        ["process.loss", "got v", "choose F"],
+    ),
+    "shift of edm": ("process.kind=edm process.shift=3", ["process.shift=1.0", "edm", "ddpm, vp, flow"]),
+    "levels of flow": ("process.kind=flow process.timesteps=10", ["process.timesteps=1000", "only ddpm"]),
+    "law of ddpm": ("process.time_law=normal", ["process.time_law=auto", "ddpm", "vp, ve, edm, flow"]),
+    "mean without its law": ("process.kind=ve process.time_mean=0", ["process.time_law normal", "ve"]),
+    "no noise at all": (
+        "process.kind=edm process.prediction=F process.sigma_min=90",
+        ["process.sigma_min", "got 90", "80"],
+    ),
+    "weight of a loss": ("process.weight=p2 process.loss=eps", ["process.loss same", "p2"]),
+    "prediction": ("process.prediction=score", ["process.prediction", "'score'", "eps|x0|v|velocity|F"]),
+    "few levels of the linear schedule": (
+        "process.schedule=linear process.timesteps=20 eval.sample_steps=5",
+        ["process.timesteps", "got 20", "at least 21"],
+    ),
     "even depth": ("model.depth=4", ["model.depth", "got 4", "odd", "try 5"]),
     "wrong type": ("model.width=wide", ["model.width", "'wide'", "wanted int"]),
     "unknown setting": ("model.widht=32", ["model.widht", "did you mean model.width?"]),
@@ -81,7 +188,11 @@ TRAIN: Table = {
     "weights that are garbage": ("stages.0.init_from=garbage.safetensors", ["garbage.safetensors", "not a readable"]),
     "weights that are empty": ("stages.0.init_from=empty.safetensors", ["empty.safetensors", "not a readable"]),
     "weights cut off": ("stages.0.init_from=truncated.safetensors", ["truncated.safetensors", "not a readable"]),
-    "weights that are a pickle": ("stages.0.init_from=official.pt", ["official.pt", "maskdm import official"]),
+    "weights of the official code, cut off": ("stages.0.init_from=truncated.pt", ["truncated.pt", "not a readable"]),
+    "weights of the official code": (
+        "stages.0.init_from=official.pt",
+        ["official.pt", "width is 48 there and 16 here", "depth is 5 there and 3 here"],
+    ),
     "weights of nothing": ("stages.0.init_from=missing", ["missing", "no such run or file"]),
     "weights of no run": ("stages.0.init_from=few", ["few", "run folder"]),
     "weights of a later stage": ("stages.1.init_from=missing", ["missing", "no such run or file"]),
@@ -89,9 +200,9 @@ TRAIN: Table = {
         "stages.0.init_from={run} model.classes=none model.width=32 model.depth=5",
         ["width is 16 there and 32 here", "depth is 3 there and 5 here"],
     ),
-    "weights for other pictures": (
-        "stages.0.init_from={photos_run}",
-        ["channels is 3 there and 1 here", "classes is 2 there and 10 here"],
+    "weights of another backbone": (
+        "stages.0.init_from={run} model.backbone=jit",
+        ["backbone is uvit there and jit here"],
     ),
     "nothing to resume": ("--resume latest", ["--resume latest", "no run in out"]),
     "resume of nothing": ("--resume missing", ["--resume", "missing", "no run"]),
@@ -135,8 +246,86 @@ OTHERS: Table = {
     "sample from half a file": ("sample truncated.safetensors", ["truncated.safetensors", "not a readable"]),
     "sample from other tensors": ("sample optimiser.safetensors", ["optimiser.safetensors", "no maskdm model"]),
     "sample from a pickle": ("sample official.pt", ["official.pt", "maskdm import official"]),
-    "unknown sampler": ("sample {run} --sampler euler", ["sampler", "'euler'", "ddim, ancestral"]),
-    "guidance without classes": ("sample {run} --guidance 2", ["guidance", "no classes"]),
+    "unknown sampler": ("sample {run} --sampler dpm", ["sampler", "'dpm'", "ddim, ancestral, euler, heun, dpm++"]),
+    "eta of heun": ("sample {run} --sampler heun --eta 0.5", ["eta", "got 0.5", "heun", "ddim, ancestral, dpm++"]),
+    "churn of ddim": ("sample {run} --churn 10", ["churn", "got 10", "ddim", "euler, heun"]),
+    "ancestral without noise": ("sample {run} --sampler ancestral --eta 0", ["eta", "ancestral", "leave eta out"]),
+    "sde without noise": ("sample {run} --sampler dpm++sde --eta 0", ["eta", "dpm++sde", "dpm++"]),
+    "less than no churn": ("sample {run} --sampler heun --churn=-1", ["churn", "got -1", "0 or more"]),
+    "endless churn": ("sample {run} --sampler heun --churn inf", ["churn", "got inf", "0 or more"]),
+    "unknown grid": ("sample {run} --grid cosine", ["grid", "'cosine'", "uniform, karras, logsnr"]),
+    "shift of nothing": ("sample {run} --shift 0", ["shift", "got 0", "more than 0"]),
+    "shift that is no number": ("sample {run} --shift nan", ["shift", "nan"]),
+    "guidance without classes": ("sample {run} --guidance 2", ["guidance", "no classes", "guide"]),
+    "interval in words": (
+        "sample {photos_run} --guidance 2 --guidance-interval low,high",
+        ["--guidance-interval", "'low,high'", "0.1,0.8"],
+    ),
+    "interval with one end": (
+        "sample {photos_run} --guidance 2 --guidance-interval 0.5",
+        ["--guidance-interval", "'0.5'"],
+    ),
+    "interval falling": (
+        "sample {photos_run} --guidance 2 --guidance-interval 0.8,0.1",
+        ["guidance_interval", "0.8", "low < high"],
+    ),
+    "interval beyond noise": ("sample {photos_run} --guidance 2 --guidance-interval 0,2", ["guidance_interval", "2"]),
+    "interval that is no number": (
+        "sample {photos_run} --guidance 2 --guidance-interval 0,nan",
+        ["guidance_interval", "nan"],
+    ),
+    "interval without guidance": (
+        "sample {photos_run} --guidance-interval 0.1,0.8",
+        ["guidance_interval", "without guidance"],
+    ),
+    "guide without guidance": ("sample {run} --guide pretrain", ["guide", "without guidance", "1.5"]),
+    "guide that is not there": ("sample {run} --guidance 2 --guide warmup", ["--guide", "warmup"]),
+    "guide of other pictures": (
+        "sample {run} --guidance 2 --guide {photos_run}",
+        ["guide", "3 x (16, 16)", "1 x (8, 8)"],
+    ),
+    "strength without a picture": ("sample {run} --strength 0.5", ["--strength", "--init"]),
+    "strength of nothing": ("sample {run} --init few/00.png --strength 0", ["strength", "got 0", "more than 0"]),
+    "strength beyond noise": ("sample {run} --init few/00.png --strength 1.5", ["strength", "got 1.5", "at most 1"]),
+    "strength that is no number": ("sample {run} --init few/00.png --strength nan", ["strength", "nan"]),
+    "strength below the steps": (
+        "sample {run} --init few/00.png --strength 0.001 --steps 2",
+        ["strength", "0.001", "more steps"],
+    ),
+    "init that is missing": ("sample {run} --init missing.png", ["missing.png", "No such file"]),
+    "init that is a folder": ("sample {run} --init few", ["few", "directory"]),
+    "init that is no picture": ("sample {run} --init words.txt", ["cannot read words.txt"]),
+    "init that is cut off": ("sample {run} --init damaged/03.png", ["cannot read damaged/03.png"]),
+    "a hole in nothing": ("sample {run} --inpaint few/00.png", ["--inpaint", "--init"]),
+    "a hole nowhere": ("sample {run} --init few/00.png --inpaint black.png", ["--inpaint", "black.png", "white"]),
+    "a hole that is no picture": ("sample {run} --init few/00.png --inpaint words.txt", ["cannot read words.txt"]),
+    "resampling without a hole": ("sample {run} --init few/00.png --resample 5", ["--resample", "--inpaint"]),
+    "resampling of none": (
+        "sample {run} --init few/00.png --inpaint white.png --resample 0",
+        ["resample", "got 0", "at least 1"],
+    ),
+    "a way with noise on it": (
+        "sample {run} --interpolate few/00.png few/01.png --sampler ancestral",
+        ["sampler", "fresh noise", "ddim, heun or dpm++"],
+    ),
+    "a way with a little noise on it": (
+        "sample {run} --interpolate few/00.png few/01.png --eta 0.1",
+        ["fresh noise", "ddim, heun or dpm++"],
+    ),
+    "a way to nowhere": ("sample {run} --interpolate few/00.png missing.png", ["missing.png", "No such file"]),
+    "a way with one end": ("sample {run} --interpolate few/00.png", ["--interpolate", "expected 2 arguments"]),
+    "a way of one picture": (
+        "sample {run} --interpolate few/00.png few/01.png --num 1",
+        ["num", "got 1", "at least 2"],
+    ),
+    "a way and a picture": (
+        "sample {run} --interpolate few/00.png few/01.png --init few/02.png",
+        ["--interpolate", "leave --init"],
+    ),
+    "class of our own backbone": ("sample {run} --backbone torch.nn:Linear", ["uvit", "leave backbone out"]),
+    "class without a module": ("sample {run} --backbone uvit", ["--backbone", "'uvit'", "module:Class"]),
+    "class of no module": ("sample {run} --backbone nowhere:Net", ["--backbone", "'nowhere:Net'", "No module named"]),
+    "class of no network": ("sample {run} --backbone json:JSONDecoder", ["--backbone", "no class of torch modules"]),
     "guidance that is no number": ("sample {photos_run} --guidance nan", ["guidance", "nan"]),
     "endless guidance": ("sample {photos_run} --guidance inf", ["guidance", "inf"]),
     "labels without classes": ("sample {run} --labels cat", ["labels", "cat", "no classes"]),
@@ -158,7 +347,7 @@ OTHERS: Table = {
     "batches of none": ("sample {run} --batch-size 0", ["batch_size", "got 0"]),
     "too much noise": ("sample {run} --eta 1.5", ["eta", "got 1.5", "0 (deterministic) to 1"]),
     "noise that is no number": ("sample {run} --eta nan", ["eta", "nan"]),
-    "weights of another kind": ("sample {run} --weights best", ["--weights", "'best'", "ema"]),
+    "weights of another kind": ("sample {run} --weights best", ["weights", "'best'", "ema, finetune-ema", "raw"]),
     "sample on no device": ("sample {run} --device banana", ["--device", "'banana'", "auto"]),
     "sample without numbers": ("sample {run} --device meta", ["--device", "'meta'", "auto"]),
     "sample with an unknown option": ("sample {run} --number 4", ["'--number'", "sample --help"]),
@@ -232,11 +421,14 @@ def places(tmp_path, digits_npz, photos, digits_run, photos_run, monkeypatch) ->
         "broken.yaml": b"model: {width: 16",
         "list.yaml": b"- model\n- data\n",
         "typo.yaml": b"model: {widht: 16}\n",
+        "broken.py": b"class Net(",
     }
     for name, content in contents.items():
         (work / name).write_bytes(content)
     np.savez(work / "floats.npz", images=np.zeros((20, 8, 8)))
     np.savez(work / "other.npz", x=np.zeros(3))
+    for name, colour in (("black.png", 0), ("white.png", 255)):
+        Image.new("L", (20, 20), colour).save(work / name)
     with zipfile.ZipFile(work / "texts.zip", "w") as archive:
         archive.writestr("notes.txt", "no picture")
     good_places = {
@@ -358,13 +550,7 @@ def test_a_checkpoint_of_another_version(digits_run, tmp_path, capsys):
 @pytest.mark.parametrize("output", ["file", "file/made", "file/made.npz"])
 def test_where_samples_go_is_looked_at_before_they_are_made(output, refused, places, monkeypatch):
     calls: list[object] = []
-    real = importlib.import_module("maskdm.method.samplers").sample
-
-    def counted(*arguments: object, **more: object) -> object:
-        calls.append(arguments)
-        return real(*arguments, **more)
-
-    monkeypatch.setattr("maskdm.method.samplers.sample", counted)
+    monkeypatch.setattr("maskdm.method.sampling.pictures", lambda *arguments, **_: calls.append(arguments))
     refused(["sample", places["run"], "--steps", "1", "--num", "1", "--output", output])
     assert not calls
 

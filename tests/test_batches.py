@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from maskdm.method import schedules
+from maskdm.method.mask_plan import Portion, by_noise, constant, mixture, over_stage, parts
 from maskdm.method.masking import Masking, masking
-from maskdm.method.process import cosine
+from maskdm.method.process import Process
 from maskdm.training.batches import Batch, TrainingSet, draw, order, seed_of
+from maskdm.training.runtime import Runtime
 
 CPU = torch.device("cpu")
-PROCESS = cosine(1000)
+ALONE = Runtime(CPU, "no")
+PROCESS = schedules.cosine(1000)
 MEMBERS = np.array([row for row in range(60) if row % 7])  # every seventh picture is held out
-PATCHES = masking("patch", (4, 4), 0.75)
+GRID = (4, 4)
+NOTHING, PATCHES = masking("none", GRID), masking("patch", GRID, 0.75)
+MIXED = mixture([(PATCHES, 3), (masking("crop", GRID, 0.5), 1), (masking("route", GRID, 0.5), 2)]).moments[0]
+BY_NOISE = by_noise([masking("patch", GRID, ratio) for ratio in (0.75, 0.5, 0.25)]).moments[0]
 
 
 def training_set(*, labelled: bool = True) -> TrainingSet:
@@ -29,33 +39,40 @@ def training_set(*, labelled: bool = True) -> TrainingSet:
     return TrainingSet(images, MEMBERS, labels, 5 if labelled else 0)
 
 
-def drawn(
+def drawn_parts(
     step: int = 0,
     *,
+    portions: Sequence[Portion] = MIXED,
     data: TrainingSet | None = None,
-    mask: Masking = PATCHES,
+    process: Process = PROCESS,
     batch_size: int = 16,
     seed: tuple[object, ...] = (0, "stage", 0),
     flip: float = 0.5,
     label_dropout: float = 0.25,
-    part: slice | None = None,
-) -> Batch:
+    runtime: Runtime = ALONE,
+) -> list[Batch]:
     return draw(
         data or training_set(),
-        mask,
-        PROCESS,
+        portions,
+        process,
         step=step,
         batch_size=batch_size,
         seed=seed,
         flip=flip,
         label_dropout=label_dropout,
         device=CPU,
-        part=part or slice(0, batch_size),
+        share=runtime.slice,
     )
 
 
+def drawn(step: int = 0, *, mask: Masking = PATCHES, **more: Any) -> Batch:
+    """A batch with one mask."""
+    (batch,) = drawn_parts(step, portions=constant(mask).moments[0], **more)
+    return batch
+
+
 def fields(batch: Batch) -> dict[str, Tensor | None]:
-    return {"x_0": batch.x_0, "t": batch.t, "eps": batch.eps, "visible": batch.visible, "label": batch.label}
+    return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
 
 
 def differing(a: Batch, b: Batch) -> set[str]:
@@ -66,6 +83,12 @@ def differing(a: Batch, b: Batch) -> set[str]:
         for name, value in left.items()
         if (value is None) != (right[name] is None) or (value is not None and not torch.equal(value, right[name]))
     }
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches with masks of one shape, one after another."""
+    columns = zip(*(fields(batch).values() for batch in batches), strict=True)
+    return Batch(*(None if column[0] is None else torch.cat(column) for column in columns))
 
 
 def rows_of(batch: Batch) -> list[int]:
@@ -146,6 +169,8 @@ def test_a_draw_depends_on_seed_stage_and_step_and_on_nothing_else():
 )
 def test_another_step_seed_or_stage_draws_everything_anew(other):
     assert differing(drawn(step=5), drawn(**{"step": 5, **other})) == {"x_0", "t", "eps", "visible", "label"}
+    a, b = drawn_parts(step=5), drawn_parts(**{"step": 5, **other})
+    assert "through" in differing(a[2], b[2])
 
 
 def test_a_draw_leaves_the_global_random_state_alone():
@@ -158,20 +183,7 @@ def test_mask_flip_and_dropout_change_only_what_they_are_about():
     plain = drawn(2, flip=0.0, label_dropout=0.0)
     assert differing(plain, drawn(2, flip=0.7, label_dropout=0.0)) == {"x_0"}
     assert differing(plain, drawn(2, flip=0.0, label_dropout=0.7)) == {"label"}
-    assert "t" not in differing(plain, drawn(2, mask=masking("none", (4, 4)), flip=0.0, label_dropout=0.0))
-
-
-@pytest.mark.parametrize("parts", [1, 2, 4, 8])
-@pytest.mark.parametrize("mask", [PATCHES, masking("none", (4, 4)), masking("block", (4, 4), 0.5, block=2)], ids=str)
-def test_the_parts_of_the_ranks_make_up_the_whole(parts, mask):
-    whole, share = drawn(3, mask=mask), 16 // parts
-    ranks = [drawn(3, mask=mask, part=slice(rank * share, (rank + 1) * share)) for rank in range(parts)]
-    assert [len(rank) for rank in ranks] == [share] * parts
-    for name, value in fields(whole).items():
-        if value is None:
-            assert all(fields(rank)[name] is None for rank in ranks)
-        else:
-            assert torch.equal(torch.cat([fields(rank)[name] for rank in ranks]), value)
+    assert differing(plain, drawn(2, mask=NOTHING, flip=0.0, label_dropout=0.0)) == {"visible"}
 
 
 def test_shapes_and_ranges():
@@ -179,6 +191,7 @@ def test_shapes_and_ranges():
     assert batch.x_0.shape == batch.eps.shape == (16, 1, 8, 8)
     assert batch.t.shape == batch.label.shape == (16,)
     assert batch.visible.shape == (16, 4)
+    assert batch.through is None
     assert batch.x_0.dtype == torch.float32
     assert batch.x_0.min() == -1
     assert batch.t.dtype == torch.int64
@@ -204,7 +217,14 @@ def test_without_classes_there_are_no_labels():
 
 
 def test_without_a_mask_everything_is_visible():
-    assert drawn(mask=masking("none", (4, 4))).visible is None
+    assert drawn(mask=NOTHING).visible is None
+
+
+def test_what_is_routed_is_visible():
+    batch = drawn(mask=masking("route", GRID, 0.75))
+    assert batch.visible is None
+    assert batch.through.shape == (16, 4)
+    assert torch.equal(batch.through, drawn(mask=PATCHES).visible)  # the same patches, were they hidden
 
 
 @pytest.mark.parametrize("flip", [0.0, 0.3, 1.0])
@@ -238,20 +258,124 @@ def test_what_is_drawn_for_an_image_is_independent_of_what_is_drawn_for_the_othe
     assert any(0 < int(mirrored(batch).sum()) < 64 for batch in batches)
 
 
+# --- portions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("portions", "lengths"), [(MIXED, [8, 3, 5]), (BY_NOISE, [5, 6, 5])], ids=["mixed", "noise"])
+def test_every_portion_has_its_share_of_a_batch(portions, lengths):
+    batches = drawn_parts(portions=portions)
+    assert [len(batch) for batch in batches] == lengths
+    for portion, batch in zip(portions, batches, strict=True):
+        assert abs(len(batch) - 16 * portion.share) <= 1
+        patches = batch.through if portion.masking.kind == "route" else batch.visible
+        assert patches.flatten(1).shape == (len(batch), portion.masking.visible)
+        assert patches.ndim == (3 if portion.masking.kind == "crop" else 2)
+
+
+def test_portions_share_out_one_batch():
+    rows = MEMBERS[order(len(MEMBERS), 16, 2, 0, "stage", 0)]
+    assert [row for batch in drawn_parts(2) for row in rows_of(batch)] == rows.tolist()
+    whole, pieces = drawn(2), drawn_parts(2)
+    for name in ("x_0", "t", "eps", "label"):  # what is hidden changes nothing else
+        assert torch.equal(torch.cat([fields(piece)[name] for piece in pieces]), fields(whole)[name])
+
+
+@pytest.mark.parametrize("process", [PROCESS, schedules.flow(), schedules.edm()], ids=["ddpm", "flow", "edm"])
+def test_a_portion_of_the_noise_stays_in_its_quantiles(process):
+    edges = process.training_time(torch.tensor([i / 3 for i in range(3)] + [1 - 1e-7], dtype=torch.float64))
+    for step in range(20):
+        for i, batch in enumerate(drawn_parts(step, portions=BY_NOISE, process=process)):
+            assert (batch.t >= edges[i] - 1e-6).all()
+            assert (batch.t <= edges[i + 1] + 1e-6).all()
+
+
+@pytest.mark.parametrize("process", [PROCESS, schedules.flow(), schedules.edm()], ids=["ddpm", "flow", "edm"])
+def test_over_a_whole_batch_the_law_of_noise_is_that_of_the_process(process):
+    portions = by_noise([PATCHES] * 4).moments[0]  # 16 images: nothing to round
+    times = torch.cat([b.t for step in range(250) for b in drawn_parts(step, portions=portions, process=process)])
+    quantiles = torch.arange(1, 10, dtype=torch.float64) / 10
+    below = (times.double()[:, None] < process.training_time(quantiles).double()).double().mean(dim=0)
+    torch.testing.assert_close(below, quantiles, rtol=0, atol=0.02)
+
+
+def test_a_picture_is_not_bound_to_a_portion():
+    steps = [drawn_parts(step) for step in range(200)]
+    seen = [{row for batches in steps for row in rows_of(batches[i])} for i in range(len(MIXED))]
+    assert all(rows == set(MEMBERS.tolist()) for rows in seen)
+
+
+def test_a_ratio_that_changes_over_the_stage_draws_what_that_ratio_draws():
+    plan = over_stage([PATCHES, NOTHING])
+    assert differing(drawn_parts(3, portions=plan.at(0.0))[0], drawn(3)) == set()
+    assert differing(drawn_parts(3, portions=plan.at(0.5))[0], drawn(3, mask=NOTHING)) == set()
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+PLANS = {
+    "one mask": constant(PATCHES).moments[0],
+    "nothing hidden": constant(NOTHING).moments[0],
+    "mixture": MIXED,
+    "by noise": BY_NOISE,
+    "a mask each": mixture([(PATCHES, 1)] * 16).moments[0],
+}
+
+
+def ranks_of(world: int) -> list[Runtime]:
+    return [Runtime(CPU, "no", rank, world) for rank in range(world)]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 5, 7, 8, 16])  # also those that training refuses
+@pytest.mark.parametrize("portions", PLANS.values(), ids=PLANS)
+def test_the_parts_of_the_ranks_make_up_the_whole(portions, world):
+    whole = drawn_parts(3, portions=portions)
+    shared = [iter(drawn_parts(3, portions=portions, runtime=runtime)) for runtime in ranks_of(world)]
+    for batch, stretch in zip(whole, parts(portions, 16), strict=True):
+        numbers = [range(16)[runtime.slice(stretch)] for runtime in ranks_of(world)]
+        mine = [next(batches) for batches, taken in zip(shared, numbers, strict=True) if taken]
+        places = torch.tensor([i for taken in numbers for i in taken]).argsort()
+        for name, value in fields(batch).items():
+            if value is None:
+                assert all(fields(part)[name] is None for part in mine)
+            else:
+                assert torch.equal(torch.cat([fields(part)[name] for part in mine])[places], value)
+    assert not [batch for batches in shared for batch in batches]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("portions", PLANS.values(), ids=PLANS)
+def test_ranks_have_equally_much_to_do_and_of_every_kind(portions, world):
+    counts = [[len(range(16)[r.slice(stretch)]) for stretch in parts(portions, 16)] for r in ranks_of(world)]
+    assert [sum(count) for count in counts] == [16 // world] * world  # so that none waits for the others in vain
+    for of_portion in zip(*counts, strict=True):
+        assert max(of_portion) - min(of_portion) <= 1
+
+
+@given(start=st.integers(0, 50), length=st.integers(0, 50), world=st.integers(1, 9))
+def test_ranks_deal_out_any_stretch_of_a_row(start, length, world):
+    row = range(start + length)
+    dealt = [list(row[runtime.slice(slice(start, start + length))]) for runtime in ranks_of(world)]
+    assert sorted(i for part in dealt for i in part) == list(row)[start:]
+
+
 # --- micro-batches ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "lengths"), [(16, [16]), (100, [16]), (5, [5, 5, 5, 1]), (1, [1] * 16)])
 def test_micro_batches_cover_the_batch_in_order(size, lengths):
     batch = drawn()
-    parts = list(batch.split(size))
-    assert [len(part) for part in parts] == lengths
-    joined = Batch(*(torch.cat([fields(part)[name] for part in parts]) for name in fields(batch)))
-    assert differing(joined, batch) == set()
+    assert [len(part) for part in batch.split(size)] == lengths
+    assert differing(joined(list(batch.split(size))), batch) == set()
+
+
+def test_without_a_size_a_part_stays_whole():
+    for batch in drawn_parts():
+        (part,) = batch.split(None)
+        assert differing(part, batch) == set()
 
 
 def test_micro_batches_without_masks_and_labels():
     batch = replace(drawn(), visible=None, label=None)
-    parts = list(batch.split(6))
-    assert [len(part) for part in parts] == [6, 6, 4]
-    assert all(part.visible is None and part.label is None for part in parts)
+    micro = list(batch.split(6))
+    assert [len(part) for part in micro] == [6, 6, 4]
+    assert all(part.visible is None and part.label is None for part in micro)

@@ -14,7 +14,17 @@ import pytest
 import maskdm
 
 PACKAGE = Path(maskdm.__file__).parent
-LAYERS = [["errors"], ["method"], ["backbones"], ["data"], ["training"], ["measuring", "interop"], ["demo"], ["cli"]]
+LAYERS = [
+    ["errors"],
+    ["method"],
+    ["backbones"],
+    ["data"],
+    ["training"],
+    ["measuring", "interop"],
+    ["demo"],
+    ["commands"],
+    ["cli"],
+]
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 FILES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in sorted(PACKAGE.rglob("*.py"))}
 EDGES = {"__init__", "__main__"}  # the package's own doors, in front of everything
@@ -82,7 +92,7 @@ def test_importing_the_package_and_its_command_costs_nothing():
     assert not brought(fresh("-c", "import maskdm, maskdm.cli; dir(maskdm)")) & HEAVY
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["sample"]], ids=str)
+@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["info"]], ids=str)
 def test_help_imports_no_torch(command):
     done = fresh("-m", "maskdm", *command, "--help")
     assert "usage: maskdm" in done.stdout

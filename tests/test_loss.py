@@ -8,13 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_schedules import PAIRS, PROCESSES
 from torch import Tensor
 
 from maskdm.backbones.uvit import UViT
-from maskdm.method.loss import denoising_loss, fixed_questions, visible_mean
+from maskdm.method.denoiser import Backbone, Denoiser
+from maskdm.method.loss import SHARES, denoising_loss, fixed_questions, image_error, visible_mean
 from maskdm.method.masking import Masking, masking
-from maskdm.method.prediction import EPS, PREDICTIONS, Prediction, V
-from maskdm.method.process import Process, cosine, linear
+from maskdm.method.prediction import EPS, PREDICTIONS, VELOCITY, X0, Prediction, V, precondition
+from maskdm.method.process import Process, share_of
+from maskdm.method.schedules import cosine, edm, flow, linear, shifted, vp
+from maskdm.method.weighting import Weighting, min_snr, uniform, uniform_in
 
 PATCH, GRID = 4, (4, 6)
 MASKS = [
@@ -52,10 +56,23 @@ def uvit() -> UViT:
     return UViT(image_size=size, channels=2, patch_size=PATCH, width=24, depth=3, heads=3, time_mlp=True, classes=3)
 
 
-def loss_of(backbone: UViT, q: Question, visible: Tensor | None, prediction: Prediction = EPS) -> Tensor:
-    return denoising_loss(
-        backbone, PROCESS, prediction, q.x_0, q.t, q.eps, visible=visible, label=q.label, patch_size=PATCH
-    )
+def asking(backbone: Backbone, process: Process, prediction: Prediction, weighting: Weighting = uniform) -> Denoiser:
+    """A denoiser of the images of this file."""
+    size = (GRID[0] * PATCH, GRID[1] * PATCH)
+    return Denoiser(backbone, process, prediction, 2, size, PATCH, ("a", "b", "c"), weighting=weighting)
+
+
+def loss_of(
+    backbone: Backbone,
+    q: Question,
+    visible: Tensor | None,
+    prediction: Prediction = EPS,
+    *,
+    process: Process = PROCESS,
+    weighting: Weighting = uniform,
+) -> Tensor:
+    denoiser = asking(backbone, process, prediction, weighting)
+    return denoising_loss(denoiser, q.x_0, q.t, q.eps, visible=visible, label=q.label)
 
 
 def x_t_of(q: Question) -> Tensor:
@@ -72,7 +89,7 @@ def drawn(mask: Masking, images: int, seed: int = 0) -> Tensor:
 def pixels(visible: Tensor) -> Tensor:
     """Which pixels are visible: (B, 1, H, W) bool, patch by patch."""
     shown = torch.zeros(len(visible), 1, GRID[0] * PATCH, GRID[1] * PATCH, dtype=torch.bool)
-    for image, row in enumerate(visible.tolist()):
+    for image, row in enumerate(visible.flatten(1).tolist()):
         for patch in row:
             y, x = patch // GRID[1] * PATCH, patch % GRID[1] * PATCH
             shown[image, :, y : y + PATCH, x : x + PATCH] = True
@@ -112,7 +129,7 @@ def test_every_visible_patch_changes_the_loss_of_its_own_image_alone(uvit, mask)
     q, visible = question(), drawn(mask, 3)
     before = loss_of(uvit, q, visible)
     for column in range(mask.visible):
-        one = pixels(visible[:1, [column]])
+        one = pixels(visible.flatten(1)[:1, [column]])
         x_0 = q.x_0.clone()
         x_0[0] += one[0]
         after = loss_of(uvit, Question(x_0, q.t, q.eps, q.label), visible)
@@ -139,7 +156,7 @@ def test_the_loss_is_the_mean_over_visible_patches(uvit, mask, prediction):
     alpha, sigma = (c.float()[:, None, None, None] for c in PROCESS.alpha_sigma(q.t))
     err = (out - prediction.target(q.x_0, q.eps, alpha, sigma)) ** 2
     expected = []
-    for image, row in enumerate(visible.tolist()):
+    for image, row in enumerate(visible.flatten(1).tolist()):
         patches = []
         for patch in row:
             y, x = patch // GRID[1] * PATCH, patch % GRID[1] * PATCH
@@ -165,40 +182,120 @@ def test_the_mean_of_ones_on_visible_patches_is_one_whatever_is_hidden(mask, see
     assert visible_mean(err, visible, PATCH).tolist() == pytest.approx([1, 1])
 
 
+def test_routed_patches_are_asked_for_like_the_others(uvit):
+    q, mask = question(), masking("route", GRID, 0.5)
+    visible, through = mask.view(3, torch.Generator().manual_seed(0))
+    assert visible is None
+    denoiser = asking(uvit, PROCESS, EPS)
+    loss = denoising_loss(denoiser, q.x_0, q.t, q.eps, through=through, label=q.label)
+    err = (uvit(x_t_of(q), q.t, through=through, label=q.label) - q.eps) ** 2
+    torch.testing.assert_close(loss, err.mean(dim=(1, 2, 3)))
+    assert not torch.equal(loss, denoising_loss(denoiser, q.x_0, q.t, q.eps, label=q.label))
+
+
 @dataclass
 class PointOracle:
-    """The exact denoiser of a data set of one image."""
+    """The exact denoiser of a data set of one image, at known noise levels."""
 
     x_0: Tensor
     process: Process
     prediction: Prediction
+    t: Tensor
 
-    def __call__(self, x_t: Tensor, t: Tensor, *, visible: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        alpha, sigma = (c.to(x_t.dtype)[:, None, None, None] for c in self.process.alpha_sigma(t))
+    def __call__(self, shown: Tensor, told: Tensor, *, visible: Tensor | None = None, **_: Tensor | None) -> Tensor:
+        assert torch.equal(told, self.process.told(self.t))
+        alpha, sigma = (c.to(shown.dtype)[:, None, None, None] for c in self.process.alpha_sigma(self.t))
+        x_t = shown / self.process.shown(alpha, sigma)
         out = self.prediction.target(self.x_0, (x_t - alpha * self.x_0) / sigma, alpha, sigma)
         return out if visible is None else out * pixels(visible)
 
 
-@pytest.mark.parametrize("process", [linear(), cosine()], ids=["linear", "cosine"])
-@pytest.mark.parametrize("prediction", PREDICTIONS.values(), ids=PREDICTIONS.keys())
-@pytest.mark.parametrize("mask", [None, *MASKS], ids=str)
+@pytest.mark.parametrize(("process", "prediction"), PAIRS.values(), ids=PAIRS.keys())
+@pytest.mark.parametrize("mask", [None, MASKS[0]], ids=str)
 def test_a_perfect_answer_has_no_loss(process, prediction, mask):
     q = question()
     x_0, eps = q.x_0.double(), q.eps.double()
+    t = process.training_time(torch.tensor([0.1, 0.5, 0.97], dtype=torch.float64))
     visible = None if mask is None else drawn(mask, 3)
-    oracle = PointOracle(x_0, process, prediction)
-    loss = denoising_loss(oracle, process, prediction, x_0, q.t, eps, visible=visible, patch_size=PATCH)
-    assert loss.max() < 1e-12
-    wrong = denoising_loss(
-        PointOracle(-x_0, process, prediction), process, prediction, x_0, q.t, eps, visible=visible, patch_size=PATCH
+    right, wrong = (
+        denoising_loss(
+            asking(PointOracle(x, process, prediction, t), process, prediction), x_0, t, eps, visible=visible
+        )
+        for x in (x_0, -x_0)
     )
-    assert wrong.min() > 1e-6
+    assert right.max() < 1e-12
+    assert wrong.min() > 1e-8
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_under_every_mask_a_perfect_answer_has_no_loss(mask):
+    q = question()
+    oracle = PointOracle(q.x_0.double(), PROCESS, V, q.t)
+    denoiser = asking(oracle, PROCESS, V)
+    assert denoising_loss(denoiser, q.x_0.double(), q.t, q.eps.double(), visible=drawn(mask, 3)).max() < 1e-12
 
 
 def test_the_error_of_saying_nothing_is_the_power_of_the_noise():
     q = question(images=64)
-    loss = denoising_loss(lambda x_t, t, **_: torch.zeros_like(x_t), PROCESS, EPS, q.x_0, q.t, q.eps)
+    loss = loss_of(lambda x_t, t, **_: torch.zeros_like(x_t), q, None)
     assert float(loss.mean()) == pytest.approx(1, abs=0.03)
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [None, *MASKS], ids=str)
+@pytest.mark.parametrize("prediction", PREDICTIONS.values(), ids=PREDICTIONS.keys())
+def test_uniform_weights_leave_the_loss_bit_for_bit(uvit, prediction, mask):
+    q, visible = question(), None if mask is None else drawn(mask, 3)
+    alpha, sigma = (c.float()[:, None, None, None] for c in PROCESS.alpha_sigma(q.t))
+    out = uvit(x_t_of(q), q.t, visible=visible, label=q.label)
+    plain = visible_mean((out - prediction.target(q.x_0, q.eps, alpha, sigma)) ** 2, visible, PATCH)
+    assert torch.equal(loss_of(uvit, q, visible, prediction), plain)
+
+
+@pytest.mark.parametrize("mask", [None, MASKS[0]], ids=str)
+def test_a_weight_multiplies_the_loss_of_every_image(uvit, mask):
+    q, visible = question(), None if mask is None else drawn(mask, 3)
+    alpha, sigma = PROCESS.alpha_sigma(q.t)
+    for weighting in (min_snr(), uniform_in(X0)):
+        weight = weighting(alpha, sigma, V).float()
+        assert weight.std() > 0
+        expected = weight * loss_of(uvit, q, visible, V)
+        torch.testing.assert_close(loss_of(uvit, q, visible, V, weighting=weighting), expected)
+
+
+def test_jit_by_hand():
+    """Li & He 2025: the network answers with the image, the loss is on (x - x_t) / t, with t at least 0.05."""
+    q, process = question(images=8), flow()
+    t = torch.tensor([0.01, 0.04, 0.05, 0.1, 0.3, 0.6, 0.9, 0.999], dtype=torch.float64)
+    x_0, eps, guess = q.x_0.double(), q.eps.double(), 0.3 * q.eps.double()
+    over = t.clamp(min=0.05)[:, None, None, None]
+    by_hand = (((guess - x_0) / over) ** 2).mean(dim=(1, 2, 3))
+    denoiser = asking(lambda *_, **__: guess, process, X0, uniform_in(VELOCITY))
+    torch.testing.assert_close(denoising_loss(denoiser, x_0, t, eps), by_hand, rtol=1e-9, atol=0)
+
+
+def test_edm_by_hand():
+    """Karras et al. 2022, eq. 8: F against (x_0 - c_skip x) / c_out, which is lambda on the denoised image."""
+    q, process = question(images=3), edm()
+    t = torch.tensor([0.1, 1.0, 20.0], dtype=torch.float64)
+    x_0, eps = q.x_0.double(), q.eps.double()
+    sigma = t[:, None, None, None]
+    seen: list[Tensor] = []
+
+    def network(shown: Tensor, told: Tensor, **_: None) -> Tensor:
+        seen.extend([shown, told])
+        return 0.3 * shown
+
+    loss = denoising_loss(asking(network, process, precondition()), x_0, t, eps)
+    x = x_0 + sigma * eps
+    c_in = 1 / (sigma**2 + 0.25).sqrt()
+    denoised = 0.25 / (sigma**2 + 0.25) * x + sigma * 0.5 / (sigma**2 + 0.25).sqrt() * 0.3 * c_in * x
+    weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
+    torch.testing.assert_close(seen[0], c_in * x)
+    torch.testing.assert_close(seen[1], 1000 * t.log() / 4)
+    torch.testing.assert_close(loss, (weight * (denoised - x_0) ** 2).mean(dim=(1, 2, 3)), rtol=1e-9, atol=0)
 
 
 def test_bfloat16_is_near_float32(uvit):
@@ -214,22 +311,78 @@ def test_bfloat16_is_near_float32(uvit):
 
 # --- questions that never change -------------------------------------------------------------------------------------
 
+SHAPE = torch.Size((6, 1, 4, 4))
+
+
+def nothing(process: Process, prediction: Prediction = X0) -> Denoiser:
+    return asking(lambda x_t, t, **_: torch.zeros_like(x_t), process, prediction)
+
 
 def test_fixed_questions_never_change():
-    t, eps = fixed_questions(PROCESS, torch.Size((6, 1, 4, 4)))
-    assert t.tolist() == [416, 916, 583, 83, 250, 750]
+    t, eps = fixed_questions(nothing(PROCESS), SHAPE)
+    assert t.tolist() == [200, 658, 321, 30, 103, 465]  # the levels nearest to shares of 0.42, 0.9, 0.58, 0.1, ...
     assert eps[3, 0, 2].tolist() == pytest.approx([-1.234135, 1.819725, -0.551529, -1.325326], abs=1e-5)
 
 
 @pytest.mark.parametrize("images", [1, 10, 256, 3000])
-def test_fixed_questions_spread_evenly_over_the_times(images):
-    t, _ = fixed_questions(PROCESS, torch.Size((images, 1, 1, 1)))
-    assert t.sort().values.tolist() == [int((i + 0.5) / images * 1000) for i in range(images)]
+def test_fixed_questions_spread_evenly_over_the_noise_shares(images):
+    process = vp("linear")
+    t, _ = fixed_questions(nothing(process), torch.Size((images, 1, 1, 1)))
+    low, high = SHARES
+    even = low + (high - low) * (torch.arange(images, dtype=torch.float64) + 0.5) / images
+    share = share_of(*process.alpha_sigma(t))
+    torch.testing.assert_close(share.sort().values, even, rtol=0, atol=1e-9)
     if images > 1:
         assert t.tolist() != sorted(t.tolist())
 
 
+def test_every_process_is_asked_the_same_questions():
+    first, eps = fixed_questions(nothing(flow()), SHAPE)
+    for process in PROCESSES.values():
+        t, same = fixed_questions(nothing(process), SHAPE)
+        assert torch.equal(same, eps)
+        share = share_of(*process.alpha_sigma(t))
+        torch.testing.assert_close(share, first, rtol=0, atol=0.02 if process.levels else 1e-9)  # flow: t is the share
+
+
+@pytest.mark.parametrize(
+    "process",
+    [linear(21), linear(50), shifted(linear(), 8), cosine(2), cosine(10), linear(), edm()],
+    ids=["linear-21", "linear-50", "linear-shift-8", "cosine-2", "cosine-10", "linear", "edm"],
+)
+def test_questions_are_never_about_the_clean_image(process):
+    t, eps = fixed_questions(nothing(process), torch.Size((500, 1, 4, 4)))
+    assert t.min() >= process.ends[0]
+    assert t.max() <= process.ends[1]
+    x_0 = torch.rand(500, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for prediction in (X0, V, VELOCITY):
+        denoiser = nothing(process, prediction)
+        assert denoising_loss(denoiser, x_0, t, eps).isfinite().all()
+        assert image_error(denoiser, x_0, t, eps).isfinite().all()
+
+
 def test_other_seeds_ask_other_questions():
-    first, second = (fixed_questions(PROCESS, torch.Size((64, 1, 2, 2)), seed) for seed in (0, 1))
+    first, second = (fixed_questions(nothing(PROCESS), torch.Size((64, 1, 2, 2)), seed) for seed in (0, 1))
     assert not torch.equal(first[0], second[0])
     assert not torch.equal(first[1], second[1])
+
+
+# --- the error of the image ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("process", "prediction"), PAIRS.values(), ids=PAIRS.keys())
+def test_the_error_of_the_image_has_its_unit_whatever_is_predicted(process, prediction):
+    """A network that sees the same wrong image everywhere is wrong by as much everywhere."""
+    q = question()
+    x_0, eps = q.x_0.double(), q.eps.double()
+    t = process.training_time(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
+    wrong = x_0 * 0.9
+    denoiser = asking(PointOracle(wrong, process, prediction, t), process, prediction)
+    expected = ((0.1 * x_0) ** 2).mean(dim=(1, 2, 3))
+    torch.testing.assert_close(image_error(denoiser, x_0, t, eps), expected, rtol=1e-6, atol=0)
+
+
+def test_an_image_beyond_its_range_is_clipped_before_it_is_compared():
+    q, t = question(), torch.tensor([100, 500, 900])
+    denoiser = asking(lambda x_t, t, **_: torch.full_like(x_t, 7.0), PROCESS, X0)
+    torch.testing.assert_close(image_error(denoiser, q.x_0, t, q.eps), ((1 - q.x_0) ** 2).mean(dim=(1, 2, 3)))

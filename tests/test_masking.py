@@ -41,9 +41,9 @@ def drawn(mask: Masking, images: int, seed: int = 0) -> Tensor:
 
 
 def pictures(visible: Tensor, grid: Grid) -> Tensor:
-    """(images, K) -> (images, rows, columns), true where visible."""
+    """(images, K) or (images, h, w) -> (images, rows, columns), true where visible."""
     shown = torch.zeros(len(visible), grid[0] * grid[1], dtype=torch.bool)
-    return shown.scatter(1, visible, True).view(-1, *grid)
+    return shown.scatter(1, visible.flatten(1), True).view(-1, *grid)
 
 
 def cut_blocks(shown: Tensor, block: int, shift: tuple[int, int]) -> int:
@@ -79,19 +79,19 @@ def assert_one_line(error: pytest.ExceptionInfo[InputError]) -> None:
 
 
 @settings(deadline=None, max_examples=150)
-@given(masks("patch", "block", "crop"), st.integers(1, 5), SEEDS)
+@given(masks("patch", "block", "crop", "route"), st.integers(1, 5), SEEDS)
 def test_every_row_is_k_different_patches_in_raster_order(mask, images, seed):
     visible = drawn(mask, images, seed)
-    assert visible.shape == (images, mask.visible)
+    assert visible.shape == (images, *(mask.crop if mask.kind == "crop" else [mask.visible]))
     assert visible.dtype == torch.int64
     assert visible.device == torch.device("cpu")
-    assert (visible.diff(dim=1) > 0).all()
+    assert (visible.flatten(1).diff(dim=1) > 0).all()
     assert visible.min() >= 0
     assert visible.max() < mask.patches
 
 
 @settings(deadline=None, max_examples=300)
-@given(masks("patch", "block", "crop"))
+@given(masks("patch", "block", "crop", "route"))
 def test_the_ratio_is_the_nearest_that_the_grid_allows(mask):
     wanted = mask.patches * (1 - mask.asked)
     assert abs(mask.visible - wanted) <= min(abs(k - wanted) for k in attainable(mask)) + 1e-6
@@ -110,6 +110,8 @@ def test_the_ratio_is_the_nearest_that_the_grid_allows(mask):
         ("crop", (16, 16), 0.75, 1, 8 * 8),
         ("crop", (16, 16), 0.9, 1, 5 * 5),
         ("crop", (8, 16), 0.75, 1, 4 * 8),
+        ("route", (16, 16), 0.5, 1, 128),
+        ("route", (3, 3), 0.999, 1, 1),
     ],
 )
 def test_known_counts(kind, grid, ratio, block, visible):
@@ -117,7 +119,7 @@ def test_known_counts(kind, grid, ratio, block, visible):
 
 
 @settings(deadline=None, max_examples=30)
-@given(masks("patch", "block", "crop"), SEEDS)
+@given(masks("patch", "block", "crop", "route"), SEEDS)
 def test_a_seed_means_the_same_masks(mask, seed):
     assert torch.equal(drawn(mask, 3, seed), drawn(mask, 3, seed))
 
@@ -129,6 +131,7 @@ def test_a_seed_means_the_same_masks(mask, seed):
         masking("block", (8, 8), 0.5, block=2),
         masking("block", (8, 8), 0.5, block=3, offset=True),
         masking("crop", (8, 8), 0.75),
+        masking("route", (8, 8), 0.5),
     ],
     ids=str,
 )
@@ -145,9 +148,26 @@ def test_none_draws_nothing_and_shows_everything():
 
 
 @settings(deadline=None, max_examples=50)
-@given(masks("patch", "block", "crop").filter(lambda mask: mask.visible == mask.patches), SEEDS)
+@given(masks("patch", "block", "crop", "route").filter(lambda mask: mask.visible == mask.patches), SEEDS)
 def test_nothing_hidden_is_every_patch(mask, seed):
-    assert torch.equal(drawn(mask, 2, seed), torch.arange(mask.patches).repeat(2, 1))
+    assert torch.equal(drawn(mask, 2, seed).flatten(1), torch.arange(mask.patches).repeat(2, 1))
+
+
+# --- views -----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=100)
+@given(masks("patch", "block", "crop", "route"), st.integers(1, 4), SEEDS)
+def test_a_view_hides_what_was_drawn_or_sends_it_around_the_middle(mask, images, seed):
+    view, same = mask.view(images, torch.Generator().manual_seed(seed)), drawn(mask, images, seed)
+    assert view == (view.visible, view.through)
+    named, other = (view.through, view.visible) if mask.kind == "route" else (view.visible, view.through)
+    assert torch.equal(named, same)
+    assert other is None
+
+
+def test_a_view_of_everything_names_nothing():
+    assert masking("none", (4, 6)).view(3, torch.Generator()) == (None, None)
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------
@@ -200,6 +220,19 @@ def test_a_crop_is_one_rectangle_of_the_stated_size(mask, seed):
 
 
 @settings(deadline=None, max_examples=100)
+@given(masks("crop"), SEEDS)
+def test_a_crop_is_drawn_as_the_rectangle_that_it_is(mask, seed):
+    """Neighbours in the index are neighbours in the picture."""
+    visible = drawn(mask, 4, seed)
+    y, x = visible // mask.grid[1], visible % mask.grid[1]
+    assert visible.shape == (4, *mask.crop)
+    assert (y.diff(dim=1) == 1).all()
+    assert (y.diff(dim=2) == 0).all()
+    assert (x.diff(dim=1) == 0).all()
+    assert (x.diff(dim=2) == 1).all()
+
+
+@settings(deadline=None, max_examples=100)
 @given(GRIDS, RATIOS)
 def test_a_crop_has_the_proportions_of_the_grid(grid, ratio):
     share = math.sqrt(1 - ratio)
@@ -210,7 +243,7 @@ def test_a_crop_has_the_proportions_of_the_grid(grid, ratio):
 def test_crops_are_everywhere_equally_often():
     mask = masking("crop", (4, 6), 0.75)
     assert mask.crop == (2, 3)
-    corners, counts = drawn(mask, 6000)[:, 0].unique(return_counts=True)
+    corners, counts = drawn(mask, 6000)[:, 0, 0].unique(return_counts=True)
     assert corners.tolist() == [6 * y + x for y in range(3) for x in range(4)]
     assert ((counts - 500).abs() < 5 * math.sqrt(500)).all()
 
@@ -219,7 +252,9 @@ def test_crops_are_everywhere_equally_often():
 
 
 @pytest.mark.parametrize(
-    "mask", [masking("patch", (4, 6), 0.7), masking("block", (6, 8), 0.75, block=2)], ids=["patch", "block"]
+    "mask",
+    [masking("patch", (4, 6), 0.7), masking("block", (6, 8), 0.75, block=2), masking("route", (4, 6), 0.5)],
+    ids=["patch", "block", "route"],
 )
 def test_every_patch_is_equally_often_visible(mask):
     images, p = 20_000, 1 - mask.ratio
@@ -257,8 +292,15 @@ def test_an_exact_ratio_passes_without_a_word():
     assert (mask.ratio, mask.warning) == (0.75, None)
 
 
+def test_routing_says_what_it_does_with_patches():
+    mask = masking("route", (4, 4), 0.5)
+    assert str(mask) == "route: 8 of 16 patches all the way, 50.0% around the middle (asked 50.0%)"
+    assert mask.warning is None
+    assert "mask route routes nothing where 10.0% was asked" in masking("route", (2, 2), 0.1).warning
+
+
 @settings(deadline=None, max_examples=100)
-@given(masks("patch", "block", "crop"))
+@given(masks("patch", "block", "crop", "route"))
 def test_a_warning_is_one_line_and_comes_beyond_two_points(mask):
     off = abs(mask.ratio - mask.asked)
     assume(abs(off - TOLERANCE) > 1e-6)
@@ -278,7 +320,7 @@ def test_the_remedy_of_a_warning_would_come_nearer(mask):
     assert all(abs(other.ratio - other.asked) < off for other in better)
 
 
-@pytest.mark.parametrize("kind", ["none", "patch", "block", "crop"])
+@pytest.mark.parametrize("kind", ["none", "patch", "block", "crop", "route"])
 @pytest.mark.parametrize("ratio", [1.0, -0.1, 1.5, math.nan])
 def test_a_ratio_outside_the_unit_interval_is_refused(kind, ratio):
     with pytest.raises(InputError, match=r"mask\.ratio: got .*, wanted 0 <= ratio < 1") as error:

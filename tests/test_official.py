@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from maskdm.errors import InputError
-from maskdm.interop.official import read_official
+from maskdm.interop.official import read_any, read_official
 from maskdm.method.denoiser import Denoiser
+from maskdm.method.guidance import Guidance, estimator
 from maskdm.method.loss import denoising_loss
 from maskdm.method.patches import gather, patchify, to_unit
-from maskdm.method.process import linear
 from maskdm.method.samplers import ddim
+from maskdm.method.times import sampling_times
 from maskdm.training import weights
 
 DATA = Path(__file__).parent / "data"
@@ -69,10 +70,9 @@ def test_outputs(case):
 def test_losses(case):
     denoiser, v = case
     visible = (~v["masked"]).nonzero()[:, 1].reshape(len(v["t"]), -1)
-    arguments = (denoiser.backbone, denoiser.process, denoiser.prediction, v["x_0"], v["t"], v["eps"])
-    patch_size = denoiser.backbone.patch_size
-    masked = denoising_loss(*arguments, visible=visible, label=v.get("label"), patch_size=patch_size).mean()
-    full = denoising_loss(*arguments, label=v.get("label"), patch_size=patch_size).mean()
+    arguments = (denoiser, v["x_0"], v["t"], v["eps"])
+    masked = denoising_loss(*arguments, visible=visible, label=v.get("label")).mean()
+    full = denoising_loss(*arguments, label=v.get("label")).mean()
     print(difference(masked, v["loss_masked"]), difference(full, v["loss_full"]))
     assert difference(masked, v["loss_masked"]) < TOLERANCE
     assert difference(full, v["loss_full"]) < TOLERANCE
@@ -92,13 +92,27 @@ def test_ddim(which, tmp_path):
     def noise() -> torch.Tensor:
         raise AssertionError("eta = 0 draws nothing")
 
-    ours = to_unit(ddim(denoiser, v["ddim_x_T"], times, noise=noise))
+    ours = to_unit(ddim(estimator(denoiser, Guidance(), None), denoiser.process, v["ddim_x_T"], times, noise=noise))
     print(difference(ours, v["ddim10_eta0"]))
     assert difference(ours, v["ddim10_eta0"]) < TOLERANCE
 
 
-def test_the_linear_schedule_is_sampled_on_the_official_grid():
-    assert linear().sampling_times(10).tolist() == [float(int(t)) for t in torch.linspace(999, -1, 11)]
+def test_the_linear_schedule_is_sampled_on_the_official_grid(tmp_path):
+    denoiser, _ = read_case("official_uncond_linear", 4, "ema", tmp_path)
+    times = sampling_times(denoiser.process, denoiser.prediction, 10)
+    assert times.tolist() == [float(int(t)) for t in torch.linspace(999, -1, 11)]
+
+
+@pytest.mark.parametrize("which", ["raw", "ema"])
+def test_a_stage_can_start_from_a_checkpoint_as_it_is(which, tmp_path):
+    path = DATA / "official_uncond_linear.pt"
+    file, read = read_any(path, which)
+    assert file == path
+    assert read.facts["which"] == which
+    assert read.tensors.keys() == read_official(path, which=which).tensors.keys()
+    weights.save(tmp_path / "ours.safetensors", read)
+    file, again = read_any(tmp_path / "ours.safetensors", which)
+    assert again.spec == read.spec
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02K\x01."])

@@ -20,13 +20,17 @@ from maskdm.measuring.markup import Html, tag
 from maskdm.measuring.report import write_report
 
 CONFIG = """\
-data: {path: pictures, size: 32}
-model: {name: vit, heads: 6}
+data: {path: pictures, image_size: [32, 32]}
+model: {backbone: jit, size: S, patch_size: 4, width: 384, depth: 12, heads: 6, mixer_depth: 2, options: {}}
+process: {kind: flow, schedule: cosine, timesteps: 1000, prediction: x0, loss: velocity, shift: 2.0, sigma_min: null}
 stages:
-  - {name: pretrain, steps: 2000, betas: [0.9, 0.95]}
+  - {name: pretrain, steps: 2000, betas: [0.9, 0.95], mask: {by_noise: [0.9, 0], mixture: []}}
   - {name: finetune, steps: 2000, mask: null}
 """
-STAGES = [("pretrain", 128, "block 4, 87.5 % hidden (asked 90 %)"), ("finetune", 64, "none")]
+STAGES = [
+    ("pretrain", 128, 0.45, "45.0% hidden on average: 50% of a batch patch: 26 of 256; 50% of a batch none: all"),
+    ("finetune", 64, 0.0, "none: all 256 patches visible"),
+]
 Events = list[dict[str, object]]
 
 
@@ -34,9 +38,9 @@ def training(steps: int = 4000) -> Events:
     """The events of two stages of 2,000 steps each, cut off after `steps`."""
     events: Events = []
     images = 0
-    for index, (stage, batch, mask) in enumerate(STAGES):
+    for index, (stage, batch, hidden, mask) in enumerate(STAGES):
         first, last = 2000 * index, min(2000 * (index + 1), steps)
-        plan = {"mask": mask, "visible_patches": 32, "patches": 256, "batch_size": batch, "target_steps": 2000}
+        plan = {"mask": mask, "hidden": hidden, "patches": 256, "batch_size": batch, "target_steps": 2000}
         at: dict[str, object] = {"stage": stage, "step": first, "images": images}
         events.append({"event": "stage", "index": index, "started_from": "fresh weights", **plan, **at})
         for step in range(first + 20, last + 1, 20):
@@ -107,24 +111,78 @@ def words(page: str) -> str:
 def test_a_finished_run_says_so_first_and_shows_everything(run: Path) -> None:
     page = report(run)
     text = words(page)
-    lead = "Finished: 2 stages, 4,000 steps, 384,000 images in 2 min 10 s on cpu; held-out loss 0.083."
+    lead = "Finished: 2 stages, 4,000 steps, 384,000 images in 2 min 10 s on cpu; held-out error 0.083."
     assert lead in text
     headings = re.findall(r"<h2>(.*?)</h2>", page)
     assert headings == [
-        "Scores", "Curves", "Samples over time", "Stages", "Data", "Settings", "Environment"
+        "Scores", "Curves", "Samples over time", "Stages", "Model", "Data", "Settings", "Environment"
     ]  # fmt: skip
     assert "Fréchet distance" in text
     assert "2.418 px 1,437" in text
     assert "maskdm eval x" in text
-    assert page.count("<svg") == 5  # the loss twice, for wide and narrow screens
+    assert page.count("<svg") == 7  # error and loss twice, for wide and narrow screens
     assert page.count("<img") == 1 + 8
     assert "Latest samples, after 384,000 images, finetune." in text
     assert "25,600 images, pretrain" in text  # the first grid: step 200, 128 a step
-    assert "pretrain block 4, 87.5 % hidden (asked 90 %) 2,000 256,000 128" in text
+    assert "all 45.0% 2,000 256,000 128 fresh weights" in text
+    assert "all 256 patches visible 0.0% 2,000 128,000 64 fresh weights" in text
+    assert "network jit, patches of 4 px, width 384, depth 12, heads 6, mixer depth 2" in text
+    assert "process flow, shifted by 2" in text
+    assert "objective predicts x0, loss on velocity" in text
     assert "trained on 1,437" in text
     assert "stages" in text
     assert "[0].betas [0.9, 0.95]" in text
+    assert "[0].mask.by_noise [0.9, 0]" in text
     assert "[1].mask null" in text
+
+
+def test_error_and_loss_have_axes_of_their_own(run: Path) -> None:
+    page = report(run)
+    charts = {words(chart).split(" ")[0]: chart for chart in re.findall(r"<svg.*?</svg>", page)}
+    assert charts.keys() == {"Held-out", "Training", "Learning", "Speed", "Gradient"}
+    heldout, loss = charts["Held-out"], charts["Training"]
+    assert "Held-out error squared error of the image, log scale" in words(heldout)
+    assert "averaged weights 0.083" in words(heldout)
+    assert "raw weights 0.09" in words(heldout)
+    assert "Training loss loss, log scale · last 0.1" in words(loss)
+    assert "series-1" in heldout
+    assert "series-1" not in loss  # one line, and nothing of another unit beside it
+    assert "held-out loss" not in words(page).lower()
+    assert words(page).count("one unit for all processes and predictions") == 1
+
+
+def test_a_run_that_asked_nothing_of_held_out_pictures_does_not_speak_of_them(tmp_path: Path) -> None:
+    events = [event for event in training() if event["event"] != "heldout"]
+    text = words(report(write_run(tmp_path / "run", events)))
+    assert "Training loss" in text
+    assert "eld-out error" not in text
+
+
+def test_the_parts_of_a_mask_have_lines_of_their_own(run: Path) -> None:
+    assert "<td><div>45.0% hidden on average: 50% of a batch patch: 26 of 256</div><div>" in report(run)
+
+
+@pytest.mark.parametrize(
+    ("config", "lines"),
+    [
+        ("process: {kind: ddpm, schedule: linear, timesteps: 1000, prediction: eps}", ["ddpm, linear schedule, 1000"]),
+        ("process: {kind: ddpm, schedule: cosine, zero_terminal: true}", ["cosine schedule, noise alone at the end"]),
+        ("process: {kind: vp, schedule: sigmoid, prediction: v, weight: p2}", ["vp, sigmoid", "predicts v, weight p2"]),
+        ("process: {kind: edm, sigma_min: 0.01, time_mean: -1}", ["process edm, sigma min 0.01, mean -1"]),
+        ("process: {kind: ve, schedule: cosine, time_law: normal, shift: much}", ["ve, shifted by much, normal law"]),
+        ("process: {kind: flow, loss: same, prediction: velocity}", ["process flow objective predicts velocity"]),
+        ("model: {backbone: unet, patch_size: 4, levels: [1, 2, 4], width: 64}", ["4 px, width 64, levels 1 2 4"]),
+        ("model: {backbone: uvit, qkv_bias: true, haar_levels: 1}", ["network uvit, qkv bias, haar levels 1"]),
+        ("model: {backbone: 'mynet:Net', width: null, options: {blocks: 3}}", ["network mynet:Net, blocks 3"]),
+        ("model: 3\nprocess: [flow]", ["Nothing is known of the model."]),
+        ("{}", ["Nothing is known of the model."]),
+    ],
+)
+def test_a_model_in_a_few_words(config: str, lines: list[str], tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", training(100))
+    (run / "config.yaml").write_text(config)
+    for line in lines:
+        assert line in words(report(run))
 
 
 def test_an_unfinished_run_says_where_it_is(tmp_path: Path) -> None:

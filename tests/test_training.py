@@ -18,14 +18,22 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskdm.cli import main
+from maskdm.data.manifest import read_manifest
 from maskdm.errors import Interrupted, TrainingError
+from maskdm.interop.official import read_official
+from maskdm.method.loss import fixed_questions, image_error
+from maskdm.method.patches import from_uint8
 from maskdm.training import loop
+from maskdm.training import start as start_module
 from maskdm.training.config import Config
 from maskdm.training.console import Console
+from maskdm.training.loop import Training
 from maskdm.training.run import read_metrics
 from maskdm.training.settings import resolve
 from maskdm.training.start import start
+from maskdm.training.weights import load
 
+OFFICIAL = Path(__file__).parent / "data" / "official_uncond_linear.pt"
 TINY = (
     "model.patch_size=2",
     "model.width=16",
@@ -45,14 +53,20 @@ STAGES = (
     "stages=[{name: pretrain, steps: 25, batch_size: 8, mask: {kind: patch, ratio: 0.75}, warmup_steps: 5},"
     " {name: finetune, images: 120, batch_size: 8, lr_schedule: cosine}]"
 )
+BY_NOISE = "{kind: patch, by_noise: [0.75, 0.5, 0]}"  # 3, 2 and 3 images of a batch of 8
+MIXTURE = "{mixture: [{kind: crop, ratio: 0.5}, {kind: route, ratio: 0.5, share: 2}, {kind: none}]}"
+UNEVEN = (
+    f"stages=[{{name: pretrain, steps: 12, batch_size: 8, mask: {BY_NOISE}}},"
+    f" {{name: finetune, steps: 6, batch_size: 10, micro_batch: 2, mask: {MIXTURE}}}]"
+)
 
 
-def settings(data: Path, *more: str) -> Config:
-    return resolve(overrides=[f"data.path={data}", *TINY, STAGES, *more])
+def settings(data: Path, *more: str, stages: str = STAGES) -> Config:
+    return resolve(overrides=[f"data.path={data}", *TINY, stages, *more])
 
 
-def run(config: Config, output_dir: Path, resume: str | None = None) -> Path:
-    return start(config, output_dir=output_dir, name="t", resume=resume, console=Console(quiet=True))
+def run(config: Config, output_dir: Path, resume: str | None = None, *, quiet: bool = True) -> Path:
+    return start(config, output_dir=output_dir, name="t", resume=resume, console=Console(quiet=quiet))
 
 
 def tensors(run_folder: Path) -> dict[str, torch.Tensor]:
@@ -76,9 +90,9 @@ def timeless(run_folder: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in event.items() if k not in clock} for event in read_metrics(run_folder)]
 
 
-def train_in_child(data: Path, output_dir: Path) -> None:
+def train_in_child(data: Path, output_dir: Path, stages: str = STAGES) -> None:
     torch.set_num_threads(1)
-    run(settings(data), output_dir)
+    run(settings(data, stages=stages), output_dir)
 
 
 @pytest.fixture(scope="module")
@@ -230,12 +244,38 @@ def test_init_from_another_image_size_resizes_positions_and_says_so(photos, tmp_
     arguments = ["--data", str(photos), "--output-dir", str(tmp_path), *TINY, STAGES]
     more = ["data.image_size=[16,24]", f"stages.0.init_from={first}"]
     assert main(["train", *arguments, *more]) == 0
-    assert "positions resized for images of 16 x 24 instead of 16 x 16" in capsys.readouterr().err
+    line, _ = (line for line in capsys.readouterr().err.splitlines() if "starts from" in line)
+    assert f"starts from ema weights of {first}; {first / 'weights' / 'ema.safetensors'}; " in line
+    assert "; fitted: position.weight; images (16, 24) instead of (16, 16)" in line
 
 
-def test_micro_batches_change_nothing_but_rounding(digits_npz, tmp_path):
-    whole = run(settings(digits_npz), tmp_path / "a")
-    parts = run(settings(digits_npz, "stages.0.micro_batch=3", "stages.1.micro_batch=2"), tmp_path / "b")
+def test_init_from_a_model_of_other_pictures_says_what_became_of_its_weights(photos_run, digits_npz, tmp_path, capsys):
+    words = ["--data", str(digits_npz), "--output-dir", str(tmp_path), *TINY, STAGES]
+    assert main(["train", *words, f"stages.0.init_from={photos_run}"]) == 0
+    line, _ = (line for line in capsys.readouterr().err.splitlines() if "starts from" in line)
+    for part in ("(8, 8) instead of (16, 16)", "channels 1 instead of 3", "0 classes known, 10 new, 2 dropped"):
+        assert part in line
+
+
+def test_init_from_an_official_checkpoint(photos, tmp_path, capsys):
+    words = ["--data", str(photos), "--output-dir", str(tmp_path), *TINY, STAGES, "model.classes=none"]
+    network = ["model.patch_size=4", "model.width=48", "model.depth=5", "model.heads=1", *official_details()]
+    assert main(["train", *words, *network, f"stages.0.init_from={OFFICIAL}"]) == 0
+    said = capsys.readouterr().err
+    assert f"starts from ema weights of {OFFICIAL}; {OFFICIAL}; " in said
+    assert "trained for another process (schedule linear -> cosine, prediction eps -> x0)" in said
+
+
+def official_details() -> list[str]:
+    model = read_official(OFFICIAL, heads=1).spec.model
+    return [f"model.{key}={str(getattr(model, key)).lower()}" for key in ("mlp_ratio", "qkv_bias", "time_mlp")]
+
+
+@pytest.mark.parametrize("stages", [STAGES, UNEVEN], ids=["one mask", "several"])
+def test_micro_batches_change_nothing_but_rounding(stages, digits_npz, tmp_path):
+    sizes = [("stages.0.micro_batch=null", "stages.1.micro_batch=null")]
+    sizes += [("stages.0.micro_batch=3", "stages.1.micro_batch=2")]
+    whole, parts = (run(settings(digits_npz, *s, stages=stages), tmp_path / s[0]) for s in sizes)
     left, right = tensors(whole), tensors(parts)
     assert max(float((left[k] - right[k]).abs().max()) for k in left) < 1e-4
     assert any(not torch.equal(left[k], right[k]) for k in left)  # so it was not ignored
@@ -333,30 +373,126 @@ def test_training_learns(digits_npz, tmp_path):
     assert heldout[-1] < 0.8 * heldout[0]
 
 
-def train_as_rank(rank: int, world: int, port: int, data: Path, output_dir: Path) -> None:
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_records_how_much_it_hides(digits_npz, tmp_path):
+    folder = run(settings(digits_npz, stages=UNEVEN), tmp_path, quiet=False)
+    first, second = (event for event in read_metrics(folder) if event["event"] == "stage")
+    assert first["patches"] == second["patches"] == 16
+    assert first["hidden"] == pytest.approx((0.75 + 0.5 + 0) / 3)
+    assert second["hidden"] == pytest.approx((0.5 + 2 * 0.5 + 0) / 4, abs=0.04)  # the crop is as near as it can be
+    assert "noise quantiles 0.33 to 0.67" in first["mask"]
+    assert "50% of a batch route: 8 of 16 patches all the way" in second["mask"]
+    log = (folder / "log.txt").read_text()
+    assert f"stage 1 of 2, pretrain: {first['mask']}" in log
+    assert f"stage 2 of 2, finetune: {second['mask']}" in log
+
+
+CHANGING = (
+    "stages=[{name: a, steps: 12, batch_size: 8, mask: {kind: patch, ratio: [0.75, 0], schedule: linear, buckets: 4}},"
+    " {name: b, steps: 6, batch_size: 8, mask: {kind: block, ratio: [0.75, 0.25], block: 2}}]"
+)
+
+
+def test_a_ratio_that_changes_follows_the_stage(digits_npz, tmp_path, monkeypatch):
+    ratios = []
+    draw = loop.draw
+
+    def spy(data, portions, *arguments, **named):
+        ratios.append(portions[0].masking.ratio)
+        return draw(data, portions, *arguments, **named)
+
+    monkeypatch.setattr(loop, "draw", spy)
+    run(settings(digits_npz, stages=CHANGING), tmp_path)
+    assert ratios == [0.75] * 3 + [0.5] * 3 + [0.25] * 3 + [0.0] * 3 + [0.75] * 3 + [0.25] * 3
+
+
+def test_an_interrupted_run_goes_on_with_the_mask_it_was_at(digits_npz, tmp_path, monkeypatch):
+    whole = run(settings(digits_npz, stages=CHANGING), tmp_path / "whole")
+    step = loop.training_step
+
+    def interrupted_step(training, state, learner, model):
+        if state.progress.step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(training, state, learner, model)
+
+    monkeypatch.setattr(loop, "training_step", interrupted_step)
+    with pytest.raises(Interrupted):
+        run(settings(digits_npz, stages=CHANGING), tmp_path / "cut")
+    monkeypatch.setattr(loop, "training_step", step)
+    assert_same_weights(whole, run(settings(digits_npz, stages=CHANGING), tmp_path / "cut"))
+
+
+# --- held-out error --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "process", [(), ("process.kind=flow", "process.prediction=velocity")], ids=["ddpm, x0", "flow, velocity"]
+)
+def test_held_out_error_is_that_of_the_image_on_questions_that_stay(process, digits_npz, tmp_path):
+    folder = run(settings(digits_npz, "eval.heldout_images=100", *process), tmp_path)
+    last = [event for event in read_metrics(folder) if event["event"] == "heldout"][-1]
+    rows = read_manifest(folder).indices("heldout")
+    assert last["n"] == len(rows)  # fewer than were asked for
+    with np.load(digits_npz) as archive:
+        x_0 = from_uint8(torch.from_numpy(archive["images"][rows][:, None]))
+        label = torch.from_numpy(archive["labels"][rows])
+    for which in ("ema", "raw"):
+        denoiser = load(folder, weights=which)
+        error = image_error(denoiser, x_0, *fixed_questions(denoiser, x_0.shape), label=label)
+        assert float(error.mean()) == pytest.approx(last[f"loss_{which}"], rel=1e-4)
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def train_as_rank(rank: int, world: int, port: int, data: Path, output_dir: Path, stages: str) -> None:
     torch.set_num_threads(1)
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
-    run(settings(data), output_dir)
+    train = start_module.train
+
+    def kept(training: Training) -> None:
+        """Every rank's weights in the end: only the first one's are saved."""
+        torch.save(train(training).model.state_dict(), output_dir.parent / f"rank-{rank}.pt")
+
+    start_module.train = kept  # of this process
+    run(settings(data, stages=stages), output_dir)
 
 
-def test_two_processes_end_like_one(digits_npz, tmp_path, forks):
-    alone = forks.Process(target=train_in_child, args=(digits_npz, tmp_path / "one"))
-    alone.start()
-    alone.join()
+def train_in_ranks(forks, world: int, data: Path, output_dir: Path, stages: str) -> list[dict[str, torch.Tensor]]:
+    """Trains in several processes; gives back the raw weights of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [
-        forks.Process(target=train_as_rank, args=(rank, 2, port, digits_npz, tmp_path / "two")) for rank in range(2)
+        forks.Process(target=train_as_rank, args=(rank, world, port, data, output_dir, stages)) for rank in range(world)
     ]
     for rank in ranks:
         rank.start()
     for rank in ranks:
         rank.join(timeout=120)
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+        rank.kill()  # where it waits for the others in vain
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0] * world
+    return [torch.load(output_dir.parent / f"rank-{rank}.pt") for rank in range(world)]
+
+
+@pytest.mark.parametrize("stages", [STAGES, UNEVEN], ids=["one mask", "several"])
+def test_two_processes_end_like_one(stages, digits_npz, tmp_path, forks):
+    alone = forks.Process(target=train_in_child, args=(digits_npz, tmp_path / "one", stages))
+    alone.start()
+    alone.join()
+    train_in_ranks(forks, 2, digits_npz, tmp_path / "two", stages)
     assert [p.name for p in (tmp_path / "two").iterdir()] == ["00000-t"]
     one, two = tensors(tmp_path / "one" / "00000-t"), tensors(tmp_path / "two" / "00000-t")
     difference = max(float((one[k] - two[k]).abs().max()) for k in one)
     print("largest difference", difference)
     assert difference < 1e-5
+
+
+def test_the_clock_is_the_same_for_all_processes(digits_npz, tmp_path, forks):
+    stage = "{name: a, minutes: 0.02, batch_size: 8, lr_schedule: cosine, mask: {kind: patch, ratio: [0.75, 0.5, 0]}}"
+    first, second = train_in_ranks(forks, 2, digits_npz, tmp_path / "two", f"stages=[{stage}]")
+    assert all(torch.equal(first[name], second[name]) for name in first)  # the same rates and masks, step by step

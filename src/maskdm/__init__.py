@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from maskdm.errors import InputError, Interrupted, TrainingError
     from maskdm.method.denoiser import Backbone, Denoiser
     from maskdm.method.masking import Masking, masking
-    from maskdm.method.samplers import sample
+    from maskdm.method.sampling import sample
     from maskdm.training.weights import load
 
 _HOMES = {
@@ -31,7 +31,7 @@ _HOMES = {
     "TrainingError": "maskdm.errors",
     "load": "maskdm.training.weights",
     "masking": "maskdm.method.masking",
-    "sample": "maskdm.method.samplers",
+    "sample": "maskdm.method.sampling",
 }
 
 __all__ = [

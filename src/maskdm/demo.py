@@ -19,7 +19,7 @@ from maskdm.errors import InputError
 from maskdm.measuring.metrics import frechet_distance, gaussian, pixel_features
 from maskdm.measuring.report import write_report
 from maskdm.method.patches import to_uint8
-from maskdm.method.samplers import sample
+from maskdm.method.sampling import sample
 from maskdm.training.console import Console
 from maskdm.training.settings import resolve
 from maskdm.training.start import start

@@ -11,11 +11,12 @@ Source: Bao et al. 2022, arXiv 2209.12152; in the form of arXiv 2306.11363, whos
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from maskdm.backbones.layers import MLP, Attention, initialise, resize_positions, sinusoidal
+from maskdm.backbones.layers import MLP, Attention, initialise, sinusoidal
 from maskdm.errors import InputError
 from maskdm.method.patches import gather, patch_grid, patchify, scatter, unpatchify
 
@@ -39,6 +40,14 @@ class Block(nn.Module):
         return out
 
 
+SIZES = {
+    "S": {"width": 512, "depth": 13, "heads": 8},
+    "B": {"width": 768, "depth": 13, "heads": 12},
+    "L": {"width": 1024, "depth": 17, "heads": 16},
+}
+"""The official models."""
+
+
 class UViT(nn.Module):
     """See the module.
 
@@ -53,7 +62,20 @@ class UViT(nn.Module):
         qkv_bias: whether queries, keys and values have a bias.
         time_mlp: whether the sinusoids of t pass two linear layers before they become a token.
         classes: number of classes, 0 for an unconditional model.
+        mixer_depth: light blocks that see every patch before hidden ones are dropped (deferred masking: Sehwag et al.
+            2024, arXiv 2407.15811); 0 for none, and then nothing of a hidden patch is seen.
     """
+
+    routes: ClassVar[bool] = True
+    """Whether patches can go around the middle blocks."""
+    layout: ClassVar[dict[str, str]] = {
+        "embed.weight": "patch_in",
+        "head.weight": "patch_out",
+        "head.bias": "patch_bias",
+        "position.weight": "positions",
+        "label.weight": "labels",
+    }
+    """Tensors whose shape depends on the images, by what they are for; see `maskdm.training.transfer`."""
 
     def __init__(
         self,
@@ -68,6 +90,7 @@ class UViT(nn.Module):
         qkv_bias: bool = False,
         time_mlp: bool = False,
         classes: int = 0,
+        mixer_depth: int = 0,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -80,6 +103,8 @@ class UViT(nn.Module):
         self.grid = patch_grid(image_size, patch_size)
         self.channels, self.patch_size, self.width, self.classes = channels, patch_size, width, classes
         self.patches = self.grid[0] * self.grid[1]
+        # Around a middle that patches may go around there is always a block; skips join blocks on the same side of it.
+        self.detour = max(depth // 6, 1)
         self.extras = 2 if classes else 1
         patch_dim = patch_size**2 * channels
 
@@ -89,6 +114,7 @@ class UViT(nn.Module):
         )
         self.label = nn.Embedding(classes + 1, width) if classes else None  # the last row is "no class"
         self.position = nn.Embedding(self.extras + self.patches, width)
+        self.mixer = nn.ModuleList(Block(width, heads, 1.0, qkv_bias=qkv_bias) for _ in range(mixer_depth))
         block = partial(Block, width, heads, mlp_ratio, qkv_bias=qkv_bias)
         self.blocks_in = nn.ModuleList(block() for _ in range(depth // 2))
         self.block_mid = block()
@@ -97,41 +123,69 @@ class UViT(nn.Module):
         self.head = nn.Linear(width, patch_dim)
         self.apply(initialise)
 
-    def forward(self, x_t: Tensor, t: Tensor, *, visible: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), (B,), (B, K) or None, (B,) or None -> (B, C, H, W), zero where hidden. See `Backbone`."""
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        visible: Tensor | None = None,
+        through: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
+        """(B, C, H, W), (B,), patches or None, labels (B,) or None -> (B, C, H, W). See `Backbone`."""
+        x = self._tokens(x_t, t, visible, label)
+        bend = self.detour if through is not None else len(self.blocks_in)
+        if through is not None and len(self.blocks_in) < 1:
+            raise InputError("model.depth: got 1, wanted 3 or more to route patches around the middle; try 3")
+        skips = []
+        for block in self.blocks_in[:bend]:
+            x = block(x)
+            skips.append(x)
+        x = self._around(x, through)
+        for block in self.blocks_out[len(self.blocks_out) - bend :]:
+            x = block(x, skips.pop())
+        out = self.head(self.norm(x[:, self.extras :]))
+        return unpatchify(scatter(out, visible, self.patches), self.grid, self.channels)
+
+    def _tokens(self, x_t: Tensor, t: Tensor, visible: Tensor | None, label: Tensor | None) -> Tensor:
+        """[label, time, patches]: (B, extras + K, D)."""
         B = len(x_t)
-        tokens = [self._time_token(t), self.embed(gather(patchify(x_t, self.patch_size), visible))]
+        early = visible if not self.mixer else None
+        tokens = [self._time_token(t), self.embed(gather(patchify(x_t, self.patch_size), early))]
         if self.label is None and label is not None:
             raise InputError("label: given, but this network has no classes; leave it out")
         if self.label is not None:
             label = torch.full((B,), self.classes, device=x_t.device) if label is None else label
             tokens.insert(0, self.label(label[:, None]))
-        x = torch.cat(tokens, dim=1) + self.position(self._token_numbers(B, visible, x_t.device))
-
-        skips = []
-        for block in self.blocks_in:
+        x = torch.cat(tokens, dim=1) + self.position(self._token_numbers(B, early, x_t.device))
+        for block in self.mixer:
             x = block(x)
-            skips.append(x)
-        x = self.block_mid(x)
-        for block in self.blocks_out:
-            x = block(x, skips.pop())
+        return gather(x, self._token_numbers(B, visible, x_t.device)) if self.mixer else x
 
-        out = self.head(self.norm(x[:, self.extras :]))
-        return unpatchify(scatter(out, visible, self.patches), self.grid, self.channels)
+    def _around(self, x: Tensor, through: Tensor | None) -> Tensor:
+        """The middle of the network: only `through` patches and the extra tokens pass, the others stay as they are."""
+        bend = self.detour if through is not None else len(self.blocks_in)
+        numbers = None if through is None else self._token_numbers(len(x), through, x.device)
+        inner: Tensor = gather(x, numbers)
+        skips: list[Tensor] = []
+        for block in self.blocks_in[bend:]:
+            inner = block(inner)
+            skips.append(inner)
+        inner = self.block_mid(inner)
+        for block in self.blocks_out[: len(self.blocks_out) - bend]:
+            inner = block(inner, skips.pop())
+        if numbers is None:
+            return inner
+        return x.to(inner.dtype).scatter(1, numbers[..., None].expand_as(inner), inner)
 
     def _time_token(self, t: Tensor) -> Tensor:
         token = sinusoidal(t, self.width)[:, None]
-        return token if self.time is None else self.time(token)
+        out: Tensor = token if self.time is None else self.time(token)
+        return out
 
     def _token_numbers(self, B: int, visible: Tensor | None, device: torch.device) -> Tensor:
         """Which row of positions every token takes: (B, extras + K)."""
         if visible is None:
             return torch.arange(self.extras + self.patches, device=device).repeat(B, 1)
-        return torch.cat([torch.arange(self.extras, device=device).repeat(B, 1), visible + self.extras], dim=1)
-
-    def adapt(self, state: dict[str, Tensor], image_size: tuple[int, int]) -> dict[str, Tensor]:
-        """The state of the same network for images of another size, with its positions resized to this one's grid."""
-        old = patch_grid(image_size, self.patch_size)
-        if old == self.grid:
-            return state
-        return state | {"position.weight": resize_positions(state["position.weight"], old, self.grid)}
+        extras = torch.arange(self.extras, device=device).repeat(B, 1)
+        return torch.cat([extras, visible.flatten(1) + self.extras], dim=1)

@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from maskdm.errors import InputError
-from maskdm.method import process
+from maskdm.method import schedules
 from maskdm.training.config import ModelConfig, ModelSpec, ProcessConfig
+from maskdm.training.transfer import read_ours
 from maskdm.training.weights import Weights, Which
 
 UNREADABLE = (pickle.UnpicklingError, SafetensorError, LookupError, ValueError, TypeError, AttributeError)
@@ -68,6 +69,13 @@ def read_official(path: Path, *, which: Which = "ema", heads: int | None = None)
     return Weights(spec, {"which": which, "source": "official", "steps": checkpoint.get("step")}, tensors)
 
 
+def read_any(path: Path, which: str) -> tuple[Path, Weights]:
+    """Weights to start from: a run or file of ours, or an official checkpoint (.pt, .pth) with heads of 64 channels."""
+    if path.suffix in (".pt", ".pth"):
+        return path, read_official(path, which="raw" if which == "raw" else "ema")
+    return read_ours(path, which)
+
+
 def _unpickle(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():  # about pickles of other kinds, which are refused anyway
@@ -107,8 +115,8 @@ def _spec(network: dict[str, Tensor], alpha_bar: Tensor, heads: int | None) -> M
 
 
 def _process(alpha_bar: Tensor) -> ProcessConfig:
-    schedules = {"linear": process.linear, "cosine": process.cosine}
-    for name, make in schedules.items():
+    known = {"linear": schedules.linear, "cosine": schedules.cosine}
+    for name, make in known.items():
         if torch.allclose(make(len(alpha_bar)).alpha_bar[1:].float(), alpha_bar, rtol=1e-3, atol=1e-7):
             schedule: Literal["linear", "cosine"] = "linear" if name == "linear" else "cosine"
             return ProcessConfig(schedule=schedule, timesteps=len(alpha_bar), prediction="eps")

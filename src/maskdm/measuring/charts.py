@@ -29,7 +29,7 @@ class Series:
 
     name: str
     points: Sequence[Point]
-    faint: bool = False  # for noisy lines that others lie on
+    faint: bool = False  # for noisy lines
 
 
 @dataclass(frozen=True)

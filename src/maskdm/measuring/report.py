@@ -27,6 +27,7 @@ from maskdm.measuring.run_folder import (
     read_picture,
     read_run,
 )
+from maskdm.training import summary
 
 COLUMN = 856  # pixels: what `report.css` leaves between the page's margins
 THUMBNAILS = 8
@@ -74,6 +75,7 @@ def _page(run: RunFolder) -> str:
         _curves(run.history),
         _grids_over_time(pictures, run.history),
         _stages(run.history),
+        _model(run.config),
         _data(run.counts),
         _settings(run.config),
         _environment(run.env),
@@ -105,7 +107,7 @@ def _lead(run: RunFolder) -> Html:
         work += f" in {wording.duration(history.seconds)}"
     if device := run.env.get("device"):
         work += f" on {device}"
-    result = f"; held-out loss {wording.value(history.heldout_loss, 3)}" if history.heldout_loss is not None else ""
+    result = f"; held-out error {wording.value(history.heldout_error, 3)}" if history.heldout_error is not None else ""
     stage = history.stage_at(history.step + 1)
     where = f" in stage {stage.index + 1} of {max(total, stage.index + 1)}, {stage.stage}" if stage else ""
     match history.last:
@@ -209,24 +211,35 @@ def _score_table(scores: Scores) -> Html:
 # Curves --------------------------------------------------------------------------------------------------------------
 
 
+HELDOUT = (
+    "Held-out error is the mean squared error of the image that the network guesses from a noisy one, pixels in -1 to 1, "
+    "on pictures that are never trained on, always with the same noise: one unit for all processes and predictions. The "
+    "training loss has the unit of what is predicted, and while patches are hidden it is about the visible ones."
+)
+
+
 def _curves(history: History) -> Html:
     train, heldout = history.train, history.heldout
-    losses = [
-        _series("training", ((e.images, e.loss) for e in train), faint=True),
-        _series("held-out, averaged weights", ((e.images, e.loss_ema) for e in heldout)),
-        _series("held-out, raw weights", ((e.images, e.loss_raw) for e in heldout)),
+    errors = [
+        _series("averaged weights", ((e.images, e.loss_ema) for e in heldout)),
+        _series("raw weights", ((e.images, e.loss_raw) for e in heldout)),
     ]
+    loss = _series("training loss", ((e.images, e.loss) for e in train), faint=True)
     rate = _series("learning rate", ((e.images, e.lr) for e in train))
     speed = _series("speed", ((e.images, e.images_per_second) for e in train))
     norm = _series("gradient norm", ((e.images, e.grad_norm) for e in train))
 
     boundaries = [Boundary(stage.images, stage.stage) for stage in history.stages]
     chart = partial(line_chart, x_label="images seen", boundaries=boundaries)
-    # The loss is drawn for wide and for narrow screens: one drawing, scaled, would have tiny labels on a phone.
+    # These are drawn for wide and for narrow screens: one drawing, scaled, would have tiny labels on a phone.
     main = [
         tag("figure", svg, class_=screens)
-        for screens, width, height in [("on-wide", COLUMN, 360), ("on-narrow", 360, 320)]
-        if (svg := chart("Loss", losses, y_label="loss", log_y=True, width=width, height=height))
+        for title, series, y_label in [
+            ("Held-out error", errors, "squared error of the image"),
+            ("Training loss", [loss], "loss"),
+        ]
+        for screens, width, height in [("on-wide", COLUMN, 300), ("on-narrow", 360, 300)]
+        if (svg := chart(title, series, y_label=y_label, log_y=True, width=width, height=height))
     ]
     small = [
         tag("figure", svg)
@@ -240,6 +253,7 @@ def _curves(history: History) -> Html:
     return _section(
         "Curves",
         *main,
+        tag("p", HELDOUT, class_="muted") if heldout else "",
         tag("div", *small, class_="charts") if small else "",
         empty="Nothing to draw yet: no training has been logged.",
     )
@@ -253,8 +267,8 @@ def _series(name: str, values: Iterable[tuple[int, float | None]], faint: bool =
 
 
 def _stages(history: History) -> Html:
-    columns = ["stage", "mask", "steps", "images", "batch", "started from", "time"]
-    table = _table(columns, list(_stage_rows(history)), numbers={"steps", "images", "batch", "time"})
+    columns = ["stage", "mask", "hidden", "steps", "images", "batch", "started from", "time"]
+    table = _table(columns, list(_stage_rows(history)), numbers={"hidden", "steps", "images", "batch", "time"})
     return _section("Stages", tag("div", table, class_="stages") if history.stages else "", empty="No stage has begun.")
 
 
@@ -267,13 +281,32 @@ def _stage_rows(history: History) -> Iterator[list[str]]:
             steps += f" of {wording.count(stage.target_steps)}"
         yield [
             stage.stage,
-            stage.mask,
+            _lines(stage.mask),
+            "–" if stage.hidden is None else f"{stage.hidden:.1%}",
             steps,
             wording.count(history.images_at(end) - stage.images),
             "–" if stage.batch_size is None else wording.count(stage.batch_size),
             stage.started_from,
             wording.duration(history.seconds_at(end) - history.seconds_at(stage.step)),
         ]
+
+
+def _lines(mask: str) -> Html:
+    """A mask; one with several parts has a line for each."""
+    parts = mask.split("; ")
+    return join([mask]) if len(parts) == 1 else join([tag("div", part) for part in parts])
+
+
+def _model(config: Mapping[str, Any]) -> Html:
+    """What was trained, in three lines; every setting stands further down."""
+    model, process = (config.get(section) for section in ("model", "process"))
+    rows = []
+    if isinstance(model, Mapping):
+        rows.append(_pair("network", summary.backbone(model)))
+    if isinstance(process, Mapping):
+        rows += [_pair("process", summary.process(process)), _pair("objective", summary.objective(process))]
+    table = tag("div", tag("table", tag("tbody", *rows), class_="pairs"), class_="table")
+    return _section("Model", table if rows else "", empty="Nothing is known of the model.")
 
 
 def _data(counts: Mapping[str, int]) -> Html:

@@ -31,7 +31,7 @@ class Stage(BaseModel):
     step: int
     images: int
     mask: str = ""
-    visible_patches: int | None = None
+    hidden: float | None = None  # share of the patches on average, kept from the middle of the network for kind route
     patches: int | None = None
     batch_size: int | None = None
     target_steps: int | None = None
@@ -53,7 +53,10 @@ class Train(BaseModel):
 
 
 class Heldout(BaseModel):
-    """The loss on `n` held-out pictures, with the averaged weights and with those being trained."""
+    """The error on `n` held-out pictures, with the averaged weights and with those being trained.
+
+    It is of the estimated image, see `maskdm.method.loss.image_error`: another unit than that of the training loss.
+    """
 
     event: Literal["heldout"]
     stage: str
@@ -159,7 +162,7 @@ class History:
         return self.seconds_at(self.step)
 
     @property
-    def heldout_loss(self) -> float | None:
+    def heldout_error(self) -> float | None:
         """The latest one of the averaged weights."""
         return next((e.loss_ema for e in reversed(self.heldout) if _finite(e.loss_ema)), None)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from maskdm.errors import InputError
 from maskdm.method.prediction import Prediction
 from maskdm.method.process import Process
+from maskdm.method.weighting import Weighting, uniform
 
 CPU = torch.device("cpu")
 
@@ -22,10 +23,20 @@ CPU = torch.device("cpu")
 class Backbone(Protocol):
     """Any network that the method can train: an `nn.Module` with this call."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, *, visible: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), (B,), visible patches (B, K) or None for all, labels (B,) or None -> (B, C, H, W).
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        visible: Tensor | None = None,
+        through: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
+        """(B, C, H, W), (B,), patches or None for all (twice), labels (B,) or None -> (B, C, H, W).
 
-        The output is zero where hidden. How a backbone saves work on hidden patches is its own affair.
+        `visible` are the patches that are shown, (B, K), or (B, h, w) where they form rectangles; the output is zero
+        where hidden, and how a backbone saves work there is its own affair. `through` are the patches that pass the
+        middle of the network, which the others go around; all are answered for. Never are both given.
         Label `unconditional` (the number of classes) or None asks for the unconditional answer.
         """
         ...
@@ -40,8 +51,10 @@ class Denoiser:
         process: how x_t was made.
         prediction: what the network answers.
         channels, image_size: shape of an image, (C, (H, W)).
+        patch_size: side in pixels of the patches that masks count.
         class_names: names of the classes in the order of their labels; empty for an unconditional model.
         device: where the backbone lives.
+        weighting: how errors count in training.
     """
 
     backbone: Backbone
@@ -49,42 +62,46 @@ class Denoiser:
     prediction: Prediction
     channels: int
     image_size: tuple[int, int]
+    patch_size: int = 1
     class_names: tuple[str, ...] = ()
     device: torch.device = CPU
+    weighting: Weighting = uniform
 
     @property
     def unconditional(self) -> int:
         """The label that stands for "no class"."""
         return len(self.class_names)
 
-    def estimate(
-        self, x_t: Tensor, t: float, *, label: Tensor | None = None, guidance: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """The image and the noise in x_t.
+    def answer(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        visible: Tensor | None = None,
+        through: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
+        """The network's output for x_t (B, C, H, W) at times t (B,), in x_t's precision; see `Backbone`."""
+        shown = self.process.shown(*self.at(t, x_t.dtype))
+        out = self.backbone(shown * x_t, self.process.told(t), visible=visible, through=through, label=label)
+        return out.to(x_t.dtype)  # back from half precision
+
+    def at(self, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at times t (B,), each (B, 1, 1, 1)."""
+        alpha, sigma = self.process.alpha_sigma(t)
+        return alpha.to(dtype)[:, None, None, None], sigma.to(dtype)[:, None, None, None]
+
+    def estimate(self, x_t: Tensor, t: float, *, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The image and the noise in x_t (B, C, H, W), at one time for the whole batch, before any clipping.
 
         Args:
             x_t: (B, C, H, W).
             t: one time of the process for the whole batch.
             label: (B,) int64 labels, or None for the unconditional model.
-            guidance: weight w of classifier-free guidance, out = out_none + w (out_label - out_none)
-                (Ho & Salimans 2022, arXiv 2207.12598, with w = 1 for none at all).
-
-        Returns:
-            x_0 clipped to [-1, 1], and eps as it follows from the output before clipping; (B, C, H, W) both.
         """
-        time = torch.full((len(x_t),), t, device=x_t.device)
-        out = self._guided(x_t, time, label, guidance)
-        alpha, sigma = (c.to(x_t.dtype)[:, None, None, None] for c in self.process.alpha_sigma(time))
-        x_0, eps = self.prediction.invert(out, x_t, alpha, sigma)
-        return x_0.clamp(-1, 1), eps
-
-    def _guided(self, x_t: Tensor, t: Tensor, label: Tensor | None, guidance: float) -> Tensor:
-        if label is None or guidance == 1.0:
-            return self.backbone(x_t, t, label=label)
-        nothing = torch.full_like(label, self.unconditional)
-        both = self.backbone(x_t.repeat(2, 1, 1, 1), t.repeat(2), label=torch.cat([label, nothing]))
-        conditional, unconditional = both.chunk(2)
-        return torch.lerp(unconditional, conditional, guidance)
+        time = torch.full((len(x_t),), t, device=x_t.device, dtype=x_t.dtype)
+        out = self.answer(x_t, time, label=label)
+        return self.prediction.invert(out, x_t, *self.at(time, x_t.dtype))
 
     def labels(self, wanted: Sequence[str | int]) -> list[int]:
         """Class names or numbers -> labels; the word "none" asks for the unconditional answer.

@@ -3,7 +3,7 @@
     L = E || eps_S - eps_theta(x_t restricted to S, t) ||^2,    S the visible patches
 
 (arXiv 2306.11363; with S everything it is the loss of DDPM, arXiv 2006.11239, eq. 14). Hidden patches are neither
-shown nor asked for, and there is no weighting over t.
+shown nor asked for. Other predictions and weights are values of the denoiser.
 """
 
 from __future__ import annotations
@@ -12,42 +12,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskdm.errors import InputError
-from maskdm.method.denoiser import Backbone
+from maskdm.method.denoiser import Denoiser
 from maskdm.method.patches import gather
-from maskdm.method.prediction import Prediction
-from maskdm.method.process import Process
 
 
 def denoising_loss(
-    backbone: Backbone,
-    process: Process,
-    prediction: Prediction,
+    denoiser: Denoiser,
     x_0: Tensor,
     t: Tensor,
     eps: Tensor,
     *,
     visible: Tensor | None = None,
+    through: Tensor | None = None,
     label: Tensor | None = None,
-    patch_size: int | None = None,
 ) -> Tensor:
     """The loss of every image: (B,).
 
     Args:
+        denoiser: the network in training, with its process, prediction and weighting.
         x_0: images in [-1, 1], (B, C, H, W).
         t: times of the process, (B,).
         eps: standard normal noise, (B, C, H, W).
-        visible: indices of the visible patches, (B, K), or None where nothing is hidden.
+        visible: indices of the visible patches, (B, K) or (B, h, w), or None where nothing is hidden.
+        through: indices of the patches that are not routed around the middle of the network, or None for all.
         label: (B,) int64, or None.
-        patch_size: side in pixels of the patches that `visible` counts; needed with it.
     """
-    if visible is not None and patch_size is None:
-        raise InputError("patch_size: missing; visible patches have no meaning without their size in pixels")
-    alpha, sigma = (c.to(x_0.dtype)[:, None, None, None] for c in process.alpha_sigma(t))
+    alpha, sigma = denoiser.at(t, x_0.dtype)
     x_t = alpha * x_0 + sigma * eps
-    out = backbone(x_t, t, visible=visible, label=label)
-    err = (out.float() - prediction.target(x_0, eps, alpha, sigma)) ** 2
-    return visible_mean(err, visible, patch_size or 1)
+    out = denoiser.answer(x_t, t, visible=visible, through=through, label=label)
+    err = (out - denoiser.prediction.target(x_0, eps, alpha, sigma)) ** 2
+    return visible_mean(denoiser.weighting(alpha, sigma, denoiser.prediction) * err, visible, denoiser.patch_size)
 
 
 def visible_mean(err: Tensor, visible: Tensor | None, patch_size: int) -> Tensor:
@@ -56,12 +50,30 @@ def visible_mean(err: Tensor, visible: Tensor | None, patch_size: int) -> Tensor
     return gather(per_patch, visible).mean(dim=(1, 2))
 
 
-def fixed_questions(process: Process, shape: torch.Size, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """(t, eps) that never change, for the loss on held-out images of `shape` (B, C, H, W): (B,) and (B, C, H, W).
+SHARES = (0.02, 0.98)
+"""Noise shares over which held-out images are asked about: nearly clean to nearly noise."""
 
-    Times are spread evenly over their law in training and dealt out in a fixed random order; both come from the CPU.
-    Two moments of a run, two runs and two machines are thereby asked the same questions.
+
+def fixed_questions(denoiser: Denoiser, shape: torch.Size, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """(t, eps) that never change, for held-out images of `shape` (B, C, H, W): (B,) and (B, C, H, W).
+
+    Noise shares are spread evenly over `SHARES` and dealt out in a fixed random order; both come from the CPU. Two
+    moments of a run, two runs, two processes and two machines are thereby asked the same questions.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(shape[0], generator=generator)
-    return process.training_time((order + 0.5) / shape[0]), torch.randn(shape, generator=generator)
+    low, high = SHARES
+    share = low + (high - low) * (order.double() + 0.5) / shape[0]
+    t = denoiser.process.time_at(share).clamp(*denoiser.process.ends)  # coarse levels: never the clean image
+    return t, torch.randn(shape, generator=generator)
+
+
+def image_error(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, *, label: Tensor | None = None) -> Tensor:
+    """Mean squared error of the estimate of x_0 that samplers use (clipped to [-1, 1]), whole images: (B,).
+
+    Its unit is that of the image whatever the process and the prediction, so that it compares across them.
+    """
+    alpha, sigma = denoiser.at(t, x_0.dtype)
+    x_t = alpha * x_0 + sigma * eps
+    estimate, _ = denoiser.prediction.invert(denoiser.answer(x_t, t, label=label), x_t, alpha, sigma)
+    return ((estimate.clamp(-1, 1) - x_0) ** 2).mean(dim=(1, 2, 3))

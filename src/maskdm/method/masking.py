@@ -16,6 +16,8 @@ Kinds, for a grid of N patches:
   ``offset=True``, or where b does not divide the grid, the cut falls elsewhere (or edge blocks are smaller); then
   blocks become visible in random order until K patches are, so that at most one block is cut.
 - ``crop``: one random rectangle, as near a square of the grid's proportions as the ratio allows.
+- ``route``: random patches go around the middle of the network instead of being hidden: all are shown, all are asked
+  for, and only K pay for the whole way (TREAD, Krause et al. 2025, arXiv 2501.04765).
 
 Source: arXiv 2306.11363, section on masking strategies; polarity and static shapes are ours.
 """
@@ -25,7 +27,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,10 +35,17 @@ from torch import Tensor
 from maskdm.errors import InputError
 from maskdm.method.patches import Grid
 
-Kind = Literal["none", "patch", "block", "crop"]
+Kind = Literal["none", "patch", "block", "crop", "route"]
 
 TOLERANCE = 0.02
 """A realised ratio further than this from the asked one deserves a warning."""
+
+
+class View(NamedTuple):
+    """What a backbone is told to leave out, see `maskdm.method.denoiser.Backbone`: (B, K) or (B, h, w), or None."""
+
+    visible: Tensor | None
+    through: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -44,10 +53,10 @@ class Masking:
     """A masking strategy on one grid; build it with `masking`.
 
     Attributes:
-        kind: one of none, patch, block, crop.
+        kind: one of none, patch, block, crop, route.
         grid: rows and columns of patches.
         asked: the share of patches asked to be hidden, in [0, 1).
-        visible: K, how many patches every image shows.
+        visible: K, how many patches every image shows (kind route: sends all the way).
         block: side of a block in patches (kind block).
         offset: whether the cut into blocks is shifted at random for every image (kind block).
         crop: rows and columns of the visible rectangle (kind crop).
@@ -81,7 +90,8 @@ class Masking:
             remedy = "smaller patches"
         else:
             remedy = "kind: patch" if self.kind == "crop" else "offset: true, or a smaller block,"
-        nothing = "hides nothing" if self.visible == self.patches else f"hides {self.ratio:.1%}"
+        verb = "routes" if self.kind == "route" else "hides"
+        nothing = f"{verb} nothing" if self.visible == self.patches else f"{verb} {self.ratio:.1%}"
         return (
             f"mask {self.kind} {nothing} where {self.asked:.1%} was asked: the nearest that a grid of "
             f"{self.grid[0]} x {self.grid[1]} patches allows; {remedy} would come nearer"
@@ -90,14 +100,27 @@ class Masking:
     def __str__(self) -> str:
         if self.kind == "none":
             return f"none: all {self.patches} patches visible"
+        if self.kind == "route":
+            return (
+                f"route: {self.visible} of {self.patches} patches all the way, {self.ratio:.1%} around the middle "
+                f"(asked {self.asked:.1%})"
+            )
         detail = {"block": f" {self.block}" + (" offset" if self.offset else ""), "crop": " {} x {}".format(*self.crop)}
         return (
             f"{self.kind}{detail.get(self.kind, '')}: {self.visible} of {self.patches} patches visible, "
             f"{self.ratio:.1%} hidden (asked {self.asked:.1%})"
         )
 
+    def view(self, images: int, generator: torch.Generator) -> View:
+        """A fresh mask for every image of a batch, see `draw`."""
+        drawn = self.draw(images, generator)
+        return View(None, drawn) if self.kind == "route" else View(drawn, None)
+
     def draw(self, images: int, generator: torch.Generator) -> Tensor | None:
-        """Visible patches for a batch: (images, K) int64 on the generator's device, rows sorted; None for kind none."""
+        """K patches for every image, int64 on the generator's device, in raster order; None for kind none.
+
+        (images, K), or (images, rows, columns) of the rectangle for kind crop.
+        """
         if self.kind == "none":
             return None
         if self.kind == "crop":
@@ -134,14 +157,14 @@ class Masking:
         left = torch.randint(columns - width + 1, (images, 1, 1), generator=generator, device=device)
         y = top + torch.arange(height, device=device)[None, :, None]
         x = left + torch.arange(width, device=device)[None, None, :]
-        return (y * columns + x).flatten(1)
+        return y * columns + x
 
 
 def masking(kind: Kind, grid: Grid, ratio: float = 0.0, *, block: int = 1, offset: bool = False) -> Masking:
     """The masking strategy whose hidden share on `grid` is the nearest to `ratio`.
 
     Args:
-        kind: none, patch, block or crop.
+        kind: none, patch, block, crop or route.
         grid: rows and columns of patches.
         ratio: share of patches to hide, 0 <= ratio < 1; at least one patch stays visible.
         block: side of a block in patches, for kind block; at most the grid's shorter side.
@@ -157,7 +180,9 @@ def masking(kind: Kind, grid: Grid, ratio: float = 0.0, *, block: int = 1, offse
     wanted = patches * (1 - ratio)
     if kind == "none":
         if ratio:
-            raise InputError(f"mask.ratio: got {ratio:g} with mask.kind none; choose mask.kind patch, block or crop")
+            raise InputError(
+                f"mask.ratio: got {ratio:g} with mask.kind none; choose mask.kind patch, block, crop or route"
+            )
         return Masking("none", grid, 0.0, patches)
     if kind == "crop":
         crop = _nearest_crop(grid, wanted)
@@ -170,7 +195,7 @@ def masking(kind: Kind, grid: Grid, ratio: float = 0.0, *, block: int = 1, offse
         aligned = not (offset or rows % block or columns % block)
         unit = block * block if aligned else 1
         return Masking("block", grid, ratio, _nearest(wanted, unit, patches), block, offset)
-    return Masking("patch", grid, ratio, _nearest(wanted, 1, patches))
+    return Masking(kind, grid, ratio, _nearest(wanted, 1, patches))
 
 
 def _nearest(wanted: float, unit: int, most: int) -> int:

@@ -47,10 +47,10 @@ def unpatchify(patches: Tensor, grid: Grid, channels: int) -> Tensor:
 
 
 def gather(tokens: Tensor, visible: Tensor | None) -> Tensor:
-    """The visible tokens: (B, N, D) and indices (B, K) -> (B, K, D); all of them where `visible` is None."""
+    """The visible tokens: (B, N, D) and indices (B, K) or (B, h, w) -> (B, K, D); all where `visible` is None."""
     if visible is None:
         return tokens
-    return tokens.gather(1, visible[..., None].expand(-1, -1, tokens.shape[-1]))
+    return tokens.gather(1, visible.flatten(1)[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def scatter(tokens: Tensor, visible: Tensor | None, count: int) -> Tensor:
@@ -58,7 +58,7 @@ def scatter(tokens: Tensor, visible: Tensor | None, count: int) -> Tensor:
     if visible is None:
         return tokens
     B, _, D = tokens.shape
-    return tokens.new_zeros(B, count, D).scatter(1, visible[..., None].expand(-1, -1, D), tokens)
+    return tokens.new_zeros(B, count, D).scatter(1, visible.flatten(1)[..., None].expand(-1, -1, D), tokens)
 
 
 def from_uint8(images: Tensor) -> Tensor:

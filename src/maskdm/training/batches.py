@@ -8,7 +8,7 @@ micro-batches take their slices, so their number changes nothing but rounding.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskdm.method.masking import Masking
+from maskdm.method.mask_plan import Portion, parts
 from maskdm.method.patches import from_uint8
 from maskdm.method.process import Process
 
@@ -40,28 +40,26 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Batch:
-    """A (part of a) batch on the device; see `maskdm.method.loss.denoising_loss`."""
+    """A part of a batch on the device, all with masks of one shape; see `maskdm.method.loss.denoising_loss`."""
 
     x_0: Tensor
     t: Tensor
     eps: Tensor
     visible: Tensor | None
+    through: Tensor | None
     label: Tensor | None
 
     def __len__(self) -> int:
         return len(self.x_0)
 
-    def split(self, size: int) -> Iterator[Batch]:
+    def split(self, size: int | None) -> Iterator[Batch]:
         """Micro-batches of at most `size` images."""
-        for i in range(0, len(self), size):
-            part = slice(i, i + size)
-            yield Batch(
-                self.x_0[part],
-                self.t[part],
-                self.eps[part],
-                None if self.visible is None else self.visible[part],
-                None if self.label is None else self.label[part],
-            )
+        for i in range(0, len(self), size or max(len(self), 1)):
+            parts = (None if tensor is None else tensor[i : i + (size or len(self))] for tensor in self._tensors())
+            yield Batch(*parts)  # type: ignore[arg-type] # None stays None
+
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        return self.x_0, self.t, self.eps, self.visible, self.through, self.label
 
 
 def seed_of(*parts: object) -> int:
@@ -88,7 +86,7 @@ def _shuffled(n: int, seed: int) -> np.ndarray:
 
 def draw(
     data: TrainingSet,
-    masking: Masking,
+    portions: Sequence[Portion],
     process: Process,
     *,
     step: int,
@@ -97,27 +95,39 @@ def draw(
     flip: float,
     label_dropout: float,
     device: torch.device,
-    part: slice,
-) -> Batch:
-    """The part `part` of the batch of step `step` of a stage."""
+    share: Callable[[slice], slice] = lambda whole: whole,
+) -> list[Batch]:
+    """The batch of step `step` of a stage, a part for every portion of its masks.
+
+    Everything random is drawn for the whole batch, whatever part of it `share` leaves to this rank.
+    """
     # Generators of the CPU keep 32 bits of a seed: counted up from a start, no two steps share one.
     generator = torch.Generator(device).manual_seed((seed_of(*seed, "steps") + step) % 2**32)
-    rows = data.members[order(len(data.members), batch_size, step, *seed)][part]
+    rows = data.members[order(len(data.members), batch_size, step, *seed)]
     channels, (height, width) = data.images.shape[3], data.images.shape[1:3]
 
-    t = process.training_time(torch.rand(batch_size, generator=generator, device=device))
+    u = torch.rand(batch_size, generator=generator, device=device)
     eps = torch.randn(batch_size, channels, height, width, generator=generator, device=device)
-    visible = masking.draw(batch_size, generator)
     mirrored = torch.rand(batch_size, generator=generator, device=device) < flip
     unlabelled = torch.rand(batch_size, generator=generator, device=device) < label_dropout
 
-    x_0 = from_uint8(_to_device(data.images[rows], device)).permute(0, 3, 1, 2).contiguous()
-    if flip:
-        x_0 = torch.where(mirrored[part, None, None, None], x_0.flip(3), x_0)
-    label = None
-    if data.labels is not None:
-        label = _to_device(data.labels[rows], device).masked_fill(unlabelled[part], data.unconditional)
-    return Batch(x_0, t[part], eps[part], None if visible is None else visible[part], label)
+    drawn = []
+    for portion, whole in zip(portions, parts(portions, batch_size), strict=True):
+        view = portion.masking.view(whole.stop - whole.start, generator)
+        part, (low, high) = share(whole), portion.noise
+        inside = slice(part.start - whole.start, part.stop - whole.start, part.step)
+        if part.start >= part.stop:
+            continue
+        x_0 = from_uint8(_to_device(data.images[rows[part]], device)).permute(0, 3, 1, 2).contiguous()
+        if flip:
+            x_0 = torch.where(mirrored[part, None, None, None], x_0.flip(3), x_0)
+        label = None
+        if data.labels is not None:
+            label = _to_device(data.labels[rows[part]], device).masked_fill(unlabelled[part], data.unconditional)
+        t = process.training_time(low + (high - low) * u[part])
+        visible, through = (None if patches is None else patches[inside] for patches in view)
+        drawn.append(Batch(x_0, t, eps[part], visible, through, label))
+    return drawn
 
 
 def _to_device(rows: np.ndarray, device: torch.device) -> Tensor:

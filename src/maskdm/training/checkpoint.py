@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskdm.errors import InputError
 from maskdm.training import weights
-from maskdm.training.weights import Facts, Network, Weights
+from maskdm.training.weights import Facts, Weights
 
 NAME = "step-{:07d}"
 
@@ -60,8 +60,8 @@ class State:
         progress: see `Progress`.
     """
 
-    model: Network
-    ema: Network
+    model: nn.Module
+    ema: nn.Module
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     progress: Progress

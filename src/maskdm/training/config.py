@@ -63,48 +63,162 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The network."""
 
-    backbone: Literal["uvit"] = "uvit"
-    """uvit: a vision transformer with long skips, which drops hidden patches before its first layer."""
+    backbone: Annotated[str, Field(pattern=r"^(uvit|jit|unet|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")] = "uvit"
+    """uvit (a vision transformer with long skips, the paper's), jit (a modern pixel transformer), unet (convolutions),
+    or a class of your own as module:Class, see docs/backbones.md."""
+    size: Literal["S", "B", "L"] = "S"
+    """Width, depth and heads where they are not given: small, base or large of the backbone."""
     patch_size: Side = 4
-    """Side of a patch in pixels; must divide the image."""
-    width: Side = 512
-    """Width of a token."""
-    depth: Annotated[int, Field(gt=0, le=1024)] = 13
-    """Blocks in all, odd."""
-    heads: Side = 8
-    """Attention heads; must divide the width."""
+    """Side of a patch in pixels; must divide the image. For a unet, of the patches that masks count."""
+    width: Side | None = None
+    """Width of a token, or channels of the unet's first level. null: that of model.size."""
+    depth: Annotated[int, Field(gt=0, le=1024)] | None = None
+    """Blocks in all (uvit: odd), or of each level of the unet. null: that of model.size."""
+    heads: Side | None = None
+    """Attention heads; must divide the width. null: that of model.size."""
     mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
-    """Hidden width of a block's MLP over its width."""
+    """uvit, jit: hidden width of a block's MLP over its width."""
     qkv_bias: bool = False
-    """Bias in the linear layers of queries, keys and values."""
+    """uvit: bias in the linear layers of queries, keys and values."""
     time_mlp: bool = False
-    """Two linear layers between the sinusoids of the time and its token."""
+    """uvit: two linear layers between the sinusoids of the time and its token."""
+    mixer_depth: Count = 0
+    """uvit, jit: light blocks that see every patch before hidden ones are dropped (MicroDiT); hidden is then not
+    unseen."""
+    bottleneck: Positive = 128
+    """jit: width between the two linear layers that embed a patch."""
+    class_tokens: Count = 8
+    """jit: tokens that carry the class, beside the modulation."""
+    levels: tuple[Positive, ...] = (1, 2, 2)
+    """unet: channels of each level over the width; every level but the last halves the image."""
+    attention_levels: Count = 1
+    """unet: how many of the lowest levels have attention."""
+    haar_levels: Annotated[int, Field(ge=0, le=8)] = 0
+    """Levels of Haar wavelets in front of the network: each halves the sides and takes the channels fourfold."""
+    options: dict[str, int | float | bool | str] = {}
+    """Further arguments for a backbone of your own."""
     classes: Literal["auto", "none"] = "auto"
     """auto: class-conditional where the data has classes (sub-folders, dataset.json, labels). none: never."""
 
 
-class ProcessConfig(Section):
-    """The forward process and what the network predicts."""
+PredictionName = Literal["eps", "x0", "v", "velocity", "F"]
 
-    schedule: Literal["linear", "cosine"] = "cosine"
-    """Noise schedule of DDPM."""
+
+class ProcessConfig(Section):
+    """The forward process, what the network predicts, and how its errors count."""
+
+    kind: Literal["ddpm", "vp", "ve", "edm", "flow"] = "ddpm"
+    """ddpm (noise levels in steps), vp (the same in continuous time), ve (NCSN), edm, or flow (rectified flow)."""
+    schedule: Literal["linear", "cosine", "sigmoid"] = "cosine"
+    """Noise schedule of ddpm and vp."""
     timesteps: Annotated[int, Field(ge=2)] = 1000
-    """Noise levels."""
-    prediction: Literal["eps", "x0", "v"] = "x0"
-    """What the network's output means: the noise, the image, or v = alpha eps - sigma x0."""
+    """Noise levels of ddpm."""
+    prediction: PredictionName = "x0"
+    """What the network's output means: the noise, the image, v = alpha eps - sigma x0, velocity = eps - x0, EDM's F."""
+    loss: Literal["same", PredictionName] = "same"
+    """The quantity whose squared error is the loss: same as the prediction, or another (velocity with x0 is JiT's)."""
+    weight: Literal["uniform", "min-snr", "edm", "p2"] = "uniform"
+    """Weight of noise levels in the loss: min-snr on the image's error, p2 on the noise's, edm uniform on F's."""
+    shift: PositiveFloat = 1.0
+    """ddpm, vp, flow: factor of sigma / alpha throughout; more than 1 for large images (about side / 64)."""
+    zero_terminal: bool = False
+    """ddpm: stretch the schedule so that its last level is noise alone."""
+    time_law: Literal["auto", "uniform", "normal"] = "auto"
+    """Law of t in training. normal: logit-normal for vp and flow, log-normal for ve and edm; uniform: in t, or in log t
+    for ve and edm. auto: normal for edm and flow."""
+    time_mean: float | None = None
+    """Mean of the normal law. null: -1.2 for edm and ve, else 0."""
+    time_std: PositiveFloat | None = None
+    """Deviation of the normal law. null: 1.2 for edm and ve, else 1."""
+    sigma_min: PositiveFloat | None = None
+    """Least noise of ve (null: 0.01) and edm (null: 0.002)."""
+    sigma_max: PositiveFloat | None = None
+    """Most noise of ve (null: 50) and edm (null: 80)."""
+    sigma_data: PositiveFloat = 0.5
+    """Deviation of the pixels that EDM's F and the input's scale in ve and edm reckon with."""
+
+    @model_validator(mode="after")
+    def _nothing_in_vain(self) -> Self:
+        for key, kinds in KINDS.items():
+            if self.kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
+                usual = {None: "null", False: "false"}.get(default := type(self).model_fields[key].default, default)
+                raise ValueError(
+                    f"process.{key}={usual}, its default, with process.kind {self.kind}; only {', '.join(kinds)} has it"
+                )
+        if self.time_law == "uniform" and (self.time_mean is not None or self.time_std is not None):
+            raise ValueError("process.time_mean and time_std only with process.time_law normal")
+        if self.kind in ("ve", "vp") and self.time_law == "auto" and (self.time_mean, self.time_std) != (None, None):
+            raise ValueError(f"process.time_law normal with time_mean and time_std; with {self.kind} auto is uniform")
+        if self.weight != "uniform" and self.loss != "same":
+            raise ValueError(f"process.loss same with process.weight {self.weight}, which defines its own quantity")
+        return self
+
+
+KINDS = {
+    "schedule": ("ddpm", "vp"),
+    "timesteps": ("ddpm",),
+    "shift": ("ddpm", "vp", "flow"),
+    "zero_terminal": ("ddpm",),
+    "time_law": ("vp", "ve", "edm", "flow"),
+    "time_mean": ("vp", "ve", "edm", "flow"),
+    "time_std": ("vp", "ve", "edm", "flow"),
+    "sigma_min": ("ve", "edm"),
+    "sigma_max": ("ve", "edm"),
+}
+"""Settings that mean something for some processes only."""
+
+
+class MaskPart(Section):
+    """One mask of a mixture."""
+
+    kind: Kind
+    """As mask.kind."""
+    ratio: Share = 0.0
+    """As mask.ratio."""
+    block: Positive = 4
+    """As mask.block."""
+    offset: bool = False
+    """As mask.offset."""
+    share: PositiveFloat = 1.0
+    """Its part of every batch, against those of the others."""
 
 
 class MaskConfig(Section):
     """What a stage hides."""
 
     kind: Kind = "none"
-    """none, patch (random patches), block (random blocks of patches), or crop (all but one random square)."""
-    ratio: Share = 0.0
-    """Share of the patches to hide, 0 <= ratio < 1; the grid's nearest is used and told."""
+    """none, patch (random patches), block (random blocks of patches), crop (all but one random rectangle), or route
+    (random patches go around the middle of the network and are not hidden: uvit and jit)."""
+    ratio: Share | Annotated[tuple[Share, ...], Field(min_length=2)] = 0.0
+    """Share of the patches to hide, 0 <= ratio < 1; the grid's nearest is used and told. A list changes over the stage,
+    see mask.schedule."""
+    schedule: Literal["steps", "linear", "cosine"] = "steps"
+    """How a list of ratios is meant: equal parts of the stage, or a line or half a cosine from first to last."""
+    buckets: Annotated[int, Field(ge=2, le=100)] = 6
+    """In how many parts a line or cosine is taken; shapes stay fixed in each."""
+    by_noise: tuple[Share, ...] = ()
+    """Ratios for equally likely ranges of noise, from the least noise to the most, instead of mask.ratio: such as
+    [0.9, 0.75, 0.5, 0]."""
     block: Positive = 4
     """Side of a block in patches, for kind block."""
     offset: bool = False
     """Shift the cut into blocks at random for every image, for kind block."""
+    mixture: tuple[MaskPart, ...] = ()
+    """Several masks side by side in every batch, instead of all the above: a list of {kind, ratio, block, offset,
+    share}."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.mixture and (self.kind != "none" or self.ratio or self.by_noise):
+            raise ValueError(
+                "mask.kind=none, mask.ratio=0 and mask.by_noise=[] with mask.mixture, whose masks have their own"
+            )
+        given = list(self.ratio) if isinstance(self.ratio, tuple) else self.ratio
+        if self.by_noise and self.ratio:
+            raise ValueError(f"mask.ratio=0 with mask.by_noise, which has all the ratios; got both, ratio={given}")
+        if self.schedule != "steps" and not (isinstance(given, list) and len(given) == 2):
+            raise ValueError(f"mask.ratio=[first, last] with mask.schedule {self.schedule}, got ratio={given}")
+        return self
 
 
 class StageConfig(Section):

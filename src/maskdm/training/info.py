@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from maskdm.errors import InputError
-from maskdm.training import checkpoint, weights
+from maskdm.training import checkpoint, summary, weights
+from maskdm.training.config import to_dict
 from maskdm.training.run import finished, read_metrics
 
 
@@ -22,7 +23,7 @@ def describe(path: Path) -> list[str]:
     heldout = [e for e in read_metrics(run) if e["event"] == "heldout"]
     if heldout:
         last = heldout[-1]
-        lines.append(f"held-out   loss {last['loss_ema']:.4f} (ema), {last['loss_raw']:.4f} (raw), n = {last['n']}")
+        lines.append(f"held-out   error {last['loss_ema']:.4f} (ema), {last['loss_raw']:.4f} (raw), n = {last['n']}")
     try:
         file = weights.find(run)
     except InputError:
@@ -43,14 +44,14 @@ def _state(run: Path) -> str:
 
 def _of_file(file: Path) -> list[str]:
     read = weights.read(file)
-    spec, model = read.spec, read.spec.model
+    spec = read.spec
+    model, process = to_dict(spec.model), to_dict(spec.process)
     parameters = sum(t.numel() for t in read.tensors.values())
     lines = [
         f"weights    {file}",
-        f"model      {model.backbone}: {parameters / 1e6:.2f} M parameters, width {model.width}, depth {model.depth}, "
-        f"heads {model.heads}, patch {model.patch_size}",
+        f"model      {summary.backbone(model)}; {parameters / 1e6:.2f} M parameters",
         f"images     {spec.image_size[0]} x {spec.image_size[1]} x {spec.channels}",
-        f"process    ddpm {spec.process.schedule}, {spec.process.timesteps} levels, predicts {spec.process.prediction}",
+        f"process    {summary.process(process)}; {summary.objective(process)}",
     ]
     if spec.class_names:
         lines.append(f"classes    {len(spec.class_names)}: {', '.join(spec.class_names[:20])}")

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from maskdm.errors import Interrupted, StorageError, TrainingError
 from maskdm.method.denoiser import Denoiser
 from maskdm.method.loss import denoising_loss
-from maskdm.method.masking import Masking
-from maskdm.training import checkpoint, stages, weights
+from maskdm.method.mask_plan import MaskPlan
+from maskdm.training import build, checkpoint, stages
 from maskdm.training.batches import Batch, TrainingSet, draw
 from maskdm.training.checkpoint import Progress, State
 from maskdm.training.config import Config, ModelSpec, StageConfig
@@ -34,6 +34,7 @@ from maskdm.training.monitor import HeldOut, Track, write_samples
 from maskdm.training.optimiser import adamw, rate
 from maskdm.training.run import Run
 from maskdm.training.runtime import Runtime
+from maskdm.training.transfer import Read, read_ours
 from maskdm.training.weights import Facts, Weights
 
 
@@ -45,11 +46,12 @@ class Training:
     spec: ModelSpec
     data: TrainingSet
     heldout: HeldOut | None
-    maskings: Sequence[Masking]
+    masks: Sequence[MaskPlan]
     facts: Facts
     runtime: Runtime
     run: Run
     console: Console
+    read: Read = read_ours
     track: Sequence[Track] = ()
 
     def stage(self, progress: Progress) -> StageConfig:
@@ -79,7 +81,7 @@ def train(training: Training) -> State:
     network = stages.fresh_network(config, training.spec, training.runtime)
     optimiser, scaler = adamw(network, training.stage(progress)), training.runtime.scaler()
     state = State(network, copy.deepcopy(network), optimiser, scaler, progress)
-    denoiser = weights.denoiser(training.spec, state.ema)
+    denoiser = build.denoiser(training.spec, state.ema)
     if found:
         checkpoint.restore(found, state)
     if training.runtime.main:
@@ -102,17 +104,17 @@ def train(training: Training) -> State:
 def begin_stage(training: Training, state: State, denoiser: Denoiser) -> None:
     """The hand-over: made, measured, written down and told."""
     progress, stage = state.progress, training.stage(state.progress)
-    origin = stages.begin(state, training.config, training.spec, training.runtime)
-    masking = training.maskings[progress.stage]
-    training.console.say(f"stage {progress.stage + 1} of {len(training.config.stages)}, {stage.name}: {masking}")
+    origin = stages.begin(state, training.config, training.spec, training.runtime, training.read)
+    masks = training.masks[progress.stage]
+    training.console.say(f"stage {progress.stage + 1} of {len(training.config.stages)}, {stage.name}: {masks}")
     training.console.say(f"  starts from {'; '.join(origin)}")
     training.record(
         "stage",
         progress,
         index=progress.stage,
-        mask=str(masking),
-        visible_patches=masking.visible,
-        patches=masking.patches,
+        mask=str(masks),
+        hidden=masks.ratio,
+        patches=masks.maskings[0].patches,
         batch_size=stage.batch_size,
         target_steps=stages.total_steps(stage),
         started_from=origin[0],
@@ -125,23 +127,25 @@ def run_stage(training: Training, state: State, denoiser: Denoiser, signals: Seq
     """The steps of one stage, from wherever `state` is in it."""
     config, runtime, progress, stage = training.config, training.runtime, state.progress, training.stage(state.progress)
     model = runtime.wrap(state.model)
+    learner = replace(denoiser, backbone=model)
     meter = Meter(runtime.device, progress)
     total = stages.total_steps(stage)
     images = None if total is None else total * stage.batch_size
     with training.console.bar(stage.name, images, initial=progress.stage_step * stage.batch_size) as bar:
         while not progress.stage_done:
             since = time.perf_counter()
-            loss, norm = training_step(training, state, denoiser, model)
-            progress.advance(stage.batch_size, time.perf_counter() - since)
+            loss, norm = training_step(training, state, learner, model)
+            seconds = time.perf_counter() - since
+            # Rates and masks follow the clock of such a stage: on every rank the same one.
+            progress.advance(stage.batch_size, seconds if stage.minutes is None else runtime.same(seconds))
             update(state.ema.parameters(), state.model.parameters(), decay_at(config.ema, progress.stage_step))
             meter.add(loss, norm, progress.step)
             bar.update(stage.batch_size)
 
             logging = progress.stage_step % config.log.every == 0
-            # What a clock or a signal decides, ranks must agree on, which waits: several do so when they log.
+            # What a signal decides, ranks must agree on, which waits: several do so when they log.
             asking = logging or runtime.world_size == 1
-            over = stages.through(stage, progress) >= 1
-            progress.stage_done = over if stage.minutes is None else asking and runtime.agree(over)
+            progress.stage_done = stages.through(stage, progress) >= 1
             interrupted = asking and runtime.agree(bool(signals))
             saving = progress.stage_done or interrupted or progress.stage_step % config.train.save_every == 0
             if saving or logging:
@@ -164,29 +168,26 @@ def run_stage(training: Training, state: State, denoiser: Denoiser, signals: Seq
     )
 
 
-def training_step(training: Training, state: State, denoiser: Denoiser, model: nn.Module) -> tuple[Tensor, Tensor]:
+def training_step(training: Training, state: State, learner: Denoiser, model: nn.Module) -> tuple[Tensor, Tensor]:
     """One step of the optimiser on one batch: (loss, gradient norm), both still on the device."""
     runtime, progress, stage = training.runtime, state.progress, training.stage(state.progress)
     for group in state.optimiser.param_groups:
         group["lr"] = rate(stage, progress.stage_step, stages.through(stage, progress))
-    batch = draw_batch(training, denoiser, progress)
     loss = torch.zeros((), device=runtime.device)
-    parts = list(batch.split(stage.micro_batch or len(batch)))
+    parts = [part for batch in draw_batch(training, learner, progress) for part in batch.split(stage.micro_batch)]
     for part in parts:
         with runtime.accumulate(model, last=part is parts[-1]):
             with runtime.autocast():
                 losses = denoising_loss(
-                    model,
-                    denoiser.process,
-                    denoiser.prediction,
+                    learner,
                     part.x_0,
                     part.t,
                     part.eps,
                     visible=part.visible,
+                    through=part.through,
                     label=part.label,
-                    patch_size=training.spec.model.patch_size,
                 )
-            share = losses.sum() / len(batch)
+            share = losses.sum() * runtime.world_size / stage.batch_size  # ranks are averaged
             torch.autograd.backward(state.scaler.scale(share))
             loss += share.detach()
     state.scaler.unscale_(state.optimiser)
@@ -198,12 +199,12 @@ def training_step(training: Training, state: State, denoiser: Denoiser, model: n
     return loss, torch.zeros_like(norm) if state.scaler.is_enabled() else norm
 
 
-def draw_batch(training: Training, denoiser: Denoiser, progress: Progress) -> Batch:
-    """This rank's part of the batch of the current step."""
+def draw_batch(training: Training, denoiser: Denoiser, progress: Progress) -> list[Batch]:
+    """This rank's part of the batch of the current step, by the shapes of its masks."""
     stage = training.stage(progress)
     return draw(
         training.data,
-        training.maskings[progress.stage],
+        training.masks[progress.stage].at(stages.through(stage, progress)),
         denoiser.process,
         step=progress.stage_step,
         batch_size=stage.batch_size,
@@ -211,7 +212,7 @@ def draw_batch(training: Training, denoiser: Denoiser, progress: Progress) -> Ba
         flip=training.config.data.flip,
         label_dropout=stage.label_dropout,
         device=training.runtime.device,
-        part=training.runtime.slice(stage.batch_size),
+        share=training.runtime.slice,
     )
 
 
@@ -276,15 +277,13 @@ def look(training: Training, state: State, denoiser: Denoiser) -> None:
 
 
 def measure_heldout(training: Training, state: State, denoiser: Denoiser) -> None:
-    """Held-out loss of both kinds of weights, on questions that never change."""
+    """Held-out error of both kinds of weights, on questions that never change."""
     if training.heldout is None or not training.runtime.main:
         return
-    ema, raw = (
-        training.heldout.loss(network, denoiser.process, denoiser.prediction) for network in (state.ema, state.model)
-    )
+    ema, raw = (training.heldout.error(replace(denoiser, backbone=net)) for net in (state.ema, state.model))
     training.record("heldout", state.progress, loss_ema=ema, loss_raw=raw, n=len(training.heldout))
     training.console.say(
-        f"  {state.progress.images:>12,} images: held-out loss {ema:.4f} (ema), {raw:.4f} (raw), "
+        f"  {state.progress.images:>12,} images: held-out error {ema:.4f} (ema), {raw:.4f} (raw), "
         f"n = {len(training.heldout)}"
     )
 
@@ -293,8 +292,7 @@ def save(training: Training, state: State) -> None:
     """A checkpoint, and the weights that others read."""
     if training.runtime.main:
         stage = training.stage(state.progress)
-        masking = training.maskings[state.progress.stage]
-        facts: Facts = training.facts | {"stage": stage.name, "mask": str(masking)}
+        facts: Facts = training.facts | {"stage": stage.name, "mask": str(training.masks[state.progress.stage])}
         state.progress.recorded = training.run.recorded()
         model = Weights(training.spec, facts, {})
         publish(training, state, checkpoint.save(training.run.checkpoints, state, model, training.config.train.keep))

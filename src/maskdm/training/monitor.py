@@ -1,4 +1,4 @@
-"""Looking at a model along the way: held-out loss, sample grids, trackers. Nothing here changes what is learned."""
+"""Looking at a model along the way: held-out error, sample grids, trackers. Nothing here changes what is learned."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskdm.data.pictures import save_grid
 from maskdm.errors import InputError
 from maskdm.method.denoiser import Denoiser
-from maskdm.method.loss import denoising_loss, fixed_questions
+from maskdm.method.loss import fixed_questions, image_error
 from maskdm.method.patches import from_uint8, to_uint8
-from maskdm.method.prediction import Prediction
-from maskdm.method.process import Process
-from maskdm.method.samplers import sample
+from maskdm.method.sampling import sample
 from maskdm.training.config import EvalConfig
 
 CHUNK = 64
@@ -34,27 +32,24 @@ class HeldOut:
     label: Tensor | None
 
     @staticmethod
-    def ask(images: np.ndarray, labels: np.ndarray | None, process: Process, device: torch.device) -> HeldOut:
+    def ask(images: np.ndarray, labels: np.ndarray | None, denoiser: Denoiser, device: torch.device) -> HeldOut:
         """From (N, H, W, C) uint8 pictures and their labels."""
         x_0 = from_uint8(torch.from_numpy(images)).permute(0, 3, 1, 2).contiguous()
-        t, eps = fixed_questions(process, x_0.shape)
+        t, eps = fixed_questions(denoiser, x_0.shape)
         label = None if labels is None else torch.from_numpy(labels).to(device)
-        return HeldOut(x_0.to(device), t.to(device), eps.to(device), label)
+        return HeldOut(x_0.to(device), t.to(device, torch.float32), eps.to(device), label)
 
     def __len__(self) -> int:
         return len(self.x_0)
 
     @torch.no_grad()
-    def loss(self, backbone: nn.Module, process: Process, prediction: Prediction) -> float:
-        """Mean denoising loss on whole images, in float32."""
+    def error(self, denoiser: Denoiser) -> float:
+        """Mean squared error of the estimated image over the questions, in float32; see `image_error`."""
         total = 0.0
         for i in range(0, len(self), CHUNK):
             part = slice(i, i + CHUNK)
             label = None if self.label is None else self.label[part]
-            losses = denoising_loss(
-                backbone, process, prediction, self.x_0[part], self.t[part], self.eps[part], label=label
-            )
-            total += float(losses.sum())
+            total += float(image_error(denoiser, self.x_0[part], self.t[part], self.eps[part], label=label).sum())
         return total / len(self)
 
 

@@ -67,10 +67,14 @@ class Runtime:
             return nullcontext()
         return cast(AbstractContextManager[object], wrapped.no_sync())
 
-    def slice(self, total: int) -> slice:
-        """This rank's part of `total` things, which the world size divides."""
-        share = total // self.world_size
-        return slice(self.rank * share, (self.rank + 1) * share)
+    def slice(self, whole: slice) -> slice:
+        """This rank's part of a stretch of a row that is dealt out in turn.
+
+        Of every stretch the ranks' parts differ by at most one, and of a whole row that the world size divides, not at
+        all: no rank is without work.
+        """
+        first = whole.start + (self.rank - whole.start) % self.world_size
+        return slice(first, whole.stop, self.world_size)
 
     def barrier(self) -> None:
         """Waits for all ranks."""
@@ -93,6 +97,14 @@ class Runtime:
         flag = torch.tensor(int(value), device=self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
+
+    def same(self, number: float) -> float:
+        """What the main rank measured, on every rank."""
+        if self.world_size == 1:
+            return number
+        shared = torch.tensor(number, dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, src=0)
+        return float(shared.item())
 
     def share(self, text: str) -> str:
         """What the main rank says, on every rank."""

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from maskdm.errors import InputError
-from maskdm.training.config import LENGTHS, Config, Section, StageConfig, to_dict
+from maskdm.training.config import LENGTHS, Config, MaskConfig, Section, StageConfig, to_dict
 
 Tree = dict[str, Any]
 WORD = re.compile(r"(?!(?:true|false|null|none|yes|no|on|off|y|n)$)[a-z][a-z0-9_-]*", re.IGNORECASE)
@@ -53,37 +53,43 @@ def to_config(tree: Tree) -> Config:
     """
     try:
         # Through JSON: only there do lists count as tuples while "3" still is no number.
-        return Config.model_validate_json(json.dumps(tree))
+        config = Config.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise InputError(_readable(error)) from None
+    return config
 
 
 def _readable(error: ValidationError) -> str:
     """The first fault in one line: key, what was got, what was wanted."""
     # A union complains once for each of its members; those that are about the value's range say most.
-    faults = [f for f in error.errors(include_url=False) if _key(f["loc"]) == _key(error.errors()[0]["loc"])]
+    key = _key(error.errors()[0]["loc"])
+    faults = [f for f in error.errors(include_url=False) if _key(f["loc"]) == key]
     fault = next((f for f in faults if f["type"].startswith(("greater_than", "less_than"))), faults[0])
-    key = _key(fault["loc"])
     if fault["type"] == "missing" and not isinstance(fault["loc"][-1], int):
-        return f"{key}: missing; every stage needs it"
+        return f"{key}: missing; every {'mask of a mixture' if '.mixture.' in key else 'stage'} needs it"
     value = fault["input"]
-    if _levelled(key) not in all_keys() and _levelled(key.rpartition(".")[0]) in all_keys():
-        key = key.rpartition(".")[0]  # one of a list
     if fault["type"] in ("value_error", "greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         wanted = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     elif key == "stages":
         wanted = "at least one stage"
+    elif key == "model.backbone" and fault["type"] == "string_pattern_mismatch":
+        wanted = "uvit, jit, unet, or a class of your own as module:Class"
     elif fault["type"].startswith("string_"):
         wanted = "a name of at most 40 letters, digits, - and _"
     else:
-        wanted = all_keys()[_levelled(key)][0]
+        wanted = _types()[_levelled(key)]
     got = "" if isinstance(value, dict) else f"got {value!r}, "
     return f"{key}: {got}wanted {wanted}; see maskdm train --settings"
 
 
 def _key(place: tuple[int | str, ...]) -> str:
-    """("stages", 0, "lr", "constrained-float") -> "stages.0.lr": the members of unions are no keys."""
-    return ".".join(str(part) for part in place if isinstance(part, int) or part.isidentifier()) or "stages"
+    """("stages", 0, "lr", "constrained-float") -> "stages.0.lr": members of unions and of lists are no keys."""
+    parts = [str(part) for part in place if isinstance(part, int) or part.isidentifier()]
+    key = ".".join(parts) or "stages"
+    for end in range(len(parts), 0, -1):
+        if _levelled(".".join(parts[:end])) in _types():
+            return ".".join(parts[:end])
+    return key
 
 
 def recipes() -> dict[str, str]:
@@ -122,8 +128,8 @@ def _block(tree: object, indent: str = "") -> Iterator[str]:
     """Mappings, and lists of them, as lines of YAML; other values, but for words, as JSON, which is YAML too."""
     pairs = tree.items() if isinstance(tree, dict) else (("-", item) for item in tree)  # type: ignore[attr-defined]
     for key, value in pairs:
-        name = key if key == "-" else f"{key}:"
-        if isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+        name = key if key == "-" else f"{key if WORD.fullmatch(key) else json.dumps(key)}:"
+        if value and (isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict))):
             yield f"{indent}{name}"
             yield from _block(value, indent + "  ")
         else:
@@ -171,6 +177,14 @@ def _merge(below: Tree, above: Tree, origin: str, section: type[Section] = Confi
         inner = _section(known[key])
         if key == "stages" and section is Config:
             merged[key] = _merge_stages(below.get(key, []), value, origin)
+        elif inner is None and isinstance(value, dict) and get_origin(known[key].annotation) is dict:
+            merged[key] = below.get(key, {}) | value
+        elif (member := _member(known[key])) and isinstance(value, list) and all(isinstance(v, dict) for v in value):
+            merged[key] = [_merge({}, v, origin, member, f"{prefix}{key}.{i}.") for i, v in enumerate(value)]
+        elif member and isinstance(value, dict):
+            raise InputError(
+                f"{prefix}{key}: got {value!r} in {origin}, wanted all of it as a list, [{{...}}, {{...}}]"
+            )
         elif inner is None and isinstance(value, dict):
             raise _unknown(f"{prefix}{_deepest(key, value)}", origin)
         elif inner is None:
@@ -228,9 +242,15 @@ def _section(field: FieldInfo) -> type[Section] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
+def _member(field: FieldInfo) -> type[Section] | None:
+    """The class of the members of a list of sections, else None."""
+    first = next(iter(get_args(field.annotation)), None)
+    return first if isinstance(first, type) and issubclass(first, Section) else None
+
+
 def _unknown(name: str, origin: str) -> InputError:
     # Compared with stage numbers levelled, and by the last part too: "stages.1.ratio" should find "mask.ratio".
-    level, known = _levelled(name), list(all_keys())
+    level, known = _levelled(name), list(_types())
     close = difflib.get_close_matches(level, known, n=1, cutoff=0.6)
     close = close or [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     stage = re.match(STAGE, name)
@@ -247,8 +267,8 @@ def _deepest(key: str, value: object) -> str:
 
 
 def _levelled(name: str) -> str:
-    """ "stages.finetune.lr" -> "stages.0.lr", as `all_keys` has it."""
-    return re.sub(STAGE, "stages.0", name)
+    """ "stages.finetune.lr" -> "stages.0.lr", as `all_keys` has it; members of lists likewise."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "0", re.sub(STAGE, "stages.0", name))
 
 
 def _did_you_mean(close: Sequence[str]) -> str:
@@ -259,6 +279,17 @@ def _did_you_mean(close: Sequence[str]) -> str:
 def all_keys() -> dict[str, tuple[str, str, str]]:
     """Every setting: key -> (type, default, help). Keys of a stage are given for stage 0."""
     return dict(_walk(Config, ""))
+
+
+@cache
+def _types() -> dict[str, str]:
+    """The type of every setting, also of those in the members of lists: "stages.0.mask.mixture.0.kind"."""
+    types = {key: kind for key, (kind, _, _) in all_keys().items()}
+    for name, field in MaskConfig.model_fields.items():
+        if member := _member(field):
+            inner = _walk(member, f"stages.0.mask.{name}.0.")
+            types |= {key: kind for key, (kind, _, _) in inner}
+    return types
 
 
 def _walk(section: type[Section], prefix: str) -> Iterator[tuple[str, tuple[str, str, str]]]:
@@ -289,6 +320,10 @@ def _type_name(kind: Any) -> str:
         return _type_name(arguments[0])
     if origin is Literal:
         return "|".join(map(str, arguments))
+    if origin is dict:
+        return f"{{name: {_type_name(arguments[1])}, ...}}"
+    if isinstance(kind, type) and issubclass(kind, Section):
+        return f"{{{', '.join(kind.model_fields)}}}"
     if origin is tuple:
         return "[" + ", ".join(_type_name(a) if a is not ... else "..." for a in arguments) + "]"
     return " or ".join(_type_name(a) for a in arguments)

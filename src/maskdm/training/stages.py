@@ -6,23 +6,24 @@ import math
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from maskdm.training import weights
+from maskdm.training import build, transfer
 from maskdm.training.batches import seed_of
 from maskdm.training.checkpoint import Progress, State
 from maskdm.training.config import Config, ModelSpec, StageConfig
 from maskdm.training.optimiser import adamw
 from maskdm.training.runtime import Runtime
-from maskdm.training.weights import Network
+from maskdm.training.transfer import Read
 
 
-def fresh_network(config: Config, spec: ModelSpec, runtime: Runtime) -> Network:
+def fresh_network(config: Config, spec: ModelSpec, runtime: Runtime) -> nn.Module:
     """The network before training, the same on every rank; a function of the seed."""
     torch.manual_seed(seed_of(config.train.seed, "weights"))
-    return weights.build(spec).to(runtime.device)
+    return build.backbone(spec).to(runtime.device)
 
 
-def begin(state: State, config: Config, spec: ModelSpec, runtime: Runtime) -> list[str]:
+def begin(state: State, config: Config, spec: ModelSpec, runtime: Runtime, read: Read) -> list[str]:
     """Puts `state` at the start of stage `state.progress.stage`; says in sentences where its weights are from.
 
     The network takes over the weights that the stage names, the average starts from the network, and optimiser, scale
@@ -39,7 +40,7 @@ def begin(state: State, config: Config, spec: ModelSpec, runtime: Runtime) -> li
         state.model.load_state_dict(fresh_network(config, spec, runtime).state_dict())
         said.append("fresh weights")
     else:
-        said = weights.inherit(state.model, spec, Path(stage.init_from), stage.weights)
+        said = transfer.inherit(state.model, spec, Path(stage.init_from), stage.weights, read)
         said.insert(0, f"{stage.weights} weights of {stage.init_from}")
     state.ema.load_state_dict(state.model.state_dict())
     state.optimiser = adamw(state.model, stage)

@@ -20,18 +20,21 @@ from maskdm.data.manifest import Manifest, read_manifest, write_manifest
 from maskdm.data.roles import Role, assign_roles, group_names, read_salt
 from maskdm.data.sources import open_source
 from maskdm.errors import InputError
-from maskdm.method.masking import Masking, masking
+from maskdm.method.mask_plan import MaskPlan
 from maskdm.method.patches import patch_grid
-from maskdm.training import checkpoint, weights
+from maskdm.method.times import sampling_times
+from maskdm.training import build, checkpoint, transfer
 from maskdm.training import runtime as machine
 from maskdm.training.batches import TrainingSet
 from maskdm.training.config import Config, ModelSpec, as_size, to_dict
 from maskdm.training.console import Console
 from maskdm.training.loop import Training, train
+from maskdm.training.masks import mask_plans, remarks
 from maskdm.training.monitor import HeldOut, check_trackers, trackers
 from maskdm.training.run import Run, check_writable, find_resumable, find_run, open_run, write_env
 from maskdm.training.runtime import Runtime
 from maskdm.training.stages import total_steps
+from maskdm.training.transfer import Read
 from maskdm.training.weights import Facts
 
 
@@ -45,7 +48,7 @@ class Prepared:
         roles: of every picture, in the same order.
         groups: likewise, or None.
         spec: the model.
-        maskings: of every stage, on the model's grid.
+        masks: of every stage, on the model's grid.
     """
 
     config: Config
@@ -53,7 +56,7 @@ class Prepared:
     roles: list[Role]
     groups: list[str] | None
     spec: ModelSpec
-    maskings: tuple[Masking, ...]
+    masks: tuple[MaskPlan, ...]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -61,8 +64,18 @@ class Prepared:
         return {role: self.roles.count(role) for role in get_args(Role)} | {"excluded": len(self.pictures.bad)}
 
 
-def start(config: Config, *, output_dir: Path, name: str, resume: str | None, console: Console) -> Path:
+def start(
+    config: Config,
+    *,
+    output_dir: Path,
+    name: str,
+    resume: str | None,
+    console: Console,
+    read: Read = transfer.read_ours,
+) -> Path:
     """Trains `config` in a run folder below `output_dir`, new or found again, and returns it.
+
+    `read` reads the weights that a stage may start from.
 
     Raises:
         InputError: something in the settings, the pictures or the folder is not as it must be.
@@ -80,12 +93,12 @@ def start(config: Config, *, output_dir: Path, name: str, resume: str | None, co
         check_batches(prepared.config, runtime)
         describe(prepared, runtime, console)
         if runtime.main:
-            check_origins(prepared, find_run(output_dir, prepared.config, resume))
+            check_origins(prepared, find_run(output_dir, prepared.config, resume), read)
         run = open_run(output_dir, name, prepared.config, resume) if runtime.main else None
         path = Path(runtime.share(str(run.path) if run else ""))
         run = run or Run(path, resumed=True)
         try:
-            _run(prepared, runtime, run, console)
+            _run(prepared, runtime, run, console, read)
         finally:
             run.release()
     finally:
@@ -93,7 +106,9 @@ def start(config: Config, *, output_dir: Path, name: str, resume: str | None, co
     return path
 
 
-def dry_run(config: Config, *, output_dir: Path, resume: str | None, console: Console) -> None:
+def dry_run(
+    config: Config, *, output_dir: Path, resume: str | None, console: Console, read: Read = transfer.read_ours
+) -> None:
     """Everything up to the making of a run, then what it would do; pictures are decoded into the cache."""
     check_writable(output_dir)
     check_trackers(config.log.track)
@@ -102,7 +117,7 @@ def dry_run(config: Config, *, output_dir: Path, resume: str | None, console: Co
     check_batches(prepared.config, runtime)
     describe(prepared, runtime, console)
     found = find_run(output_dir, prepared.config, resume)
-    check_origins(prepared, found)
+    check_origins(prepared, found, read)
     console.say(f"would go on with {found}" if found else f"would begin a run in {output_dir}")
     for line in plan(prepared):
         console.say(line)
@@ -114,9 +129,11 @@ def prepare(config: Config, console: Console) -> Prepared:
         raise InputError("--data: missing; give a folder of pictures, a .zip or an .npz")
     if not isinstance(config.data.image_size, str):  # what can be refused before anything is decoded
         patch_grid(as_size(config.data.image_size), config.model.patch_size)
+    config = config.model_copy(update={"model": build.settled(config.model)})
     side = config.model.patch_size
     with torch.device("meta"):
-        weights.build(ModelSpec(model=config.model, process=config.process, image_size=(side, side), channels=3))
+        build.backbone(ModelSpec(model=config.model, process=config.process, image_size=(side, side), channels=3))
+    build.check_process(config.process)
     data, cache = config.data, cache_dir(config)
     pictures = load_images(
         open_source(data.path),
@@ -149,10 +166,10 @@ def prepare(config: Config, console: Console) -> Prepared:
         class_names=pictures.class_names if config.model.classes == "auto" else (),
     )
     try:
-        weights.process_of(spec).sampling_times(config.eval.sample_steps)
+        sampling_times(build.process(spec.process), build.prediction(spec.process), config.eval.sample_steps)
     except InputError as error:
         raise InputError(f"eval.sample_steps: {error}") from None
-    return Prepared(config, pictures, roles, groups, spec, _maskings(config, spec))
+    return Prepared(config, pictures, roles, groups, spec, mask_plans(config, spec))
 
 
 def cache_dir(config: Config) -> Path:
@@ -160,18 +177,6 @@ def cache_dir(config: Config) -> Path:
     if config.data.cache_dir != "auto":
         return Path(config.data.cache_dir).expanduser()
     return Path(os.environ.get("MASKDM_CACHE") or Path.home() / ".cache" / "maskdm")
-
-
-def _maskings(config: Config, spec: ModelSpec) -> tuple[Masking, ...]:
-    grid = patch_grid(spec.image_size, spec.model.patch_size)
-    made = []
-    for i, stage in enumerate(config.stages):
-        mask = stage.mask
-        try:
-            made.append(masking(mask.kind, grid, mask.ratio, block=mask.block, offset=mask.offset))
-        except InputError as error:
-            raise InputError(f"stages.{i}.{error}") from None
-    return tuple(made)
 
 
 def check_batches(config: Config, runtime: Runtime) -> None:
@@ -183,13 +188,13 @@ def check_batches(config: Config, runtime: Runtime) -> None:
             )
 
 
-def check_origins(prepared: Prepared, run: Path | None) -> None:
+def check_origins(prepared: Prepared, run: Path | None, read: Read) -> None:
     """Reads the weights that a stage still to come starts from, to refuse here what would fail there."""
     saved = checkpoint.newest(run / "checkpoints") if run else None
     begun = checkpoint.read_progress(saved).stage if saved else -1
     for i, stage in enumerate(prepared.config.stages):
         if i > begun and stage.init_from not in ("previous", "none"):
-            weights.read_fitting(prepared.spec, Path(stage.init_from), stage.weights)
+            transfer.read_fitting(prepared.spec, Path(stage.init_from), stage.weights, read)
 
 
 def describe(prepared: Prepared, runtime: Runtime, console: Console) -> None:
@@ -202,17 +207,17 @@ def describe(prepared: Prepared, runtime: Runtime, console: Console) -> None:
         f"{counts['member']:,} to train on, {counts['heldout']:,} held out, {counts['calibration']:,} for calibration"
     )
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in weights.build(spec).parameters())
-    patches, side = prepared.maskings[0].patches, spec.model.patch_size
+        parameters = sum(p.numel() for p in build.backbone(spec).parameters())
+    patches, side = prepared.masks[0].maskings[0].patches, spec.model.patch_size
     arithmetic = "fp32" if runtime.precision == "no" else runtime.precision
     processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
     console.say(
         f"{spec.model.backbone}, {parameters / 1e6:.2f} M parameters, {patches:,} patches of {side} px; "
         f"{runtime.device}, {arithmetic}{processes}"
     )
-    for stage, mask in zip(prepared.config.stages, prepared.maskings, strict=True):
-        if mask.warning:
-            console.warn(f"stage {stage.name}: {mask.warning}")
+    for stage, masks in zip(prepared.config.stages, prepared.masks, strict=True):
+        for line in remarks(masks, spec):
+            console.warn(f"stage {stage.name}: {line}")
         steps, decay = total_steps(stage), prepared.config.ema.decay
         if steps and decay != "power" and steps * (1 - decay) < 1:
             console.warn(
@@ -224,7 +229,7 @@ def describe(prepared: Prepared, runtime: Runtime, console: Console) -> None:
 def plan(prepared: Prepared) -> list[str]:
     """What would be done, stage by stage, for --dry-run."""
     lines = []
-    for i, (stage, mask) in enumerate(zip(prepared.config.stages, prepared.maskings, strict=True)):
+    for i, (stage, mask) in enumerate(zip(prepared.config.stages, prepared.masks, strict=True)):
         steps = total_steps(stage)
         length = f"{steps:,} steps, {steps * stage.batch_size:,} images" if steps else f"{stage.minutes:g} minutes"
         start = stage.init_from if stage.init_from != "previous" or i else "fresh weights"
@@ -234,7 +239,7 @@ def plan(prepared: Prepared) -> list[str]:
     return lines
 
 
-def _run(prepared: Prepared, runtime: Runtime, run: Run, console: Console) -> None:
+def _run(prepared: Prepared, runtime: Runtime, run: Run, console: Console, read: Read) -> None:
     if runtime.main:
         console.attach(run.path / "log.txt")
     console.say(f"{'resuming' if run.resumed else 'new run'} {run.path}")
@@ -257,11 +262,12 @@ def _run(prepared: Prepared, runtime: Runtime, run: Run, console: Console) -> No
         spec=spec,
         data=TrainingSet(prepared.pictures.images, manifest.indices("member"), labels, len(spec.class_names)),
         heldout=_heldout(prepared, manifest, labels, runtime),
-        maskings=prepared.maskings,
+        masks=prepared.masks,
         facts=facts,
         runtime=runtime,
         run=run,
         console=console,
+        read=read,
         track=trackers(config.log.track, run.path, to_dict(config)) if runtime.main else (),
     )
     train(training)
@@ -288,7 +294,9 @@ def _heldout(prepared: Prepared, manifest: Manifest, labels: np.ndarray | None, 
     if not count:
         return None
     chosen = rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
-    process = weights.process_of(prepared.spec)
+    with torch.device("meta"):  # only its process is needed
+        network = build.backbone(prepared.spec)
+    denoiser = build.denoiser(prepared.spec, network)
     return HeldOut.ask(
-        prepared.pictures.images[chosen], None if labels is None else labels[chosen], process, runtime.device
+        prepared.pictures.images[chosen], None if labels is None else labels[chosen], denoiser, runtime.device
     )

@@ -18,21 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from maskdm.backbones.uvit import UViT
 from maskdm.errors import InputError, StorageError
 from maskdm.method.denoiser import Denoiser
-from maskdm.method.prediction import PREDICTIONS
-from maskdm.method.process import Process, cosine, linear
+from maskdm.training import build
 from maskdm.training.config import ModelSpec
 
 Which = Literal["ema", "raw"]
 FORMAT = "1"
 
 Facts = dict[str, str | int | float | None]
-Network = UViT
-"""Any of the backbones."""
-BACKBONES = {"uvit": UViT}
-SCHEDULES = {"linear": linear, "cosine": cosine}
 
 
 @dataclass(frozen=True)
@@ -48,41 +42,6 @@ class Weights:
     spec: ModelSpec
     facts: Facts
     tensors: dict[str, Tensor]
-
-
-def build(spec: ModelSpec) -> Network:
-    """A fresh backbone as `spec` says, from torch's global random state."""
-    m = spec.model
-    return BACKBONES[m.backbone](
-        image_size=spec.image_size,
-        channels=spec.channels,
-        patch_size=m.patch_size,
-        width=m.width,
-        depth=m.depth,
-        heads=m.heads,
-        mlp_ratio=m.mlp_ratio,
-        qkv_bias=m.qkv_bias,
-        time_mlp=m.time_mlp,
-        classes=len(spec.class_names),
-    )
-
-
-def process_of(spec: ModelSpec) -> Process:
-    """The forward process of a model."""
-    return SCHEDULES[spec.process.schedule](spec.process.timesteps)
-
-
-def denoiser(spec: ModelSpec, backbone: Network) -> Denoiser:
-    """The denoiser around a backbone; it follows the backbone's weights and device."""
-    return Denoiser(
-        backbone=backbone,
-        process=process_of(spec),
-        prediction=PREDICTIONS[spec.process.prediction],
-        channels=spec.channels,
-        image_size=spec.image_size,
-        class_names=spec.class_names,
-        device=next(backbone.parameters()).device,
-    )
 
 
 def save(path: Path, weights: Weights) -> None:
@@ -140,36 +99,52 @@ def read(path: Path) -> Weights:
     return Weights(spec, json.loads(metadata.get("facts", "{}")), tensors)
 
 
-def find(path: Path, which: Which = "ema") -> Path:
+def find(path: Path, which: str = "ema") -> Path:
     """The weights file of a run, a checkpoint folder, or the file itself."""
     if not path.is_dir():
         if not path.exists():
             raise InputError(f"no such run or file: {path}")
         return path
-    for candidate in (path / "weights" / f"{which}.safetensors", path / f"{which}.safetensors"):
-        if candidate.is_file():
-            return candidate
+    for folder in (path / "weights", path):
+        if (folder / f"{which}.safetensors").is_file():
+            return folder / f"{which}.safetensors"
+    there = sorted(file.stem for file in (path / "weights").glob("*.safetensors"))
+    if there:
+        raise InputError(f"{path} holds no weights called {which!r}; wanted one of {', '.join(there)}")
     raise InputError(
         f"{path} holds no {which} weights yet; wanted a run folder, a checkpoint folder, or a .safetensors file"
     )
 
 
-def load(path: str | Path, *, weights: Which = "ema", device: str | torch.device = "cpu") -> Denoiser:
+def load(
+    path: str | Path,
+    *,
+    weights: str = "ema",
+    device: str | torch.device = "cpu",
+    backbone: type[nn.Module] | None = None,
+) -> Denoiser:
     """A denoiser from a run folder or a weights file.
 
     Args:
         path: a run folder, a checkpoint folder, or a .safetensors file.
-        weights: of a folder: the moving average (ema) or the last weights (raw).
+        weights: of a folder: the moving average (ema), the last weights (raw), or either of a stage (pretrain-ema).
         device: where to put it.
+        backbone: the class of a backbone of your own. A file only names it, and nothing that a file names is imported.
 
     Raises:
-        InputError: nothing there that can be read as a model.
+        InputError: nothing there that can be read as a model, or a backbone that was not given.
     """
     file = find(Path(path), weights)
-    read_weights = read(file)
-    backbone = build(read_weights.spec)
-    restore(backbone, read_weights.tensors, file)
-    return denoiser(read_weights.spec, backbone.to(device).eval().requires_grad_(False))
+    found = read(file)
+    named, given = found.spec.model.backbone, f"{backbone.__module__}:{backbone.__qualname__}" if backbone else None
+    if given != (named if ":" in named else None):
+        raise InputError(
+            f"{file}: its backbone is {named}, got {given or 'none'}; "
+            + (f"give load the class, or sample --backbone {named}" if ":" in named else "leave backbone out")
+        )
+    network = build.backbone(found.spec)
+    restore(network, found.tensors, file)
+    return build.denoiser(found.spec, network.to(device).eval().requires_grad_(False))
 
 
 def restore(backbone: nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
@@ -179,41 +154,3 @@ def restore(backbone: nn.Module, tensors: dict[str, Tensor], origin: Path) -> No
     except RuntimeError as error:
         first = " ".join(str(error).split("\n\t")[1:2]) or str(error)
         raise InputError(f"{origin} does not fit the model it describes: {first}") from None
-
-
-def inherit(backbone: Network, spec: ModelSpec, path: Path, which: Which) -> list[str]:
-    """Starts `backbone`, described by `spec`, from the weights at `path`; says in sentences what was done.
-
-    Raises:
-        InputError: see `read_fitting`.
-    """
-    file, source = read_fitting(spec, path, which)
-    restore(backbone, backbone.adapt(source.tensors, source.spec.image_size), file)
-    said = [f"inherited {len(source.tensors)} tensors from {file}"]
-    if source.spec.image_size != spec.image_size:
-        here, there = (" x ".join(map(str, size)) for size in (spec.image_size, source.spec.image_size))
-        said.append(f"positions resized for images of {here} instead of {there}")
-    if source.spec.process != spec.process:
-        said.append(f"the weights were trained for {source.spec.process!r}, this stage for {spec.process!r}")
-    if source.spec.class_names != spec.class_names:
-        said.append("class names differ; labels are taken by number")
-    return said
-
-
-def read_fitting(spec: ModelSpec, path: Path, which: Which) -> tuple[Path, Weights]:
-    """Weights from which a model as `spec` says can start, and their file.
-
-    The images may have another size (positions are resized) and the process may differ; the network may not.
-
-    Raises:
-        InputError: nothing that can be read, or weights of another network; every difference is named.
-    """
-    file = find(path, which)
-    source = read(file)
-    here, there = (
-        s.model.model_dump() | {"channels": s.channels, "classes": len(s.class_names)} for s in (spec, source.spec)
-    )
-    different = [f"{k} is {there[k]} there and {v} here" for k, v in here.items() if there[k] != v]
-    if different:
-        raise InputError(f"init_from {file}: weights of another model: {'; '.join(different)}")
-    return file, source
