@@ -32,7 +32,7 @@ from maskdm.training.weights import load
 PROCESSES = {
     "ddpm, x0": ("process.kind=ddpm", "process.prediction=x0"),
     "vp, v": ("process.kind=vp", "process.prediction=v"),
-    "ve, F": ("process.kind=ve", "process.schedule=cosine", "process.prediction=F"),
+    "ve, F": ("process.kind=ve", "process.prediction=F"),
     "edm, F": ("process.kind=edm", "process.prediction=F"),
     "flow, x0 by velocity": ("process.kind=flow", "process.prediction=x0", "process.loss=velocity"),
     "flow, velocity": ("process.kind=flow", "process.prediction=velocity"),
@@ -60,8 +60,8 @@ def measure(words: tuple[str, ...], folder: Path) -> dict[str, float]:
     images, labels = digits()
     data = folder / "digits.npz"
     save_npz(data, images, labels=labels)
-    usual = ("eval.samples=0", "eval.heldout_every=1000000000", f"stages.0.batch_size={BATCH}", "stages.0.lr=1e-3")
-    usual += (f"stages.1.batch_size={BATCH}", "stages.1.lr=1e-3")
+    quiet = ("eval.samples=0", "eval.heldout_every=1000000000")
+    usual = (*quiet, *(f"stages.{i}.{word}" for i in (0, 1) for word in (f"batch_size={BATCH}", "lr=1e-3")))
     config = resolve(recipe="digits", overrides=(f"data.path={data}", *usual, *words))
     run = start(config, output_dir=folder, name="run", resume="never", console=Console(quiet=True))
     made = to_uint8(sample(load(run), 1000, steps=25, sampler="heun", batch_size=250)).permute(0, 2, 3, 1).numpy()

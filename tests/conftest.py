@@ -75,6 +75,31 @@ def photos_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(write_photos(folder / "photos"), folder / "runs", *learn)
 
 
+NET = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, *, image_size, channels, patch_size, classes, layers=1):
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(layers)))
+
+    def forward(self, x_t, t, *, visible=None, through=None, label=None):
+        return self.layers(x_t)
+"""
+
+
+@pytest.fixture(scope="session")
+def own_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished run with a backbone of one's own, ownnet:Net, which can be imported. Look, but do not touch."""
+    folder = tmp_path_factory.mktemp("own-run")
+    (folder / "ownnet.py").write_text(NET)
+    words = ("model.backbone=ownnet:Net", "model.width=null", "model.depth=null", "model.heads=null")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield train(write_digits(folder / "digits.npz"), folder / "runs", *words, "model.options.layers=2")
+
+
 def train(data: Path, output_dir: Path, *more: str) -> Path:
     from maskdm.training.console import Console
     from maskdm.training.settings import resolve

@@ -12,10 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from maskdm.cli import main
+from maskdm.errors import InputError
 from maskdm.training import monitor
+from maskdm.training.runtime import Runtime
+from maskdm.training.settings import resolve
+from maskdm.training.start import check_batches
 
 OFFICIAL = Path(__file__).parent / "data" / "official_uncond_linear.pt"
 
@@ -37,7 +42,10 @@ TRAIN: Table = {
     ),
     "block beyond the grid": ("stages.0.mask.block=5", ["stages.0.mask.block", "got 5", "4 x 4", "1 to 4"]),
     "kind of mask": ("stages.0.mask.kind=blocks", ["stages.0.mask.kind", "'blocks'", "none|patch|block|crop|route"]),
-    "ratios by noise beside a ratio": ("stages.0.mask.by_noise=[0.9,0]", ["mask.ratio=0", "mask.by_noise", "0.75"]),
+    "ratios by noise beside a ratio": (
+        "'stages.0.mask={{ratio: 0.75, by_noise: [0.9, 0]}}'",
+        ["mask.ratio=0", "mask.by_noise", "0.75"],
+    ),
     "ratios by noise of nothing": (f"stages.0.mask.kind=none {BY_NOISE}", ["stages.0.mask.kind", "none", "patch"]),
     "ratios by noise out of range": ("stages.0.mask.by_noise=[1.0,0]", ["stages.0.mask.by_noise", "1", "less than 1"]),
     "a batch too small for its masks": (
@@ -56,7 +64,7 @@ TRAIN: Table = {
     "a list of one ratio": ("stages.0.mask.ratio=[0.5]", ["stages.0.mask.ratio", "[0.5]", "[number, ...]"]),
     "a ratio out of range in a list": ("stages.0.mask.ratio=[0.5,1.5]", ["stages.0.mask.ratio", "1.5", "less than 1"]),
     "mixture beside a mask": (
-        "stages.0.mask.mixture='[{{kind: crop}}]'",
+        "'stages.0.mask={{kind: patch, mixture: [{{kind: crop}}]}}'",
         ["stages.0.mask", "mask.kind=none", "mask.ratio=0", "mask.mixture"],
     ),
     "mixture of no kind": (
@@ -75,7 +83,7 @@ TRAIN: Table = {
     "one value of a mixture": (f"{PLAIN} stages.0.mask.mixture.0.ratio=0.5", ["stages.0.mask.mixture", "as a list"]),
     "mixture with a block beyond the grid": (
         f"{PLAIN} stages.0.mask.mixture='[{{{{kind: block, ratio: 0.5, block: 5}}}}]'",
-        ["stages.0.mask.block", "got 5", "4 x 4"],
+        ["stages.0.mask.mixture.0.block", "got 5", "4 x 4"],
     ),
     "route around no middle": (
         f"{UNET} stages.0.mask.kind=route",
@@ -110,22 +118,21 @@ TRAIN: Table = {
         ["model.backbone", "no class of torch modules"],
     ),
     "backbone for something else": (
-        "model.backbone=torch.nn:Linear",
-        ["model.backbone", "torch.nn:Linear", "channels"],
+        "model.backbone=torch.nn:Linear model.width=null model.depth=null model.heads=null",
+        ["model.backbone", "Linear", "image_size, channels, patch_size"],
     ),
     "backbone that is a draft": ("model.backbone=broken:Net", ["model.backbone", "broken:Net", "broken.py, line 1"]),
     "noise of noise alone": (
         "process.zero_terminal=true process.prediction=eps",
         ["process.prediction", "got eps", "noise alone", "x0, v, velocity or F"],
     ),
-    "noise at the end of flow": ("process.kind=flow process.prediction=eps", ["process.prediction", "got eps"]),
     "v where noise explodes": ("process.kind=ve process.prediction=v", ["process.prediction", "got v", "choose F"]),
     "loss that explodes": (
         "process.kind=edm process.prediction=F process.loss=v",
         ["process.loss", "got v", "choose F"],
     ),
     "shift of edm": ("process.kind=edm process.shift=3", ["process.shift=1.0", "edm", "ddpm, vp, flow"]),
-    "levels of flow": ("process.kind=flow process.timesteps=10", ["process.timesteps=1000", "only ddpm"]),
+    "levels of flow": ("process.kind=flow process.timesteps=10", ["process.timesteps=1000", "it is for ddpm"]),
     "law of ddpm": ("process.time_law=normal", ["process.time_law=auto", "ddpm", "vp, ve, edm, flow"]),
     "mean without its law": ("process.kind=ve process.time_mean=0", ["process.time_law normal", "ve"]),
     "no noise at all": (
@@ -279,7 +286,10 @@ OTHERS: Table = {
         ["guidance_interval", "without guidance"],
     ),
     "guide without guidance": ("sample {run} --guide pretrain", ["guide", "without guidance", "1.5"]),
-    "guide that is not there": ("sample {run} --guidance 2 --guide warmup", ["--guide", "warmup"]),
+    "guide that is not there": (
+        "sample {run} --guidance 2 --guide warmup",
+        ["--guide", "'warmup'", "finetune, pretrain", "run"],
+    ),
     "guide of other pictures": (
         "sample {run} --guidance 2 --guide {photos_run}",
         ["guide", "3 x (16, 16)", "1 x (8, 8)"],
@@ -485,6 +495,38 @@ def test_the_training_command_would_have_worked(places, tiny, tmp_path, capsys):
     assert main(["train", "--data", places["digits"], "--output-dir", "out", *tiny, "-n"]) == 0
     assert "error" not in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_a_backbone_of_ones_own_is_given_to_whoever_loads_its_weights(refused, own_run):
+    line = refused(["sample", str(own_run), "--num", "1"])
+    assert "its backbone is ownnet:Net, got none" in line
+    assert "sample --backbone ownnet:Net" in line
+    line = refused(["sample", str(own_run), "--num", "1", "--backbone", "torch.nn:Linear"])
+    assert "its backbone is ownnet:Net, got torch.nn.modules.linear:Linear" in line
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"WORLD_SIZE": "two"}, ["WORLD_SIZE or RANK", "no number", "torchrun"]),
+        ({"WORLD_SIZE": "2", "RANK": ""}, ["WORLD_SIZE or RANK", "no number"]),
+        ({"WORLD_SIZE": "2"}, ["WORLD_SIZE is 2", "MASTER_ADDR", "torchrun"]),
+    ],
+    ids=str,
+)
+def test_a_launcher_that_says_half(environment, words, refused, places, tiny, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    line = refused(["train", "--data", places["digits"], "--output-dir", "out", *tiny])
+    for word in words:
+        assert word in line
+
+
+def test_a_batch_that_the_processes_cannot_share():
+    config = resolve(overrides=["stages.0.batch_size=12", "stages.1.batch_size=8"])
+    check_batches(config, Runtime(torch.device("cpu"), "no", 0, 4))
+    with pytest.raises(InputError, match=r"stages\.1\.batch_size: got 8, not a multiple of the 3 processes"):
+        check_batches(config, Runtime(torch.device("cpu"), "no", 0, 3))
 
 
 @pytest.mark.parametrize("service", ["tensorboard", "wandb"])

@@ -17,6 +17,9 @@ from safetensors import SafetensorError
 
 from maskdm import __version__, cli
 from maskdm.cli import main
+from maskdm.commands import sample as sample_command
+from maskdm.method.samplers import SAMPLERS
+from maskdm.method.times import GRIDS
 from maskdm.training import weights
 from maskdm.training.run import read_config
 from maskdm.training.settings import all_keys, recipes
@@ -44,13 +47,24 @@ COMMANDS = {
         "-h --help",
         "RUN|FILE",
         "--num",
+        "--seeds",
+        "--labels",
         "--steps",
         "--sampler",
         "--eta",
-        "--seeds",
-        "--labels",
+        "--churn",
+        "--grid",
+        "--shift",
         "--guidance",
+        "--guidance-interval",
+        "--guide",
+        "--init",
+        "--strength",
+        "--inpaint",
+        "--resample",
+        "--interpolate",
         "--weights",
+        "--backbone",
         "--batch-size",
         "--device",
         "--output -o",
@@ -192,7 +206,7 @@ def test_the_whole_way(photos, tiny, tmp_path, monkeypatch, capsys):
         "report.html",
     }
     assert not [path for path in run.rglob(".*") if path.name != ".lock"]
-    assert (run / "log.txt").read_text().count("held-out loss") == 4
+    assert (run / "log.txt").read_text().count("held-out error") == 4
 
     maskdm("sample", run, "--num", 2, "--steps", 2)
     assert sorted(path.name for path in Path("samples").iterdir()) == ["grid.png", "seed-000000.png", "seed-000001.png"]
@@ -200,7 +214,14 @@ def test_the_whole_way(photos, tiny, tmp_path, monkeypatch, capsys):
 
     maskdm("info", run)
     out = capsys.readouterr().out
-    for words in ("finished, saved at step 7 (56 images", "classes    2: cat, dog", "16 x 16 x 3", "heads 2, patch 2"):
+    for words in (
+        "finished, saved at step 7 (56 images",
+        "held-out   error 0.",
+        "model      uvit, patches of 2 px, width 16, depth 3, heads 2; 0.01 M parameters",
+        "images     16 x 16 x 3",
+        "process    ddpm, cosine schedule, 1000 levels; predicts x0",
+        "classes    2: cat, dog",
+    ):
         assert words in out
 
     (run / "report.html").unlink()
@@ -218,6 +239,16 @@ def test_flags_are_settings(digits_npz, tiny, tmp_path, capsys):
     assert config.train.seed == 3
     assert config.train.mixed_precision == "bf16"
     assert "60 pictures at 4 x 4 x 1" in capsys.readouterr().err
+
+
+def test_the_settings_of_a_run_have_nothing_open(digits_npz, tiny, tmp_path, capsys):
+    words = ["train", "--data", digits_npz, "--output-dir", tmp_path, "model.size=B", *tiny, "model.depth=null"]
+    maskdm(*words, "stages.0.steps=1", "stages.1.steps=1")
+    model = read_config(tmp_path / "00000-digits").model
+    assert (model.width, model.depth, model.heads) == (16, 13, 2)
+    assert "  width: 16\n  depth: 13\n  heads: 2\n" in (tmp_path / "00000-digits" / "config.yaml").read_text()
+    assert main(["train", "--resume", "latest", "--output-dir", str(tmp_path)]) == 2
+    assert "is finished" in capsys.readouterr().err  # and not: has other settings
 
 
 def test_the_name_of_a_run(digits_npz, tiny, tmp_path):
@@ -273,7 +304,8 @@ def test_a_new_run_from_the_weights_of_another(digits_run, tiny, tmp_path, capsy
     data = digits_run.parent.parent / "digits.npz"
     words = ["--data", data, "--output-dir", tmp_path, *tiny, "model.classes=none", f"stages.0.init_from={digits_run}"]
     maskdm("train", *words)
-    assert f"starts from ema weights of {digits_run}; inherited" in capsys.readouterr().err
+    file = digits_run / "weights" / "ema.safetensors"
+    assert f"  starts from ema weights of {digits_run}; {file}; 42 tensors kept\n" in capsys.readouterr().err
 
 
 def test_ctrl_c_before_there_is_anything_to_save(digits_npz, tiny, tmp_path, monkeypatch, capsys):
@@ -427,6 +459,106 @@ def test_raw_weights(photos_run, tmp_path):
     assert not same(sampled(photos_run, tmp_path / "ema", "--num", 2), raw)
 
 
+def test_weights_of_a_stage(photos_run, tmp_path):
+    early = sampled(photos_run, tmp_path / "stage", "--num", 2, "--weights", "pretrain-ema")
+    file = photos_run / "weights" / "pretrain-ema.safetensors"
+    assert same(sampled(file, tmp_path / "file", "--num", 2), early)
+    assert not same(sampled(photos_run, tmp_path / "last", "--num", 2), early)
+
+
+def test_a_backbone_of_ones_own(own_run, tmp_path, capsys):
+    made = sampled(own_run, tmp_path / "made", "--num", 2, "--backbone", "ownnet:Net")
+    assert made["seed-000001.png"].shape == (8, 8)
+    maskdm("info", own_run)
+    assert "model      ownnet:Net, patches of 2 px, layers 2; 0.00 M parameters\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_on_every_grid(sampler, grid, photos_run, tmp_path):
+    options = ("--steps", 4, "--num", 2, "--sampler", sampler)
+    made = sampled(photos_run, tmp_path / "grid", *options, "--grid", grid)
+    assert len(made) == 3
+    assert same(sampled(photos_run, tmp_path / "default", *options), made) == (grid == "uniform")
+    assert not same(sampled(photos_run, tmp_path / "shift", *options, "--grid", grid, "--shift", 3), made)
+
+
+def test_churn(photos_run, tmp_path):
+    plain, still, churned = (
+        sampled(photos_run, tmp_path / str(i), "--steps", 4, "--num", 2, "--sampler", "heun", *more)
+        for i, more in enumerate([(), ("--churn", 0), ("--churn", 2)])
+    )
+    assert same(plain, still)
+    assert not same(plain, churned)
+
+
+def test_guidance_in_an_interval(photos_run, tmp_path):
+    def guided(*interval: str) -> dict[str, np.ndarray]:
+        words = ("--seeds", "0-3", "--labels", "dog", "--guidance", 4, *interval)
+        return sampled(photos_run, tmp_path / "-".join(["made", *interval]).replace(".", ""), *words)
+
+    plain = sampled(photos_run, tmp_path / "plain", "--seeds", "0-3", "--labels", "dog")
+    assert same(guided("--guidance-interval", "0,1"), guided())
+    assert same(guided("--guidance-interval", "0.2,0.3"), plain)  # two steps from 1 and a half: it is not met
+    assert not same(guided("--guidance-interval", "0.3,0.9"), plain)
+    assert not same(guided("--guidance-interval", "0.3,0.9"), guided())
+
+
+def test_autoguidance_by_a_stage_or_a_file(digits_run, tmp_path):
+    words = ("--num", 2, "--guidance", 2, "--guide")  # a model without classes can be guided so
+    by_stage = sampled(digits_run, tmp_path / "stage", *words, "pretrain")
+    assert same(
+        sampled(digits_run, tmp_path / "file", *words, digits_run / "weights/pretrain-ema.safetensors"), by_stage
+    )
+    assert not same(sampled(digits_run, tmp_path / "plain", "--num", 2), by_stage)
+    assert same(
+        sampled(digits_run, tmp_path / "run", *words, digits_run), sampled(digits_run, tmp_path / "a", "--num", 2)
+    )
+
+
+# --- pictures from pictures ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def picture(photos, tmp_path) -> Path:
+    """A gray picture of another size than the model's."""
+    with Image.open(photos / "cat" / "00.png") as image:
+        image.convert("L").resize((48, 40)).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def test_variations_start_from_a_picture(photos_run, picture, tmp_path):
+    few = sampled(photos_run, tmp_path / "few", "--init", picture, "--steps", 50, "--strength", 0.05, "--num", 2)
+    far = sampled(photos_run, tmp_path / "far", "--init", picture, "--steps", 50, "--strength", 1, "--num", 2)
+    with Image.open(picture) as image:
+        start = np.array(image.convert("RGB").resize((16, 16)), dtype=float)
+    near, anew = (np.abs(made["seed-000000.png"] - start).mean() for made in (few, far))
+    assert near < anew
+    assert len(sampled(photos_run, tmp_path / "usual", "--init", picture)) == 17  # 16, and the grid
+    assert not same(few, {})
+    assert not (few["seed-000000.png"] == few["seed-000001.png"]).all()
+
+
+def test_a_hole_is_filled_and_nothing_else_is_touched(photos_run, photos, tmp_path):
+    hole = np.zeros((16, 16), np.uint8)
+    hole[4:9, 6:12] = 255
+    Image.fromarray(hole).save(tmp_path / "hole.png")
+    first = photos / "cat" / "00.png"
+    words = ("--init", first, "--inpaint", tmp_path / "hole.png", "--num", 2)
+    made = sampled(photos_run, tmp_path / "made", *words)
+    for name in ("seed-000000.png", "seed-000001.png"):
+        assert (made[name][hole == 0] == pixels(first)[hole == 0]).all()
+        assert (made[name][hole > 0] != pixels(first)[hole > 0]).any()
+    assert not same(sampled(photos_run, tmp_path / "again", *words, "--resample", 2), made)
+
+
+def test_a_way_from_one_picture_to_another(photos_run, photos, tmp_path):
+    ends = [photos / "cat" / "00.png", photos / "dog" / "00.png"]
+    made = sampled(photos_run, tmp_path / "made", "--interpolate", *ends, "--num", 5, "--labels", "none")
+    assert len(made) == 6
+    assert not (made["seed-000000.png"] == made["seed-000004.png"]).all()
+
+
 @pytest.mark.parametrize(
     ("text", "seeds"),
     [
@@ -439,7 +571,7 @@ def test_raw_weights(photos_run, tmp_path):
     ],
 )
 def test_seeds(text, seeds):
-    assert cli._seeds(text) == seeds
+    assert sample_command._seeds(text) == seeds
 
 
 # --- info ------------------------------------------------------------------------------------------------------------
@@ -448,7 +580,14 @@ def test_seeds(text, seeds):
 def test_info_about_a_file(photos_run, capsys):
     maskdm("info", photos_run / "weights" / "pretrain-raw.safetensors")
     out = capsys.readouterr().out
-    for words in ("which      raw", "stage      pretrain", "steps      4", "images     32", "maskdm     ", "cosine"):
+    for words in (
+        "which      raw",
+        "stage      pretrain",
+        "steps      4",
+        "images     32",
+        "maskdm     ",
+        "mask       ",
+    ):
         assert words in out
     assert str(photos_run.parent.parent / "photos") not in out  # weights know no path of a picture
 
@@ -478,7 +617,13 @@ def test_official_weights_can_be_sampled_from(tmp_path, capsys):
     file = tmp_path / "new" / "celeba.safetensors"
     maskdm("import", "official", OFFICIAL, "-o", file, "--heads", 4)
     out = capsys.readouterr().out
-    for words in (str(file), "width 48, depth 5, heads 4, patch 4", "16 x 16 x 3", "linear", "source     official"):
+    for words in (
+        str(file),
+        "uvit, patches of 4 px, width 48, depth 5, heads 4",
+        "16 x 16 x 3",
+        "linear schedule, 1000 levels; predicts eps",
+        "source     official",
+    ):
         assert words in out
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     made = sampled(file, tmp_path / "made", "--seeds", "3")

@@ -29,7 +29,9 @@ def test_scores_run_from_noise_to_training_digits():
     assert closed["way from noise to training digits"] == pytest.approx(0, abs=2)
 
 
-def test_the_demo_in_short_says_what_it_does_and_where_its_page_is(tmp_path, capsys):
+def test_the_demo_in_short_says_what_it_does_and_where_its_page_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("maskdm.demo.GENERATED", 100)
+    monkeypatch.setattr("maskdm.demo.STEPS", 5)
     short = ("stages.0.steps=4", "stages.1.steps=2", "eval.samples=4", "eval.sample_steps=2", "eval.heldout_images=8")
     run = demo(tmp_path / "demo", short)
     said = capsys.readouterr().err

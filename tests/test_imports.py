@@ -76,7 +76,9 @@ def test_data_know_nothing_of_the_method(module):
     assert not parts(module) & {"method", "backbones"}
 
 
-@pytest.mark.parametrize("module", [m for m in INSIDE if m.startswith("data.")] + ["measuring.report"])
+@pytest.mark.parametrize(
+    "module", [m for m in INSIDE if m.startswith("data.")] + ["measuring.report", "training.summary"]
+)
 def test_no_torch_in_data_and_report(module):
     assert "torch" not in {name.split(".")[0] for name in imports(FILES[module])}
 

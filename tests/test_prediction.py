@@ -12,7 +12,7 @@ from test_schedules import PAIRS, PROCESSES, carried, every_time
 from torch import Tensor
 
 from maskdm.errors import InputError
-from maskdm.method.prediction import EPS, PREDICTIONS, VELOCITY, X0, V, carry, precondition
+from maskdm.method.prediction import EPS, PREDICTIONS, VELOCITY, X0, V, bounded, carry, precondition
 from maskdm.method.schedules import cosine, edm, flow, linear, ve, vp, zero_terminal
 
 TINY = torch.finfo(torch.float64).eps
@@ -176,6 +176,14 @@ def test_targets_that_grow_with_sigma_are_refused(process):
     with pytest.raises(InputError, match=r"process\.prediction: got v, .*grow.* to \d+ times the image") as error:
         carry(process, V)
     assert "\n" not in str(error.value)
+
+
+def test_a_quantity_that_grows_is_refused_in_the_name_of_the_setting_that_asks_for_it():
+    with pytest.raises(InputError, match=r"^loss\.space: got v, which grows to 80 times the image") as error:
+        bounded(edm(), V, "loss.space")
+    assert "\n" not in str(error.value)
+    for prediction in (EPS, X0, VELOCITY, precondition()):
+        bounded(edm(), prediction, "loss.space")
 
 
 def test_a_message_about_predictions_names_only_what_can_be_carried():

@@ -228,7 +228,9 @@ def test_equal_settings_do_not_differ():
 @pytest.mark.parametrize(
     ("word", "difference"),
     [
-        ("model.width=64", "model.width 512 -> 64"),
+        ("model.width=64", "model.width None -> 64"),
+        ("model.options.layers=2", "model.options.layers None -> 2"),
+        ("process.shift=3", "process.shift 1.0 -> 3.0"),
         ("stages.1.clip=null", "stages.1.clip 1.0 -> None"),
         ("stages.0.mask.ratio=0.5", "stages.0.mask.ratio 0.75 -> 0.5"),
         ("stages.0.betas=[0.9, 0.99]", "stages.0.betas.0 0.99 -> 0.9"),

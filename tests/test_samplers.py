@@ -405,6 +405,11 @@ def test_labels_are_names_or_numbers_or_none():
     assert denoiser.labels(["dog", "cat", 1, "0", "7", 7, "none"]) == [1, 0, 1, 0, 2, 2, 3]
 
 
+def test_a_class_that_is_called_like_a_number_or_none_is_meant_by_its_name():
+    denoiser, _ = labelled("1", "none", "0")
+    assert denoiser.labels(["1", "none", "0", 2, "2"]) == [0, 1, 2, 2, 2]
+
+
 @pytest.mark.parametrize("label", ["bird", "Cat", 3, "3", -1, "-1", "1.5", ""])
 def test_a_label_that_the_model_does_not_have_is_refused(label):
     denoiser, _ = labelled("cat", "dog", "7")

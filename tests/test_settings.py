@@ -7,17 +7,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from maskdm.errors import InputError
-from maskdm.training import settings
-from maskdm.training.config import LENGTHS, Config, to_dict
+from maskdm.training import build, settings
+from maskdm.training.config import LENGTHS, Config, ModelSpec, to_dict
 from maskdm.training.settings import all_keys, read_recipe, read_yaml, recipes, resolve, to_config, write_yaml
 
 DEFAULTS = Config()
+PLAIN = ["stages.0.mask.kind=none", "stages.0.mask.ratio=0"]
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def layers(write, recipe: str | None, text: str | None, words: list[str]) -> lis
 def test_a_scalar(write):
     found = layers(write, "digits", "model: {width: 64}", ["model.width=32"])
     widths = [config.model.width for config in found]
-    assert widths == [512, read_recipe("digits")["model"]["width"], 64, 32]
+    assert widths == [None, read_recipe("digits")["model"]["width"], 64, 32]
     assert len(set(widths)) == 4
     assert {config.model.depth for config in found[1:]} == {read_recipe("digits")["model"]["depth"]}  # its neighbour
 
@@ -194,6 +196,8 @@ TYPOS = [
     ("stages.0.lrr", "stages.0.lr"),
     ("stages.0.batchsize", "stages.0.batch_size"),
     ("stages.0.mask.ratoi", "stages.0.mask.ratio"),
+    ("stages.0.mask.mixtures", "stages.0.mask.mixture"),
+    ("process.zero_snr", "process.zero_terminal"),
     # a whole level forgotten
     ("width", "model.width"),
     ("flip", "data.flip"),
@@ -279,12 +283,25 @@ def test_a_stage_without_a_name(write):
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("model.width=abc", "got 'abc', wanted int"),
-        ("model.width=16.5", "got 16.5, wanted int"),
-        ("model.width='16'", "got '16', wanted int"),
-        ("model.width=true", "got True, wanted int"),
-        ("model.width=", "got '', wanted int"),
-        ("model.width=[16]", "got [16], wanted int"),
+        ("model.patch_size=abc", "got 'abc', wanted int"),
+        ("model.patch_size=16.5", "got 16.5, wanted int"),
+        ("model.patch_size='16'", "got '16', wanted int"),
+        ("model.patch_size=true", "got True, wanted int"),
+        ("model.patch_size=", "got '', wanted int"),
+        ("model.patch_size=[16]", "got [16], wanted int"),
+        ("model.width=16.5", "got 16.5, wanted int or null"),
+        ("model.size=XL", "got 'XL', wanted S|B|L"),
+        ("model.levels=2", "got 2, wanted [int, ...]"),
+        ("model.options=3", "got 3, wanted {name: int or number or true|false or text, ...}"),
+        ("model.backbone=vit", "got 'vit', wanted uvit, jit, unet, or a class of your own as module:Class"),
+        ("model.backbone=a:b:c", "got 'a:b:c', wanted uvit, jit, unet, or a class of your own as module:Class"),
+        ("process.kind=ddim", "got 'ddim', wanted ddpm|vp|ve|edm|flow"),
+        ("process.loss=noise", "got 'noise', wanted same|eps|x0|v|velocity|F"),
+        ("process.time_mean=low", "got 'low', wanted number or null"),
+        ("stages.0.mask.ratio=half", "got 'half', wanted number or [number, ...]"),
+        ("stages.0.mask.ratio=[0.5]", "got [0.5], wanted number or [number, ...]"),
+        ("stages.0.mask.by_noise=0.5", "got 0.5, wanted [number, ...]"),
+        ("stages.0.mask.mixture=[3]", "got 3, wanted [{kind, ratio, block, offset, share}, ...]"),
         ("model.time_mlp=1", "got 1, wanted true|false"),
         ("model.time_mlp=yes", "got 'yes', wanted true|false"),
         ("data.image_size=8x8", "got '8x8', wanted int or [int, int] or auto"),
@@ -295,9 +312,9 @@ def test_a_stage_without_a_name(write):
         ("stages.0.lr=fast", "got 'fast', wanted number"),
         ("stages.0.steps=1e3", "got 1000.0, wanted int or null"),
         ("stages.0.betas=0.9", "got 0.9, wanted [number, number]"),
-        ("stages.0.mask.kind=blok", "got 'blok', wanted none|patch|block|crop"),
+        ("stages.0.mask.kind=blok", "got 'blok', wanted none|patch|block|crop|route"),
         ("train.mixed_precision=fp8", "got 'fp8', wanted auto|bf16|fp16|no"),
-        ("process.prediction=epsilon", "got 'epsilon', wanted eps|x0|v"),
+        ("process.prediction=epsilon", "got 'epsilon', wanted eps|x0|v|velocity|F"),
         ("ema.decay=powr", "got 'powr', wanted number or power"),
         ("log.track=wandb", "got 'wandb', wanted [tensorboard|wandb, ...]"),
     ],
@@ -327,6 +344,13 @@ def test_the_wrong_type(word, told):
         ("data.flip=2", "got 2, wanted less than or equal to 1"),
         ("data.image_size=0", "got 0, wanted greater than 0"),
         ("process.timesteps=1", "got 1, wanted greater than or equal to 2"),
+        ("process.shift=0", "got 0, wanted greater than 0"),
+        ("process.sigma_min=-1", "got -1, wanted greater than 0"),
+        ("model.haar_levels=9", "got 9, wanted less than or equal to 8"),
+        ("model.levels=[1, 0]", "got 0, wanted greater than 0"),
+        ("stages.0.mask.ratio=[0.5, 1.5]", "got 1.5, wanted less than 1"),
+        ("stages.0.mask.by_noise=[0.5, 1]", "got 1, wanted less than 1"),
+        ("stages.0.mask.buckets=1", "got 1, wanted greater than or equal to 2"),
         ("ema.decay=1", "got 1, wanted less than 1"),
         ("ema.sigma_rel=0.5", "got 0.5, wanted less than 0.28"),
         ("train.seed=-1", "got -1, wanted greater than or equal to 0"),
@@ -418,6 +442,130 @@ def test_settings_do_not_change():
         DEFAULTS.model.width = 3
     resolve(recipe="digits", overrides=["stages.0.lr=1", "model.width=8"])
     assert resolve() == Config() == DEFAULTS
+
+
+# --- models, processes, masks ----------------------------------------------------------------------------------------
+
+
+def test_a_width_that_is_given_wins_over_the_size():
+    model = resolve(overrides=["model.size=B", "model.width=96"]).model
+    assert (model.width, model.depth, model.heads) == (96, None, None)
+    filled = build.settled(model)
+    assert (filled.width, filled.depth, filled.heads) == (96, 13, 12)
+    assert build.settled(filled) == filled
+    assert build.settled(filled.model_copy(update={"size": "L"})).depth == 13  # what is settled stays
+
+
+@pytest.mark.parametrize("size", ["S", "B", "L"])
+@pytest.mark.parametrize("backbone", build.BACKBONES)
+def test_every_backbone_has_every_size(backbone, size):
+    model = build.settled(resolve(overrides=[f"model.backbone={backbone}", f"model.size={size}"]).model)
+    assert None not in (model.width, model.depth, model.heads)
+    spec = ModelSpec(model=model, process=DEFAULTS.process, image_size=(16, 16), channels=3)
+    with torch.device("meta"):
+        build.backbone(spec)
+
+
+def test_options_merge_and_a_list_of_masks_is_replaced(write):
+    file = write(
+        "model: {backbone: 'a:B', options: {x: 1, y: 2}}\n"
+        "stages: {0: {mask: {kind: none, ratio: 0, mixture: [{kind: patch, ratio: 0.5}, {kind: crop}]}}}\n"
+    )
+    config = resolve(file=file, overrides=["model.options.y=3", "model.options.z=text"])
+    assert config.model.options == {"x": 1, "y": 3, "z": "text"}
+    config = resolve(file=file, overrides=["stages.0.mask.mixture=[{kind: block, ratio: 0.5, share: 2}]"])
+    (part,) = config.stages[0].mask.mixture
+    assert (part.kind, part.ratio, part.block, part.share) == ("block", 0.5, 4, 2)
+
+
+@pytest.mark.parametrize("word", ["model.options.x=[1]", "model.options.x=null", "model.options.x.y=1"])
+def test_an_option_is_one_value(word):
+    with refused("model.options: ", "wanted {name: int or number"):
+        resolve(overrides=[word])
+
+
+IN_VAIN = [
+    ("ddpm", "time_law=normal"),
+    ("ddpm", "time_mean=0.0"),
+    ("ddpm", "time_std=1"),
+    ("ddpm", "sigma_min=0.1"),
+    ("vp", "timesteps=10"),
+    ("vp", "zero_terminal=true"),
+    ("vp", "sigma_max=10"),
+    ("ve", "schedule=linear"),
+    ("ve", "shift=2"),
+    ("ve", "timesteps=10"),
+    ("edm", "shift=2"),
+    ("edm", "zero_terminal=true"),
+    ("flow", "schedule=linear"),
+    ("flow", "timesteps=10"),
+    ("flow", "sigma_min=0.1"),
+]
+
+
+@pytest.mark.parametrize(("kind", "word"), IN_VAIN)
+def test_a_setting_that_means_nothing_for_a_process(kind, word):
+    key = word.partition("=")[0]
+    default = all_keys()[f"process.{key}"][1]
+    with refused(f"process: wanted process.{key}={default}, its default, with process.kind {kind}; it is for "):
+        resolve(overrides=[f"process.kind={kind}", f"process.{word}"])
+    resolve(overrides=[f"process.kind={kind}", f"process.{key}={default}"])  # as a file that says everything has it
+
+
+@pytest.mark.parametrize("kind", ["ve", "vp"])
+@pytest.mark.parametrize("word", ["time_mean=0", "time_mean=0.5", "time_std=1"])
+def test_a_mean_needs_a_normal_law(kind, word):
+    with refused("process.time_law normal", f"with {kind} auto is uniform"):
+        resolve(overrides=[f"process.kind={kind}", f"process.{word}"])
+    with refused("process.time_law normal"):
+        resolve(overrides=[f"process.kind={kind}", "process.time_law=uniform", f"process.{word}"])
+    resolve(overrides=[f"process.kind={kind}", "process.time_law=normal", f"process.{word}"])
+
+
+def test_a_weight_defines_its_own_quantity():
+    with refused("process.loss same", "p2"):
+        resolve(overrides=["process.weight=p2", "process.loss=v"])
+
+
+CONFLICTS = [
+    (["stages.0.mask={ratio: 0.75, by_noise: [0.9, 0]}"], ["mask.ratio=0", "mask.by_noise", "ratio=0.75"]),
+    (["stages.0.mask={kind: patch, mixture: [{kind: crop}]}"], ["mask.kind=none", "mask.ratio=0", "mask.mixture"]),
+    (["stages.0.mask={mixture: [{kind: crop}], by_noise: [0.5]}"], ["mask.by_noise=[]"]),
+    (["stages.0.mask.schedule=linear"], ["mask.ratio=[first, last]", "linear", "ratio=0.75"]),
+    (["stages.0.mask.ratio=[0.9, 0.5, 0]", "stages.0.mask.schedule=cosine"], ["mask.ratio=[first, last]", "cosine"]),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), CONFLICTS)
+def test_a_mask_is_said_in_one_way(words, told):
+    with refused("stages.0.mask: wanted ", *told):
+        resolve(overrides=words)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{kind: patsch}", ["stages.0.mask.mixture.0.kind: got 'patsch', wanted none|patch|block|crop|route"]),
+        ("{ratio: 0.5}", ["stages.0.mask.mixture.0.kind: missing; every mask of a mixture needs it"]),
+        ("{kind: patch, ratio: 1.0}", ["stages.0.mask.mixture.0.ratio: got 1.0, wanted less than 1"]),
+        ("{kind: patch, share: 0}", ["stages.0.mask.mixture.0.share: got 0, wanted greater than 0"]),
+        (
+            "{kind: patch, rato: 1}",
+            ["unknown setting", "mixture.0.rato", "did you mean stages.0.mask.mixture.0.ratio?"],
+        ),
+        ("{kind: patch, ratio: [0.5, 0]}", ["stages.0.mask.mixture.0.ratio: got [0.5, 0], wanted number"]),
+    ],
+)
+def test_a_wrong_mask_of_a_mixture(text, told, write):
+    with refused(*told):
+        resolve(overrides=[*PLAIN, f"stages.0.mask.mixture=[{text}]"])
+    with refused(*(words.replace("mixture.0", "mixture.1").replace("stages.0", "stages.1") for words in told)):
+        resolve(file=write(f"stages: {{1: {{mask: {{mixture: [{{kind: none}}, {text}]}}}}}}"))
+
+
+def test_one_value_of_a_mixture_is_not_set_alone():
+    with refused("stages.0.mask.mixture: got ", "wanted all of it as a list"):
+        resolve(overrides=[*PLAIN, "stages.0.mask.mixture.0.ratio=0.5"])
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -522,6 +670,12 @@ def test_written_settings_read_back_the_same(recipe, tmp_path):
         ["data.image_size=[8, 16]", "data.channels=2", "log.track=[wandb, tensorboard]", "ema.decay=0.9999"],
         ["stages=[{name: '1', steps: 1}, {name: 'no', steps: 1}, {name: '2e4', steps: 1}]", "data.heldout=0"],
         ["data.group_by='([^/-]+)[^/]*$'", "model.time_mlp=true", "model.classes=none"],
+        ["model.backbone=nets.mine:Net", "model.options={a: 1, b: 0.5, c: text, d: true, 'no': 'no', 'e f': '1'}"],
+        ["model.backbone=unet", "model.levels=[1, 2, 4]", "model.size=B", "model.width=96", "model.haar_levels=1"],
+        ["process.kind=edm", "process.prediction=F", "process.sigma_max=100", "process.time_mean=-0.8"],
+        ["stages.0.mask.ratio=[0.9, 0.5]", "stages.0.mask.schedule=cosine", "stages.1.mask.kind=crop"],
+        ["stages.0.mask.ratio=0", "stages.0.mask.by_noise=[0.9, 0.75, 0]"],
+        [*PLAIN, "stages.0.mask.mixture=[{kind: patch, ratio: 0.5}, {kind: block, block: 2, share: 0.25}]"],
     ],
 )
 def test_unusual_settings_read_back_the_same(words, tmp_path):
@@ -568,7 +722,7 @@ def test_a_written_file_is_for_people_too(tmp_path):
 
 def leaves(tree: object, prefix: str = "") -> Iterator[str]:
     """Keys of all values of a tree of settings, those of stages as stage 0."""
-    if isinstance(tree, dict):
+    if isinstance(tree, dict) and tree:
         for key, value in tree.items():
             yield from leaves(value, f"{prefix}.{key}" if prefix else key)
     elif prefix == "stages" and isinstance(tree, list):
@@ -600,3 +754,25 @@ def test_the_default_that_is_shown_is_the_default(key):
         assert default == "null"
         return
     assert resolve(overrides=[*base, f"{key}={default}"]) == resolve(overrides=base)
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["stages.0.mask.by_noise=[0.5, 0]"], {"ratio": 0.0, "by_noise": (0.5, 0.0)}),
+        (["stages.0.mask.by_noise=[0.5, 0]", "stages.0.mask.ratio=0.5"], {"ratio": 0.5, "by_noise": ()}),
+        (["stages.0.mask={ratio: [0.9, 0], schedule: linear}", "stages.0.mask.by_noise=[0.5]"], {"schedule": "steps"}),
+        (["stages.0.mask.mixture=[{kind: none}]"], {"kind": "none", "ratio": 0.0}),
+        (["stages.0.mask.mixture=[{kind: none}]", "stages.0.mask.kind=crop"], {"kind": "crop", "mixture": ()}),
+    ],
+    ids=str,
+)
+def test_a_later_way_to_mask_replaces_the_earlier_one(words, kept):
+    mask = resolve(overrides=words).stages[0].mask
+    assert {key: getattr(mask, key) for key in kept} == kept
+
+
+def test_a_size_replaces_the_width_of_a_recipe_but_not_one_given_with_it():
+    model = resolve(recipe="emoji64", overrides=["model.size=L"]).model
+    assert (model.size, model.width, model.depth) == ("L", None, None)
+    assert resolve(recipe="emoji64", overrides=["model={size: L, width: 8}"]).model.width == 8

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from maskdm.training.console import Bar
 
 MOST_SEEDS = 1_000_000
+FILES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".npy", ".zip", ".tar", ".pt", ".safetensors")
+"""Endings by which an output is meant as a file of a kind that is not written."""
 
 
 def add(commands: Commands) -> None:
@@ -41,7 +43,9 @@ def add(commands: Commands) -> None:
     p.add_argument("--num", type=int, metavar="N", help="pictures (default: one a seed, else 64; edits: 16)")
     p.add_argument("--seeds", metavar="0-63", help="ranges and numbers, e.g. 0-9,20 (default: 0, 1, ...)")
     p.add_argument(
-        "--labels", metavar="A,B", help="class names or numbers, or none; taken in turn (default: all in turn)"
+        "--labels",
+        metavar="A,B",
+        help="class names or numbers, or none; taken in turn (default: all in turn; edits: none)",
     )
     _add_sampler(p)
     _add_guidance(p)
@@ -110,12 +114,15 @@ def _sample(a: argparse.Namespace) -> None:
 
     _check_edits(a)
     seeds = _seeds(a.seeds) if a.seeds is not None else None
-    labels = [word.strip() for word in a.labels.split(",")] if a.labels is not None else None
-    if a.output.suffix not in ("", ".npz"):
+    if a.output.suffix.lower() in FILES and not a.output.is_dir():
         raise InputError(f"--output: got {a.output}, wanted a folder for PNGs, or a file that ends in .npz")
     device = pick_device(a.device, "--device")
     denoiser = load(a.model, weights=a.weights, device=device, backbone=_backbone(a.backbone))
-    usual = 16 if a.init or a.interpolate else 64
+    labels = [word.strip() for word in a.labels.split(",")] if a.labels is not None else None
+    edit = bool(a.init or a.interpolate)
+    if edit and labels is None and denoiser.class_names:
+        labels = ["none"]  # a picture of one's own belongs to whatever class it shows
+    usual = 16 if edit else 64
     num = a.num if a.num is not None else len(seeds or range(usual))
     seeds = seeds or list(range(max(num, 1)))
     if a.interpolate and labels is None and denoiser.class_names:
@@ -196,6 +203,9 @@ def _guide(a: argparse.Namespace, denoiser: Denoiser) -> Denoiser | None:
     if a.guide is None:
         return None
     stage = a.model / "weights" / f"{a.guide}-ema.safetensors"
+    if not stage.is_file() and not Path(a.guide).exists():
+        stages = sorted(file.name.removesuffix("-ema.safetensors") for file in stage.parent.glob("*-ema.safetensors"))
+        raise InputError(f"--guide: got {a.guide!r}, wanted {', '.join([*stages, 'another run or a weights file'])}")
     return load(stage if stage.is_file() else Path(a.guide), device=denoiser.device, backbone=_backbone(a.backbone))
 
 

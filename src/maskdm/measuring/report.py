@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import resources
@@ -212,9 +213,9 @@ def _score_table(scores: Scores) -> Html:
 
 
 HELDOUT = (
-    "Held-out error is the mean squared error of the image that the network guesses from a noisy one, pixels in -1 to 1, "
-    "on pictures that are never trained on, always with the same noise: one unit for all processes and predictions. The "
-    "training loss has the unit of what is predicted, and while patches are hidden it is about the visible ones."
+    "Held-out error is the mean squared error of the image that the network guesses from a noisy one, pixels in -1 to "
+    "1, on pictures that are never trained on, always with the same noise: one unit for all processes and predictions. "
+    "The training loss has the unit of what is predicted, and while patches are hidden it is about the visible ones."
 )
 
 
@@ -232,15 +233,17 @@ def _curves(history: History) -> Html:
     boundaries = [Boundary(stage.images, stage.stage) for stage in history.stages]
     chart = partial(line_chart, x_label="images seen", boundaries=boundaries)
     # These are drawn for wide and for narrow screens: one drawing, scaled, would have tiny labels on a phone.
-    main = [
-        tag("figure", svg, class_=screens)
+    main = {
+        title: [
+            tag("figure", svg, class_=screens)
+            for screens, width, height in [("on-wide", COLUMN, 300), ("on-narrow", 360, 300)]
+            if (svg := chart(title, series, y_label=y_label, log_y=True, width=width, height=height))
+        ]
         for title, series, y_label in [
             ("Held-out error", errors, "squared error of the image"),
             ("Training loss", [loss], "loss"),
         ]
-        for screens, width, height in [("on-wide", COLUMN, 300), ("on-narrow", 360, 300)]
-        if (svg := chart(title, series, y_label=y_label, log_y=True, width=width, height=height))
-    ]
+    }
     small = [
         tag("figure", svg)
         for svg in [
@@ -252,8 +255,9 @@ def _curves(history: History) -> Html:
     ]
     return _section(
         "Curves",
-        *main,
-        tag("p", HELDOUT, class_="muted") if heldout else "",
+        *main["Held-out error"],
+        tag("p", HELDOUT, class_="muted note") if main["Held-out error"] else "",
+        *main["Training loss"],
         tag("div", *small, class_="charts") if small else "",
         empty="Nothing to draw yet: no training has been logged.",
     )
@@ -293,7 +297,7 @@ def _stage_rows(history: History) -> Iterator[list[str]]:
 
 def _lines(mask: str) -> Html:
     """A mask; one with several parts has a line for each."""
-    parts = mask.split("; ")
+    parts = re.split(r"; |(?<=on average): ", mask)
     return join([mask]) if len(parts) == 1 else join([tag("div", part) for part in parts])
 
 

@@ -87,7 +87,7 @@ def _own(model: ModelConfig) -> dict[str, object]:
         value = getattr(model, key)
         if key in SHARED:
             continue
-        if key in parameters and (ours or field.default is None):
+        if (key in parameters or takes_all) and (ours or field.default is None):
             if value is not None:
                 given[key] = value
         elif value != field.default:

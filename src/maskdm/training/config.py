@@ -50,7 +50,7 @@ class DataConfig(Section):
     """Pictures of one group stay on one side of the split: folder, a .csv with columns path and group, or a regular
     expression whose one group is searched in the path, e.g. `([^/-]+)[^/]*$`."""
     heldout: Share = 0.10
-    """Share of the pictures never trained on, for the held-out loss and the audit (at most 10,000)."""
+    """Share of the pictures never trained on, for the held-out error and the audit (at most 10,000)."""
     calibration: Share = 0.05
     """Share of the pictures never trained on, set aside to calibrate the audit (at most 5,000)."""
     salt: str = "machine"
@@ -143,7 +143,7 @@ class ProcessConfig(Section):
             if self.kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
                 usual = {None: "null", False: "false"}.get(default := type(self).model_fields[key].default, default)
                 raise ValueError(
-                    f"process.{key}={usual}, its default, with process.kind {self.kind}; only {', '.join(kinds)} has it"
+                    f"process.{key}={usual}, its default, with process.kind {self.kind}; it is for {', '.join(kinds)}"
                 )
         if self.time_law == "uniform" and (self.time_mean is not None or self.time_std is not None):
             raise ValueError("process.time_mean and time_std only with process.time_law normal")
@@ -296,7 +296,7 @@ class EvalConfig(Section):
     """What is looked at along the way."""
 
     heldout_every: Positive = 50_000
-    """Images between measurements of the held-out loss."""
+    """Images between measurements of the held-out error."""
     heldout_images: Count = 256
     """Held-out images it is measured on, always the same; 0 for none."""
     samples_every: Positive = 200_000

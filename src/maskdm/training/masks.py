@@ -7,10 +7,10 @@ import torch
 from maskdm.errors import InputError
 from maskdm.method import mask_plan
 from maskdm.method.mask_plan import MaskPlan
-from maskdm.method.masking import masking
+from maskdm.method.masking import Masking, masking
 from maskdm.method.patches import Grid, patch_grid
 from maskdm.training import build
-from maskdm.training.config import Config, MaskConfig, ModelSpec
+from maskdm.training.config import Config, MaskConfig, MaskPart, ModelSpec
 
 
 def mask_plans(config: Config, spec: ModelSpec) -> tuple[MaskPlan, ...]:
@@ -28,9 +28,10 @@ def mask_plans(config: Config, spec: ModelSpec) -> tuple[MaskPlan, ...]:
             raise InputError(f"stages.{i}.{error}") from None
         if any(m.kind == "route" for m in plan.maskings):
             _check_routes(spec, f"stages.{i}")
-        if any(part.start == part.stop for part in mask_plan.parts(plan.moments[0], stage.batch_size)):
+        portions = plan.moments[0]
+        if any(part.start == part.stop for part in mask_plan.parts(portions, stage.batch_size)):
             raise InputError(
-                f"stages.{i}.batch_size: got {stage.batch_size}, too few for {len(plan.moments[0])} masks side by side; "
+                f"stages.{i}.batch_size: got {stage.batch_size}, too few for {len(portions)} masks side by side; "
                 "take more images, or fewer masks"
             )
         plans.append(plan)
@@ -54,9 +55,7 @@ def _check_routes(spec: ModelSpec, stage: str) -> None:
 def plan_of(mask: MaskConfig, grid: Grid) -> MaskPlan:
     """The plan of one stage's mask."""
     if mask.mixture:
-        return mask_plan.mixture(
-            [(masking(m.kind, grid, m.ratio, block=m.block, offset=m.offset), m.share) for m in mask.mixture]
-        )
+        return mask_plan.mixture([(_part(m, i, grid), m.share) for i, m in enumerate(mask.mixture)])
     if mask.by_noise:
         ratios: tuple[float, ...] = mask.by_noise
     elif isinstance(mask.ratio, tuple):
@@ -72,6 +71,13 @@ def plan_of(mask: MaskConfig, grid: Grid) -> MaskPlan:
         for kind, ratio in zip(kinds, ratios, strict=True)
     ]
     return mask_plan.by_noise(maskings) if mask.by_noise else mask_plan.over_stage(maskings)
+
+
+def _part(part: MaskPart, number: int, grid: Grid) -> Masking:
+    try:
+        return masking(part.kind, grid, part.ratio, block=part.block, offset=part.offset)
+    except InputError as error:
+        raise InputError(str(error).replace("mask.", f"mask.mixture.{number}.", 1)) from None
 
 
 def remarks(plan: MaskPlan, spec: ModelSpec) -> list[str]:

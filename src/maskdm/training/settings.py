@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import resources
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -18,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from maskdm.errors import InputError
-from maskdm.training.config import LENGTHS, Config, MaskConfig, Section, StageConfig, to_dict
+from maskdm.training.config import LENGTHS, Config, MaskConfig, ModelConfig, Section, StageConfig, to_dict
 
 Tree = dict[str, Any]
 WORD = re.compile(r"(?!(?:true|false|null|none|yes|no|on|off|y|n)$)[a-z][a-z0-9_-]*", re.IGNORECASE)
@@ -165,12 +166,26 @@ def _plain(tree: Any) -> Any:
     return json.loads(json.dumps(tree))
 
 
+REPLACES: dict[type[Section], dict[str, tuple[str, ...]]] = {
+    StageConfig: {length: tuple(other for other in LENGTHS if other != length) for length in LENGTHS},
+    ModelConfig: {"size": ("width", "depth", "heads")},
+    MaskConfig: {
+        "kind": ("mixture",),
+        "ratio": ("by_noise", "mixture"),
+        "by_noise": ("ratio", "schedule", "mixture"),
+        "mixture": ("kind", "ratio", "schedule", "by_noise"),
+    },
+}
+"""Settings that say the same thing in different ways: where a layer or a later word gives one, those below go."""
+
+
 def _merge(below: Tree, above: Tree, origin: str, section: type[Section] = Config, prefix: str = "") -> Tree:
     """`above`, from `origin`, laid over `below`; both are trees of `section`, which stands at `prefix`."""
     known = section.model_fields
     merged = dict(below)
-    if any(above.get(name) is not None for name in LENGTHS):
-        merged.update(dict.fromkeys(set(LENGTHS) & set(known)))
+    for key, others in REPLACES.get(section, {}).items():
+        if above.get(key) not in (None, [], {}):
+            merged.update({other: _plain(known[other].default) for other in others})
     for key, value in above.items():
         if key not in known:
             raise _unknown(f"{prefix}{_deepest(key, value)}", origin)
@@ -204,10 +219,13 @@ def _merge_stages(below: list[Tree], above: object, origin: str) -> list[Tree]:
     if not isinstance(above, dict):
         raise InputError(f"stages: got {above!r} in {origin}, wanted a list of stages, or settings such as stages.0.lr")
     merged = list(below)
-    numbers = {str(stage.get("name")): i for i, stage in enumerate(below)} | {str(i): i for i in range(len(below))}
     for key, value in above.items():
+        # Looked up anew each time: one of the settings may be a stage's name.
+        numbers = {str(stage.get("name")): i for i, stage in enumerate(merged)} | {
+            str(i): i for i in range(len(merged))
+        }
         if str(key) not in numbers:
-            wanted = ", ".join(f"{i} ({stage.get('name')})" for i, stage in enumerate(below))
+            wanted = ", ".join(f"{i} ({stage.get('name')})" for i, stage in enumerate(merged))
             raise InputError(f"stages.{key}: got stage {key!r} in {origin}, wanted one of {wanted}")
         if not isinstance(value, dict):
             raise InputError(
@@ -253,8 +271,9 @@ def _unknown(name: str, origin: str) -> InputError:
     level, known = _levelled(name), list(_types())
     close = difflib.get_close_matches(level, known, n=1, cutoff=0.6)
     close = close or [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-    stage = re.match(STAGE, name)
-    close = [re.sub(STAGE, stage[0], k) if stage else k for k in close]
+    for i, key in enumerate(close):  # told with the stage that was meant
+        parts = zip_longest(key.split("."), level.split("."), name.split("."), fillvalue="")
+        close[i] = ".".join(mine if there == here else there for there, here, mine in parts if there)
     return InputError(f"unknown setting {name!r} in {origin}{_did_you_mean(close)}; see maskdm train --settings")
 
 

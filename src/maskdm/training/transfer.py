@@ -184,7 +184,7 @@ class _Fitting:
         if recoloured is None:
             return None
         q = self.sizes[1]
-        pictures = (recoloured.movedim(0, 1).flatten(2) @ resize).unflatten(2, (q, q))
+        pictures = (recoloured.movedim(0, 1).flatten(2) @ resize).reshape(len(rows), -1, q, q)
         for _ in range(self.levels):
             pictures = haar(pictures)
         return patchify(pictures, q // scale)[:, 0]
