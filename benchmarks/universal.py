@@ -5,8 +5,8 @@
 For each process x backbone two arms see the same number of images: `plain` whole ones only, `masked` two thirds of them
 with 75 % hidden (uvit, jit: random patches; unet: a crop) and the last third whole. Printed as means over the seeds:
 held-out error (mean squared error of the estimated image, [-1, 1], at fixed noise shares: the same unit in every row)
-and the Frechet distance of 1,000 pictures to the held-out digits (Gaussians on raw pixels). At equal images a masked arm
-has also computed less; what that saves is another question (the issue of speed), asked elsewhere.
+and the Frechet distance of 1,000 pictures to the held-out digits (Gaussians on raw pixels). At equal images a masked
+arm has also computed less, which this does not count.
 """
 
 from __future__ import annotations
@@ -102,11 +102,12 @@ def table(results: dict[str, list[dict[str, float]]]) -> None:
         process, backbone, arm = name.split(" | ")
         if arm == "plain":
             pair = [results[f"{process} | {backbone} | {which}"] for which in ("plain", "masked")]
-            cells = [
-                f"{np.mean([r[key] for r in rows]):.4f} ± {np.std([r[key] for r in rows], ddof=min(1, len(rows) - 1)):.4f}"
-                for key in ("heldout", "frechet")
-                for rows in pair
-            ]
+            cells = []
+            for key in ("heldout", "frechet"):
+                for rows in pair:
+                    values = np.array([row[key] for row in rows])
+                    spread = f" ± {values.std(ddof=1):.4f}" if len(rows) > 1 else ""
+                    cells.append(f"{values.mean():.4f}{spread}")
             print(f"| {process:22} | {backbone:8} | {' | '.join(cells)} |")
 
 

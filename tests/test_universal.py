@@ -157,6 +157,29 @@ def goes_all_the_way(model: ModelConfig, process: ProcessConfig, mask: MaskConfi
     assert pictures.std() > 0
 
 
+@pytest.mark.parametrize(
+    ("mask", "shapes"),
+    {
+        "none": [None],
+        "patch": [(8, 4)],
+        "block": [(8, 8)],
+        "crop": [(8, 3, 3)],
+        "route": [(8, 8)],
+        "by noise": [(3, 4), (2, 8), None],
+        "mixture": [None, (6, 3, 3)],
+        "schedule": [(8, 4), (8, 10), None],
+    }.items(),
+)
+def test_the_masks_of_the_matrix_are_what_they_are_called(mask, shapes):
+    spec = spec_of(UVIT, FAMILIES["flow"])
+    batches = list(drawn(spec, MASKS[mask], build.denoiser(spec, nn.Identity())))
+    drawn_here = [batch.through if mask == "route" else batch.visible for batch in batches]
+    assert [None if index is None else tuple(index.shape) for index in drawn_here] == shapes
+    assert all((batch.through is None) == (mask != "route") for batch in batches)
+    if mask == "by noise":  # from the least noise, where most is hidden, to the most
+        assert all(a.t.max() < b.t.min() for a, b in itertools.pairwise(batches))
+
+
 # --- the matrix ------------------------------------------------------------------------------------------------------
 
 

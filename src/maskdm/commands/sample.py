@@ -125,8 +125,6 @@ def _sample(a: argparse.Namespace) -> None:
     usual = 16 if edit else 64
     num = a.num if a.num is not None else len(seeds or range(usual))
     seeds = seeds or list(range(max(num, 1)))
-    if a.interpolate and labels is None and denoiser.class_names:
-        labels = ["none"]  # one for the whole way
     how = plan(
         denoiser,
         steps=a.steps,

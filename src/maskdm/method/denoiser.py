@@ -83,7 +83,8 @@ class Denoiser:
     ) -> Tensor:
         """The network's output for x_t (B, C, H, W) at times t (B,), in x_t's precision; see `Backbone`."""
         shown = self.process.shown(*self.at(t, x_t.dtype))
-        out = self.backbone(shown * x_t, self.process.told(t), visible=visible, through=through, label=label)
+        told = self.process.told(t).to(x_t.dtype)
+        out = self.backbone(shown * x_t, told, visible=visible, through=through, label=label)
         return out.to(x_t.dtype)  # back from half precision
 
     def at(self, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
