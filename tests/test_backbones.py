@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from maskdm.backbones import layers
 from maskdm.backbones.layers import Attention, resize_positions
 from maskdm.backbones.uvit import UViT
 from maskdm.errors import InputError
@@ -207,15 +208,29 @@ def test_hidden_patches_never_enter_the_first_layer(kind):
 def attended(monkeypatch) -> list[int]:
     """How many tokens every block has attended to, in order."""
     lengths: list[int] = []
-    attend = nn.functional.scaled_dot_product_attention
+    attend = layers.attend
 
     def counted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         assert q.shape == k.shape == v.shape
         lengths.append(q.shape[-2])
         return attend(q, k, v)
 
-    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr(layers, "attend", counted)
     return lengths
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [1, 9, 64, 65, 512, 513])
+def test_attention_is_that_of_torch_whatever_its_length(length, dtype):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 8, generator=generator).to(dtype).requires_grad_() for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        ours, theirs = layers.attend(q, k, v), nn.functional.scaled_dot_product_attention(q, k, v)
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    assert ours.dtype == dtype
+    assert torch.allclose(ours, theirs, atol=tolerance)
+    gradients = [torch.autograd.grad(out.float().square().sum(), (q, k, v)) for out in (ours, theirs)]
+    assert all(torch.allclose(a, b, atol=10 * tolerance) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("spec", SPECS[:4], ids=name_of)

@@ -20,6 +20,7 @@ from maskdm.method.masking import Masking, masking
 from maskdm.method.process import Process
 from maskdm.training.batches import Batch, TrainingSet, draw, order, seed_of
 from maskdm.training.runtime import Runtime
+from maskdm.training.store import OnHost
 
 CPU = torch.device("cpu")
 ALONE = Runtime(CPU, "no")
@@ -36,7 +37,7 @@ def training_set(*, labelled: bool = True) -> TrainingSet:
     images = np.zeros((60, 8, 8, 1), np.uint8)
     images[:, :, 4:, 0] = np.arange(1, 61)[:, None, None]
     labels = np.arange(60, dtype=np.int64) % 5 if labelled else None
-    return TrainingSet(images, MEMBERS, labels, 5 if labelled else 0)
+    return TrainingSet(OnHost(images, torch.device("cpu")), MEMBERS, labels, 5 if labelled else 0)
 
 
 def drawn_parts(
@@ -235,7 +236,8 @@ def test_share_of_mirrored_pictures(flip):
 
 def test_mirrored_means_left_to_right():
     data = training_set()
-    data.images[:, 0, 0, 0] = 200  # a corner
+    assert isinstance(data.images, OnHost)
+    data.images.images[:, 0, 0, 0] = 200  # a corner
     batch = drawn(data=data, flip=1.0)
     assert batch.x_0[:, 0, 0, 7].tolist() == pytest.approx([200 / 127.5 - 1] * 16)
     assert batch.x_0[:, 0, 7, 7].tolist() == [-1.0] * 16

@@ -26,19 +26,16 @@ from maskdm.training.settings import all_keys, recipes
 
 OFFICIAL = Path(__file__).parent / "data" / "official_uncond_linear.pt"
 
+SETTINGS = ["--data", "--recipe", "--config", "--image-size --resolution", "--mixed-precision", "--seed"]
+
 # What users have in their scripts. A word may be added here; taking one away breaks somebody's work.
 COMMANDS = {
     "train": [
         "-h --help",
-        "--data",
+        *SETTINGS,
         "--output-dir --outdir",
         "--name",
-        "--recipe",
-        "--config",
         "--resume",
-        "--image-size --resolution",
-        "--mixed-precision",
-        "--seed",
         "-n --dry-run",
         "--settings",
         "--recipes",
@@ -67,8 +64,12 @@ COMMANDS = {
         "--backbone",
         "--batch-size",
         "--device",
+        "--mixed-precision",
+        "--compile",
         "--output -o",
     ],
+    "plan": ["-h --help", *SETTINGS, "--seconds", "--watts"],
+    "bench": ["-h --help", *SETTINGS, "--ratios", "--rounds", "--output -o"],
     "info": ["-h --help", "RUN|FILE"],
     "report": ["-h --help", "RUN"],
     "import": ["-h --help", "source", "FILE", "--output -o", "--weights", "--heads"],

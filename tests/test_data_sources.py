@@ -144,9 +144,9 @@ def test_no_such_path(tmp_path: Path) -> None:
 
 
 def test_another_kind_of_file(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(b"")
+    (tmp_path / "a.rar").write_bytes(b"")
     with refused("another kind", "give a folder"):
-        open_source(tmp_path / "a.tar")
+        open_source(tmp_path / "a.rar")
 
 
 @both

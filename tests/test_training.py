@@ -23,7 +23,7 @@ from maskdm.errors import Interrupted, TrainingError
 from maskdm.interop.official import read_official
 from maskdm.method.loss import fixed_questions, image_error
 from maskdm.method.patches import from_uint8
-from maskdm.training import loop
+from maskdm.training import loop, step
 from maskdm.training import start as start_module
 from maskdm.training.config import Config
 from maskdm.training.console import Console
@@ -31,6 +31,7 @@ from maskdm.training.loop import Training
 from maskdm.training.run import read_metrics
 from maskdm.training.settings import resolve
 from maskdm.training.start import start
+from maskdm.training.store import OnHost
 from maskdm.training.weights import load
 
 OFFICIAL = Path(__file__).parent / "data" / "official_uncond_linear.pt"
@@ -301,18 +302,18 @@ def test_a_loss_that_is_not_finite_names_its_step_and_spares_what_was_saved(digi
 
 
 def test_training_sees_members_only(digits_npz, tmp_path, monkeypatch):
-    rows = []
-    draw = loop.draw
+    fetched = []
+    fetch = OnHost._fetch
 
-    def spy(data, *arguments, **named):
-        rows.append(data.members)
-        return draw(data, *arguments, **named)
+    def spy(store, rows):
+        fetched.append(rows)
+        return fetch(store, rows)
 
-    monkeypatch.setattr(loop, "draw", spy)
+    monkeypatch.setattr(OnHost, "_fetch", spy)
     folder = run(settings(digits_npz), tmp_path)
     records = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     roles = [record["role"] for record in records]
-    assert {roles[i] for part in rows for i in part} == {"member"}
+    assert {roles[i] for rows in fetched for i in rows} == {"member"}
     assert roles.count("heldout") > 0
     assert all(
         record["stages"] == (["pretrain", "finetune"] if record["role"] == "member" else []) for record in records
@@ -397,13 +398,13 @@ CHANGING = (
 
 def test_a_ratio_that_changes_follows_the_stage(digits_npz, tmp_path, monkeypatch):
     ratios = []
-    draw = loop.draw
+    draw = step.draw
 
     def spy(data, portions, *arguments, **named):
         ratios.append(portions[0].masking.ratio)
         return draw(data, portions, *arguments, **named)
 
-    monkeypatch.setattr(loop, "draw", spy)
+    monkeypatch.setattr(step, "draw", spy)
     run(settings(digits_npz, stages=CHANGING), tmp_path)
     assert ratios == [0.75] * 3 + [0.5] * 3 + [0.25] * 3 + [0.0] * 3 + [0.75] * 3 + [0.25] * 3
 

@@ -28,6 +28,7 @@ from maskdm.training import build, weights
 from maskdm.training.batches import Batch, TrainingSet, draw
 from maskdm.training.config import Config, MaskConfig, MaskPart, ModelConfig, ModelSpec, ProcessConfig, StageConfig
 from maskdm.training.masks import mask_plans
+from maskdm.training.store import OnHost
 from maskdm.training.weights import Weights
 
 SIDE, PATCH, CHANNELS, IMAGES = 8, 2, 2, 8
@@ -96,7 +97,9 @@ def drawn(spec: ModelSpec, mask: MaskConfig, denoiser: Denoiser, step: int = 0) 
     stage = StageConfig(name="only", steps=100, batch_size=IMAGES, mask=mask)
     (plan,) = mask_plans(Config(stages=(stage,)), spec)
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, SIDE, SIDE, CHANNELS), dtype=np.uint8)
-    data = TrainingSet(images, np.arange(IMAGES), np.arange(IMAGES) % len(CLASSES), len(CLASSES))
+    data = TrainingSet(
+        OnHost(images, torch.device("cpu")), np.arange(IMAGES), np.arange(IMAGES) % len(CLASSES), len(CLASSES)
+    )
     for portions in dict.fromkeys(plan.at(through) for through in (0.0, 0.5, 1.0)):
         yield from draw(
             data,

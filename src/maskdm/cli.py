@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import re
 import sys
 from collections.abc import Sequence
 
 from maskdm import __version__
-from maskdm.commands import models, sample, train
+from maskdm.commands import models, sample, speed, train
 from maskdm.commands.parsing import Parser
 from maskdm.errors import InputError, Interrupted, StorageError, TrainingError
 
@@ -17,9 +16,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0, 1 (training failed), 2 (bad input), 130 (Ctrl-C)."""
     try:
         arguments, rest = _parser().parse_known_args(argv)
-        if rest and arguments.command != "train":
+        settings = getattr(arguments, "settings_follow", False)
+        if rest and not settings:
             raise InputError(f"unknown argument {rest[0]!r}; see maskdm {arguments.command} --help")
-        code = arguments.run(arguments, rest) if arguments.command == "train" else arguments.run(arguments)
+        code = arguments.run(arguments, rest) if settings else arguments.run(arguments)
         return int(code or 0)
     except InputError as error:
         return _fail(f"error: {error}", 2)
@@ -33,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error}; what was saved before is intact", 1)
     except BrokenPipeError:
         return 1
-    except (RuntimeError, MemoryError) as error:  # torch has a class for this on a GPU only
-        if not isinstance(error, MemoryError) and not re.search(
-            r"out of memory|can't allocate|not enough mem", str(error)
-        ):
+    except (RuntimeError, MemoryError) as error:
+        from maskdm.training.memory import is_shortage
+
+        if not is_shortage(error):
             raise
         return _fail(
             "error: out of memory; try stages.N.micro_batch (the batch in parts, the same result), a smaller batch or "
@@ -65,7 +65,16 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"maskdm {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (train.add, sample.add, models.add_info, models.add_report, models.add_import, models.add_demo):
+    for add in (
+        train.add,
+        sample.add,
+        speed.add_plan,
+        speed.add_bench,
+        models.add_info,
+        models.add_report,
+        models.add_import,
+        models.add_demo,
+    ):
         add(commands)
     return parser
 

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskdm.backbones.layers import sinusoidal
+from maskdm.backbones.layers import attend, attention_flops, linear_flops, sinusoidal
 from maskdm.errors import InputError
+from maskdm.method.masking import Masking
 from maskdm.method.patches import Grid, gather, patch_grid, patchify, scatter, unpatchify
 
 SIZES: dict[str, dict[str, int]] = {
@@ -58,7 +59,7 @@ class RotaryAttention(nn.Module):
         q, k, v = self.qkv(x).view(B, L, 3, self.heads, D // self.heads).unbind(2)
         q = rotate(self._normed(q, self.query_norm), rotation).to(v.dtype)
         k = rotate(self._normed(k, self.key_norm), rotation).to(v.dtype)
-        x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        x = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         out: Tensor = self.proj(x.transpose(1, 2).reshape(B, L, D))
         return out
 
@@ -109,6 +110,12 @@ class Block(nn.Module):
         x = x + gate_1 * self.attention(self.norm(x) * (1 + scale_1) + shift_1, rotation)
         out: Tensor = x + gate_2 * self.mlp(self.norm(x) * (1 + scale_2) + shift_2)
         return out
+
+    def flops(self, tokens: int) -> int:
+        """Of one image."""
+        width, hidden = self.mlp.up.in_features, self.mlp.down.in_features
+        mlp = linear_flops(tokens, width, 3 * hidden)
+        return linear_flops(1, width, 6 * width) + attention_flops(tokens, width) + mlp
 
 
 class JiT(nn.Module):
@@ -161,7 +168,7 @@ class JiT(nn.Module):
         self.grid = patch_grid(image_size, patch_size)
         self.patches = self.grid[0] * self.grid[1]
         self.channels, self.patch_size, self.classes = channels, patch_size, classes
-        self.class_tokens = class_tokens if classes else 0
+        self.bottleneck, self.class_tokens = bottleneck, class_tokens if classes else 0
         patch_dim = patch_size**2 * channels
 
         self.embed = nn.Sequential(nn.Linear(patch_dim, bottleneck, bias=False), nn.Linear(bottleneck, width))
@@ -230,6 +237,20 @@ class JiT(nn.Module):
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
         out = self.head(self.norm(x) * (1 + scale) + shift)
         return unpatchify(scatter(out, visible, self.patches), self.grid, self.channels)
+
+    def flops(self, masking: Masking) -> int:
+        """Of one image, forth, a multiply-add as two."""
+        shown = self.patches if masking.kind == "route" else masking.visible
+        width, bottleneck = self.head.in_features, self.bottleneck
+        embedded, patch_dim = self.patches if self.mixer else shown, self.head.out_features
+        total = linear_flops(embedded, patch_dim, bottleneck) + linear_flops(embedded, bottleneck, width)
+        total += linear_flops(1, TIME_WIDTH, width) + linear_flops(1, width, width) + linear_flops(1, width, 2 * width)
+        total += sum(block.flops(self.patches) for block in self.mixer if isinstance(block, Block))
+        for i, block in enumerate(self.blocks):
+            kept = masking.visible if i in self.middle else shown
+            tokens = kept + (self.class_tokens if i >= len(self.blocks) // 3 else 0)
+            total += block.flops(tokens) if isinstance(block, Block) else 0
+        return total + linear_flops(shown, width, patch_dim)
 
     def _condition(self, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What steers every block, (B, D), and the class tokens, (B, class_tokens, D) or None."""

@@ -24,6 +24,24 @@ def sinusoidal(t: Tensor, width: int, period: float = 10_000.0) -> Tensor:
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
 
+SHORT = {True: 512, False: 64}
+"""Tokens, in half precision or not, up to which plain products are faster than torch's fused kernel on a CPU."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, each (B, heads, L, d).
+
+    Torch's fused kernel, but for few tokens on a CPU: there, above all on the way back, plain products take between
+    half and a sixth of its time (docs/benchmarks.md), and what they keep is small.
+    """
+    if q.device.type != "cpu" or q.shape[2] > SHORT[q.dtype == torch.bfloat16]:
+        return F.scaled_dot_product_attention(q, k, v)
+    with torch.autocast("cpu", enabled=False):  # which would have the softmax copied to float32 and back
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        out: Tensor = scores.softmax(dim=-1) @ v
+    return out
+
+
 class Attention(nn.Module):
     """Multi-head self-attention: (B, L, D) -> (B, L, D)."""
 
@@ -36,7 +54,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, L, D = x.shape
         q, k, v = self.qkv(x).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, L, D)
+        x = attend(q, k, v).transpose(1, 2).reshape(B, L, D)
         out: Tensor = self.proj(x)
         return out
 
@@ -52,6 +70,16 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(F.gelu(self.up(x)))
         return out
+
+
+def linear_flops(rows: int, given: int, made: int) -> int:
+    """Of a linear layer on `rows` vectors, a multiply-add as two."""
+    return 2 * rows * given * made
+
+
+def attention_flops(tokens: int, width: int) -> int:
+    """Of self-attention with its two linear layers."""
+    return linear_flops(tokens, width, 4 * width) + 4 * tokens**2 * width
 
 
 def initialise(module: nn.Module) -> None:

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskdm.backbones.layers import Attention, sinusoidal
+from maskdm.backbones.layers import Attention, attention_flops, linear_flops, sinusoidal
 from maskdm.errors import InputError
+from maskdm.method.masking import Masking
 from maskdm.method.patches import Grid, gather, patch_grid, patchify, scatter, unpatchify
 
 SIZES: dict[str, dict[str, int]] = {
@@ -75,6 +76,14 @@ class Block(nn.Module):
         self.skip = nn.Conv2d(given, channels, 1) if given != channels else nn.Identity()
         self.attention = SelfAttention(channels, heads) if heads else nn.Identity()
         zeroed(self.conv2)
+
+    def flops(self, pixels: int) -> int:
+        """Of one image."""
+        given, channels = self.conv1.in_channels, self.conv1.out_channels
+        total = 9 * linear_flops(pixels, given + channels, channels)
+        total += linear_flops(1, self.film.in_features, 2 * channels)
+        total += linear_flops(pixels, given, channels) if given != channels else 0
+        return total + (attention_flops(pixels, channels) if isinstance(self.attention, SelfAttention) else 0)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.film(condition)[:, :, None, None].chunk(2, dim=1)
@@ -214,6 +223,22 @@ class UNet(nn.Module):
         seen = torch.where(shown, x_t, 0.0)  # not a product: a NaN in hiding would survive that
         out = self._network(torch.cat([seen, shown.to(x_t.dtype), places], dim=1), condition)
         return torch.where(shown, out, 0.0)
+
+    def flops(self, masking: Masking) -> int:
+        """Of one image, forth, a multiply-add as two: of the crop where masks are crops, else of the whole image."""
+        rows, columns = masking.crop if masking.kind == "crop" else self.grid
+        pixels = rows * columns * self.patch_size**2
+        embedding = 4 * self.width
+        total = linear_flops(1, self.width, embedding) + linear_flops(1, embedding, embedding)
+        total += 9 * linear_flops(pixels, self.conv_in.in_channels, self.width)
+        total += 9 * linear_flops(pixels, self.conv_out.in_channels, self.channels)
+        for block in (*self.blocks_in, *self.middle, *self.blocks_out):
+            if isinstance(block, Block):
+                total += block.flops(pixels)
+            elif isinstance(block, (Down, Up)):
+                pixels = pixels // 4 if isinstance(block, Down) else pixels * 4
+                total += 9 * linear_flops(pixels, block.conv.in_channels, block.conv.out_channels)
+        return total
 
     def _network(self, x: Tensor, condition: Tensor) -> Tensor:
         """(B, C + 3, H', W') of any size that can be halved, (B, E) -> (B, C, H', W')."""

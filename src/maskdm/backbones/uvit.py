@@ -16,8 +16,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from maskdm.backbones.layers import MLP, Attention, initialise, sinusoidal
+from maskdm.backbones.layers import MLP, Attention, attention_flops, initialise, linear_flops, sinusoidal
 from maskdm.errors import InputError
+from maskdm.method.masking import Masking
 from maskdm.method.patches import gather, patch_grid, patchify, scatter, unpatchify
 
 
@@ -38,6 +39,12 @@ class Block(nn.Module):
         x = x + self.attention(self.norm1(x))
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
+
+    def flops(self, tokens: int) -> int:
+        """Of one image."""
+        width, hidden = self.mlp.up.in_features, self.mlp.up.out_features
+        skip = linear_flops(tokens, 2 * width, width) if self.skip is not None else 0
+        return skip + attention_flops(tokens, width) + 2 * linear_flops(tokens, width, hidden)
 
 
 SIZES = {
@@ -146,6 +153,21 @@ class UViT(nn.Module):
             x = block(x, skips.pop())
         out = self.head(self.norm(x[:, self.extras :]))
         return unpatchify(scatter(out, visible, self.patches), self.grid, self.channels)
+
+    def flops(self, masking: Masking) -> int:
+        """Of one image, forth, a multiply-add as two."""
+        routed = masking.kind == "route"
+        shown = self.patches if routed else masking.visible
+        outer, inner = self.extras + shown, self.extras + masking.visible
+        bend = self.detour if routed else len(self.blocks_in)
+        around = [*self.blocks_in[:bend], *self.blocks_out[len(self.blocks_out) - bend :]]
+        within = [*self.blocks_in[bend:], self.block_mid, *self.blocks_out[: len(self.blocks_out) - bend]]
+        passes = [(block, outer) for block in around] + [(block, inner) for block in within]
+        passes += [(block, self.extras + self.patches) for block in self.mixer]
+        edge = (self.patches if self.mixer else shown) + shown  # embedded, and read
+        time = 2 * linear_flops(1, self.width, 4 * self.width) if self.time is not None else 0
+        blocks = sum(block.flops(tokens) for block, tokens in passes if isinstance(block, Block))
+        return time + blocks + linear_flops(edge, self.width, self.head.out_features)
 
     def _tokens(self, x_t: Tensor, t: Tensor, visible: Tensor | None, label: Tensor | None) -> Tensor:
         """[label, time, patches]: (B, extras + K, D)."""

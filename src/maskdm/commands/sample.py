@@ -57,6 +57,13 @@ def add(commands: Commands) -> None:
     p.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures at once (default: 64)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     p.add_argument(
+        "--mixed-precision",
+        choices=["auto", "bf16", "fp16", "no"],
+        default="no",
+        help="arithmetic of the network: bf16 is faster, auto takes it where the device has it (default: no, float32)",
+    )
+    p.add_argument("--compile", action="store_true", help="compile the network first: a minute, for many pictures")
+    p.add_argument(
         "--output",
         "-o",
         type=Path,
@@ -117,7 +124,10 @@ def _sample(a: argparse.Namespace) -> None:
     if a.output.suffix.lower() in FILES and not a.output.is_dir():
         raise InputError(f"--output: got {a.output}, wanted a folder for PNGs, or a file that ends in .npz")
     device = pick_device(a.device, "--device")
-    denoiser = load(a.model, weights=a.weights, device=device, backbone=_backbone(a.backbone))
+    own = _backbone(a.backbone)
+    denoiser = load(
+        a.model, weights=a.weights, device=device, backbone=own, mixed_precision=a.mixed_precision, compile=a.compile
+    )
     labels = [word.strip() for word in a.labels.split(",")] if a.labels is not None else None
     edit = bool(a.init or a.interpolate)
     if edit and labels is None and denoiser.class_names:

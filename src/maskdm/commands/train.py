@@ -7,9 +7,7 @@ import re
 from pathlib import Path
 
 from maskdm.commands.parsing import Commands, command
-from maskdm.errors import InputError
-
-Words = list[str]
+from maskdm.commands.words import Words, add_settings, check_words, resolved, settings_words
 
 
 def add(commands: Commands) -> None:
@@ -25,25 +23,20 @@ def add(commands: Commands) -> None:
         "Run the same command again to go on with an interrupted run. Sub-folders of --data are classes.\n"
         "Settings: defaults < --recipe < --config < key.sub=value. --settings lists them, --recipes the recipes.",
     )
-    p.add_argument("--data", metavar="DIR|ZIP|NPZ", help="the pictures (data.path)")
+    add_settings(p)
     p.add_argument(
         "--output-dir", "--outdir", metavar="DIR", type=Path, default=Path("runs"), help="where runs go (default: runs)"
     )
     p.add_argument("--name", help="name of a new run (default: the recipe's or the data's)")
-    p.add_argument("--recipe", metavar="NAME", help="shipped settings")
-    p.add_argument("--config", metavar="FILE", type=Path, help="a file of settings (YAML)")
     p.add_argument(
         "--resume", metavar="latest|PATH|never", help="a certain run; by default an unfinished one of the same settings"
     )
-    p.add_argument("--image-size", "--resolution", metavar="N", help="pixels (data.image_size)")
-    p.add_argument("--mixed-precision", metavar="bf16|fp16|no", help="arithmetic (train.mixed_precision)")
-    p.add_argument("--seed", metavar="N", help="of everything random (train.seed)")
     p.add_argument(
         "-n", "--dry-run", action="store_true", help="read the pictures, say what would be done, make nothing"
     )
     p.add_argument("--settings", action="store_true", help="list every setting with its default, and leave")
     p.add_argument("--recipes", action="store_true", help="list the recipes, and leave")
-    p.set_defaults(run=_train)
+    p.set_defaults(run=_train, settings_follow=True)
 
 
 def _train(a: argparse.Namespace, rest: Words) -> None:
@@ -57,40 +50,18 @@ def _train(a: argparse.Namespace, rest: Words) -> None:
         for name, header in recipes().items():
             print(f"{name:18} {header}")
         return
-    stray = [word for word in rest if word.startswith("-")]
-    if stray:
-        raise InputError(f"unknown option {stray[0]!r}; {_hint(stray[0])}see maskdm train --help")
-    places = [word for word in rest if "=" not in word and Path(word).exists()]
-    if places:
-        raise InputError(f"got {places[0]!r} by itself; for pictures to train on write --data {places[0]}")
+    check_words(rest, "train")
     _start_training(a, rest)
 
 
-def _hint(option: str) -> str:
-    """--batch-size=8 -> where the setting of that name is, if there is one."""
-    from maskdm.training.settings import all_keys
-
-    name = option.strip("-").partition("=")[0].replace("-", "_")
-    keys = [key.replace(".N.", ".0.") for key in all_keys() if key.rpartition(".")[2] == name]
-    return f"settings are written {keys[0]}=VALUE; " if keys else ""
-
-
 def _start_training(a: argparse.Namespace, words: Words) -> None:
-    from maskdm.training.settings import resolve
-
-    flags = {
-        "data.path": a.data,
-        "data.image_size": a.image_size,
-        "train.mixed_precision": a.mixed_precision,
-        "train.seed": a.seed,
-    }
-    words = [f"{key}={value}" for key, value in flags.items() if value is not None] + words
+    words = settings_words(a, words)
     config = None
     if a.resume not in (None, "never") and not (words or a.recipe or a.config):
         from maskdm.training.run import find_resumable, read_config
 
         config = read_config(find_resumable(a.output_dir, a.resume))
-    config = config or resolve(recipe=a.recipe, file=a.config, overrides=words)
+    config = config or resolved(a, words)
 
     from maskdm.interop.official import read_any
     from maskdm.measuring.report import write_report

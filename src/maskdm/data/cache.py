@@ -19,6 +19,7 @@ from PIL import ImageColor
 from maskdm.data.decode import MODES, BadImage, Content, Pixels, Transform, decode, probe
 from maskdm.data.entries import Decoded, Entry, find_or_build
 from maskdm.data.sources import Item, Source, one_line, shown
+from maskdm.data.stream import Images, Streamed
 from maskdm.data.workers import Progress, in_order, silent
 from maskdm.errors import InputError
 
@@ -36,7 +37,7 @@ _NAMED = 10
 class ImageSet:
     """The good pictures of a source in its order, one row each; `bad` names the others, with the reason."""
 
-    images: Pixels
+    images: Images
     names: tuple[str, ...]
     labels: NDArray[np.int64] | None
     class_names: tuple[str, ...]
@@ -49,7 +50,7 @@ class ImageSet:
     fingerprint: str
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.names)
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,13 @@ def load_images(
     channels: int | Literal["auto"] = "auto",
     background: str = "white",
     on_bad_image: Literal["skip", "fail"] = "skip",
+    keep: bool = True,
     progress: Progress = silent,
 ) -> ImageSet:
-    """Reads, decodes and caches all pictures of `source`. `say` is told of pictures that had to be left out."""
+    """Reads, decodes and caches all pictures of `source`. `say` is told of pictures that had to be left out.
+
+    With `keep=False` nothing is written: pictures are decoded once to be known, and again whenever they are asked for.
+    """
     settle = _settler(image_size, channels, background)
     if on_bad_image not in ("skip", "fail"):
         raise InputError(f"data.on_bad_image is {on_bad_image!r}, wanted 'skip' or 'fail'; write one of these")
@@ -106,13 +111,38 @@ def load_images(
                     leave_out(picture, result)
                 yield result
 
-    entry = find_or_build(cache_dir, _key(transform, readable), transform, len(readable), decode_all, say)
+    if keep:
+        entry = find_or_build(cache_dir, _key(transform, readable), transform, len(readable), decode_all, say)
+    else:
+        entry = _streamed(source, readable, transform, decode_all())
     for position, reason in entry.bad.items():
         leave_out(readable[position], reason)
     bad = [picture for picture in seen if picture.item.name in reasons]
     _require_enough(source, len(seen) - len(bad), reasons)
     _tell(bad, reasons, say)
     return _assemble(source, seen, reasons, transform, entry)
+
+
+def _streamed(
+    source: Source, readable: Sequence[_Seen], transform: Transform, decoded: Iterable[Decoded | str]
+) -> Entry:
+    """An entry that lies nowhere."""
+    sha256_px: list[str] = []
+    bad: dict[int, str] = {}
+    for position, result in enumerate(decoded):
+        if isinstance(result, str):
+            bad[position] = result
+        else:
+            sha256_px.append(result.sha256)
+    good = [picture for position, picture in enumerate(readable) if position not in bad]
+
+    def again(picture: _Seen) -> Pixels:
+        result = _decode(source, picture, transform)
+        if isinstance(result, str):
+            raise _changed(source, picture, result)
+        return result.pixels
+
+    return Entry(Streamed(good, transform.shape, again), tuple(sha256_px), bad)
 
 
 def _assemble(

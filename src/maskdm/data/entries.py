@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from maskdm.data.decode import Pixels, Transform
+from maskdm.data.stream import Images
 from maskdm.errors import InputError
 
 FORMAT = 1
@@ -50,7 +51,7 @@ class Decoded:
 class Entry:
     """`images` holds the good pictures in order; `bad` says why each other one, by its position, is not among them."""
 
-    images: Pixels
+    images: Images
     sha256_px: tuple[str, ...]
     bad: dict[int, str]
 

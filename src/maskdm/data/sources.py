@@ -1,15 +1,17 @@
-"""A source is a list of pictures and a way to read each: a folder, a `.zip` or a `.npz`.
+"""A source is a list of pictures and a way to read each: a folder, a `.zip`, `.tar`s, a `.npz`, a data set of a hub.
 
 Listing opens no picture, and reading extracts nothing to disk. Names are POSIX paths relative to the source, and the
 pictures are in the order of their names, so that equal contents give equal lists on every machine.
 
-Labels come from a StyleGAN/EDM `dataset.json` if there is one, from the array `labels` of a `.npz`, or else from the
-first folder of each name, when every picture is in a folder and there are at least two.
+Labels come from a StyleGAN/EDM `dataset.json` if there is one, from the array `labels` of a `.npz`, from the `.cls`
+files beside the pictures of a webdataset, from the classes of a data set of a hub, or else from the first folder of
+each name, when every picture is in a folder and there are at least two.
 """
 
 import itertools
 import json
 import os
+import tarfile
 import threading
 import zipfile
 import zlib
@@ -26,6 +28,8 @@ from maskdm.errors import InputError
 SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif")
 _READ = ", ".join(SUFFIXES)
 _LABEL_FILE = "dataset.json"
+_FILES = "a .zip, a .tar, a .npz, or hf:NAME"
+HUB = "hf:"
 
 
 @dataclass(frozen=True)
@@ -49,19 +53,34 @@ class Source:
 
 
 def open_source(path: str | Path) -> Source:
-    """Lists the pictures of a folder, a `.zip` or a `.npz`."""
+    """Lists the pictures of a folder, a `.zip`, a `.tar` or a folder of them, a `.npz`, or a data set of a hub."""
+    if str(path).startswith(HUB):
+        from maskdm.data.hub import open_hub
+
+        return open_hub(str(path).removeprefix(HUB))
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{shown(path)} does not exist: give a folder of pictures, a .zip or a .npz")
+        raise InputError(f"{shown(path)} does not exist: give a folder of pictures, {_FILES}")
     if path.is_dir():
-        return _listed(path, list(_files_below(path)), lambda name: (path / name).read_bytes())
+        files = list(_files_below(path))
+        shards = sorted(name for name in files if name.lower().endswith(".tar"))
+        if shards and not any(_is_picture(name) for name in files):
+            return _open_tars(path, {name.removesuffix(name[-4:]): path / name for name in shards})
+        return _listed(path, files, lambda name: (path / name).read_bytes())
     suffix = path.suffix.lower()
+    if suffix == ".tar":
+        return _open_tars(path, {"": path})
     if suffix == ".zip":
         archive = _Zip(path)
         return _listed(path, archive.names, archive.read)
     if suffix == ".npz":
         return _open_npz(path)
-    raise InputError(f"{shown(path)} is a file of another kind: give a folder of pictures, a .zip or a .npz")
+    raise InputError(f"{shown(path)} is a file of another kind: give a folder of pictures, {_FILES}")
+
+
+def settled_path(path: str) -> str:
+    """The same source by a name that holds everywhere on this machine."""
+    return path if path.startswith(HUB) else str(Path(path).resolve())
 
 
 def shown(name: object) -> str:
@@ -214,6 +233,71 @@ def _dense(labels: Sequence[int]) -> _Labels:
     values = sorted(set(labels))
     index = {value: position for position, value in enumerate(values)}
     return [index[label] for label in labels], tuple(str(value) for value in values)
+
+
+# --- tars ------------------------------------------------------------------------------------------------------------
+
+
+class _Tars:
+    """Reads members of tars from any number of threads: their places are known, and nothing is read in order."""
+
+    def __init__(self, tars: dict[str, Path]) -> None:
+        self.places: dict[str, tuple[Path, int, int]] = {}
+        for prefix, file in tars.items():
+            try:
+                with tarfile.open(file, "r:") as archive:
+                    for member in archive:
+                        if member.isreg() and not member.sparse:
+                            name = f"{prefix}/{member.name}" if prefix else member.name
+                            self.places[name.removeprefix("./")] = (file, member.offset_data, member.size)
+            except (OSError, tarfile.TarError, EOFError) as error:
+                raise InputError(
+                    f"{shown(file)} cannot be read as a tar: {one_line(error)}; pack it again, and do not compress it"
+                ) from error
+
+    def read(self, name: str) -> bytes:
+        file, offset, size = self.places[name]
+        with file.open("rb") as handle:
+            handle.seek(offset)
+            content = handle.read(size)
+        if len(content) < size:
+            raise OSError("the tar ends too early")
+        return content
+
+
+def _open_tars(path: Path, tars: dict[str, Path]) -> Source:
+    archive = _Tars(tars)
+    of_class = {name[:-4]: name for name in archive.places if name.lower().endswith(".cls")}
+    if not of_class and len(tars) == 1:
+        return _listed(path, list(archive.places), archive.read)
+    pictures = sorted(name for name in archive.places if _is_picture(name))
+    if not pictures:
+        raise InputError(f"{shown(path)} holds no picture of a kind that is read ({_READ})")
+    if not of_class:  # shards are no classes
+        return Source(path, tuple(Item(name) for name in pictures), (), archive.read)
+    keys = [_key_of(name) for name in pictures]
+    missing = [name for name, key in zip(pictures, keys, strict=True) if key not in of_class]
+    if missing:
+        raise InputError(
+            f"{shown(path)} has no .cls file for {len(missing)} of {len(pictures)} pictures, the first "
+            f"{shown(missing[0])}; add them, or leave all of them out"
+        )
+    words = [archive.read(of_class[key]).decode("utf-8", "replace").strip() for key in keys]
+    labels, names = _dense([int(word) for word in words]) if all(map(str.isdigit, words)) else _labels_of_words(words)
+    items = tuple(Item(name, label) for name, label in zip(pictures, labels, strict=True))
+    return Source(path, items, names, archive.read)
+
+
+def _key_of(name: str) -> str:
+    """What a picture and its class share: the name up to the first dot of its last part."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.split(".", 1)[0]
+
+
+def _labels_of_words(words: Sequence[str]) -> _Labels:
+    names = tuple(sorted(set(words)))
+    index = {name: position for position, name in enumerate(names)}
+    return [index[word] for word in words], names
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from torch import Tensor
 from maskdm.method.mask_plan import Portion, parts
 from maskdm.method.patches import from_uint8
 from maskdm.method.process import Process
+from maskdm.training.store import Store, rows_of
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,13 @@ class TrainingSet:
     """The members, the only pictures that training may touch.
 
     Attributes:
-        images: (N, H, W, C) uint8, all pictures, memory-mapped.
+        images: all pictures, where the device can reach them.
         members: numbers of the rows to train on.
         labels: (N,) int64, or None for an unconditional model.
         unconditional: the label that stands for "no class".
     """
 
-    images: np.ndarray
+    images: Store
     members: np.ndarray
     labels: np.ndarray | None
     unconditional: int
@@ -103,8 +104,18 @@ def draw(
     """
     # Generators of the CPU keep 32 bits of a seed: counted up from a start, no two steps share one.
     generator = torch.Generator(device).manual_seed((seed_of(*seed, "steps") + step) % 2**32)
-    rows = data.members[order(len(data.members), batch_size, step, *seed)]
-    channels, (height, width) = data.images.shape[3], data.images.shape[1:3]
+    height, width, channels = data.images.size
+    stretches = parts(portions, batch_size)
+    mine = [share(whole) for whole in stretches]
+
+    def rows_at(step: int) -> np.ndarray:
+        rows = data.members[order(len(data.members), batch_size, step, *seed)]
+        return rows_of([rows[part] for part in mine])
+
+    rows = rows_at(step)
+    pixels = data.images.take(rows)
+    data.images.expect(rows_at(step + 1))
+    labels = None if data.labels is None else _to_device(data.labels[rows], device)
 
     u = torch.rand(batch_size, generator=generator, device=device)
     eps = torch.randn(batch_size, channels, height, width, generator=generator, device=device)
@@ -112,18 +123,18 @@ def draw(
     unlabelled = torch.rand(batch_size, generator=generator, device=device) < label_dropout
 
     drawn = []
-    for portion, whole in zip(portions, parts(portions, batch_size), strict=True):
+    end = 0
+    for portion, whole, part in zip(portions, stretches, mine, strict=True):
         view = portion.masking.view(whole.stop - whole.start, generator)
-        part, (low, high) = share(whole), portion.noise
+        low, high = portion.noise
         inside = slice(part.start - whole.start, part.stop - whole.start, part.step)
-        if part.start >= part.stop:
+        begin, end = end, end + len(range(batch_size)[part])
+        if begin == end:
             continue
-        x_0 = from_uint8(_to_device(data.images[rows[part]], device)).permute(0, 3, 1, 2).contiguous()
+        x_0 = from_uint8(pixels[begin:end]).permute(0, 3, 1, 2).contiguous()
         if flip:
             x_0 = torch.where(mirrored[part, None, None, None], x_0.flip(3), x_0)
-        label = None
-        if data.labels is not None:
-            label = _to_device(data.labels[rows[part]], device).masked_fill(unlabelled[part], data.unconditional)
+        label = None if labels is None else labels[begin:end].masked_fill(unlabelled[part], data.unconditional)
         t = process.training_time(low + (high - low) * u[part])
         visible, through = (None if patches is None else patches[inside] for patches in view)
         drawn.append(Batch(x_0, t, eps[part], visible, through, label))

@@ -32,6 +32,7 @@ class Progress:
     """How far a run is. `step`, `images` and `seconds` count over all stages, `stage_*` within the current one.
 
     `recorded` is the length in bytes of metrics.jsonl when this was saved; a resumed run goes on from there.
+    `micro_batch` is how many images this stage computes at once on a rank, None for all of the rank's.
     """
 
     stage: int = 0
@@ -42,6 +43,7 @@ class Progress:
     seconds: float = 0.0
     stage_done: bool = False
     recorded: int = 0
+    micro_batch: int | None = None
 
     def advance(self, images: int, seconds: float) -> None:
         """One step more."""

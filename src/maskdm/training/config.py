@@ -35,7 +35,8 @@ class DataConfig(Section):
     """Where the pictures come from and how they become arrays."""
 
     path: str = ""
-    """A folder (searched recursively), a .zip, or an .npz with `images` and perhaps `labels`. Flag: --data."""
+    """A folder (searched recursively), a .zip, a .tar or a folder of them, an .npz with `images` and perhaps `labels`,
+    or hf:NAME, hf:NAME:SPLIT, a Hugging Face data set. Flag: --data."""
     image_size: Side | tuple[Side, Side] | Literal["auto"] = "auto"
     """Pixels: N, or [height, width]. auto: the size all pictures share, up to 128 px, else 64. Flag: --image-size."""
     channels: Literal["auto", 1, 2, 3, 4] = "auto"
@@ -58,6 +59,9 @@ class DataConfig(Section):
     split), public (a published one, for public pictures only), or the path of a file with at least 16 bytes."""
     cache_dir: str = "auto"
     """Where decoded pictures are kept. auto: $MASKDM_CACHE, else ~/.cache/maskdm."""
+    store: Literal["auto", "device", "ram", "map", "stream"] = "auto"
+    """Where decoded pictures lie while training: on the GPU, in memory, mapped from the cache on disk, or nowhere
+    (stream: decoded whenever needed, no cache). auto: the first of the first three that fits; without a GPU, mapped."""
 
 
 class ModelConfig(Section):
@@ -234,8 +238,9 @@ class StageConfig(Section):
     """Length in minutes of training; such a stage ends by the clock and cannot be repeated bit for bit."""
     batch_size: Positive = 128
     """Images a step, over all ranks."""
-    micro_batch: Positive | None = None
-    """Images at once on a rank; gradients are accumulated to the batch. Default: the whole share of the rank."""
+    micro_batch: Positive | Literal["auto"] | None = None
+    """Images at once on a rank; gradients are accumulated to the batch. null: the whole share of the rank, and half of
+    it from then on if memory runs out. auto: the most that fits, by a measurement as the stage begins."""
     lr: PositiveFloat = 2e-4
     """Peak learning rate."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
@@ -286,6 +291,10 @@ class TrainConfig(Section):
     """auto (cuda, else mps, else cpu), or a device of torch."""
     mixed_precision: Literal["auto", "bf16", "fp16", "no"] = "auto"
     """Arithmetic of the network; weights stay fp32. auto: bf16 where the device computes it, else no."""
+    compile: Literal["auto", "no", "default", "reduce-overhead", "max-autotune"] = "auto"
+    """Whether torch compiles the network, and how (torch.compile's modes). auto: default on a GPU, else no."""
+    checkpoint_activations: bool = False
+    """Blocks keep their inputs only and are computed again on the way back: less memory, a third more work."""
     save_every: Positive = 1000
     """Steps between checkpoints (one is also written at the end of a stage and when interrupted)."""
     keep: Positive = 2

@@ -7,8 +7,6 @@ saved.
 
 from __future__ import annotations
 
-import copy
-import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -18,45 +16,31 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskdm.errors import Interrupted, StorageError, TrainingError
 from maskdm.method.denoiser import Denoiser
-from maskdm.method.loss import denoising_loss
-from maskdm.method.mask_plan import MaskPlan
 from maskdm.training import build, checkpoint, stages
-from maskdm.training.batches import Batch, TrainingSet, draw
 from maskdm.training.checkpoint import Progress, State
-from maskdm.training.config import Config, ModelSpec, StageConfig
 from maskdm.training.console import Bar, Console
-from maskdm.training.ema import decay_at, update
 from maskdm.training.monitor import HeldOut, Track, write_samples
-from maskdm.training.optimiser import adamw, rate
 from maskdm.training.run import Run
-from maskdm.training.runtime import Runtime
+from maskdm.training.step import Task, training_step
 from maskdm.training.transfer import Read, read_ours
+from maskdm.training.trial import choose_micro_batch
 from maskdm.training.weights import Facts, Weights
 
 
 @dataclass(frozen=True)
-class Training:
-    """What stays the same for a whole run."""
+class Training(Task):
+    """What stays the same for a whole run: the task, and where its outcome goes."""
 
-    config: Config
-    spec: ModelSpec
-    data: TrainingSet
     heldout: HeldOut | None
-    masks: Sequence[MaskPlan]
     facts: Facts
-    runtime: Runtime
     run: Run
     console: Console
     read: Read = read_ours
     track: Sequence[Track] = ()
-
-    def stage(self, progress: Progress) -> StageConfig:
-        """The current one."""
-        return self.config.stages[progress.stage]
 
     def record(self, event: str, progress: Progress, **values: float | str | None) -> None:
         """An event, for metrics.jsonl and the trackers."""
@@ -78,9 +62,7 @@ def train(training: Training) -> State:
     config, console = training.config, training.console
     found = checkpoint.newest(training.run.checkpoints)
     progress = checkpoint.read_progress(found) if found else Progress()
-    network = stages.fresh_network(config, training.spec, training.runtime)
-    optimiser, scaler = adamw(network, training.stage(progress)), training.runtime.scaler()
-    state = State(network, copy.deepcopy(network), optimiser, scaler, progress)
+    state = stages.fresh_state(config, training.spec, training.runtime, progress)
     denoiser = build.denoiser(training.spec, state.ema)
     if found:
         checkpoint.restore(found, state)
@@ -108,6 +90,9 @@ def begin_stage(training: Training, state: State, denoiser: Denoiser) -> None:
     masks = training.masks[progress.stage]
     training.console.say(f"stage {progress.stage + 1} of {len(training.config.stages)}, {stage.name}: {masks}")
     training.console.say(f"  starts from {'; '.join(origin)}")
+    progress.micro_batch = choose_micro_batch(training, state, replace(denoiser, backbone=state.model))
+    if stage.micro_batch == "auto":
+        training.console.say(f"  {progress.micro_batch or stage.batch_size} images at once")
     training.record(
         "stage",
         progress,
@@ -134,11 +119,13 @@ def run_stage(training: Training, state: State, denoiser: Denoiser, signals: Seq
     with training.console.bar(stage.name, images, initial=progress.stage_step * stage.batch_size) as bar:
         while not progress.stage_done:
             since = time.perf_counter()
+            at_once = progress.micro_batch
             loss, norm = training_step(training, state, learner, model)
+            if progress.micro_batch != at_once:
+                training.console.warn(f"out of memory; from here on {progress.micro_batch} images at once")
             seconds = time.perf_counter() - since
             # Rates and masks follow the clock of such a stage: on every rank the same one.
             progress.advance(stage.batch_size, seconds if stage.minutes is None else runtime.same(seconds))
-            update(state.ema.parameters(), state.model.parameters(), decay_at(config.ema, progress.stage_step))
             meter.add(loss, norm, progress.step)
             bar.update(stage.batch_size)
 
@@ -165,54 +152,6 @@ def run_stage(training: Training, state: State, denoiser: Denoiser, signals: Seq
     seen = progress.stage_step * stage.batch_size
     training.console.say(
         f"  {stage.name}: {progress.stage_step:,} steps, {seen:,} images, {progress.stage_seconds:,.0f} s"
-    )
-
-
-def training_step(training: Training, state: State, learner: Denoiser, model: nn.Module) -> tuple[Tensor, Tensor]:
-    """One step of the optimiser on one batch: (loss, gradient norm), both still on the device."""
-    runtime, progress, stage = training.runtime, state.progress, training.stage(state.progress)
-    for group in state.optimiser.param_groups:
-        group["lr"] = rate(stage, progress.stage_step, stages.through(stage, progress))
-    loss = torch.zeros((), device=runtime.device)
-    parts = [part for batch in draw_batch(training, learner, progress) for part in batch.split(stage.micro_batch)]
-    for part in parts:
-        with runtime.accumulate(model, last=part is parts[-1]):
-            with runtime.autocast():
-                losses = denoising_loss(
-                    learner,
-                    part.x_0,
-                    part.t,
-                    part.eps,
-                    visible=part.visible,
-                    through=part.through,
-                    label=part.label,
-                )
-            share = losses.sum() * runtime.world_size / stage.batch_size  # ranks are averaged
-            torch.autograd.backward(state.scaler.scale(share))
-            loss += share.detach()
-    state.scaler.unscale_(state.optimiser)
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), stage.clip or math.inf, foreach=True)
-    state.scaler.step(state.optimiser)
-    state.scaler.update()
-    state.optimiser.zero_grad(set_to_none=True)
-    # Under fp16 an overflow is no fault: the step is skipped and the scale lowered.
-    return loss, torch.zeros_like(norm) if state.scaler.is_enabled() else norm
-
-
-def draw_batch(training: Training, denoiser: Denoiser, progress: Progress) -> list[Batch]:
-    """This rank's part of the batch of the current step, by the shapes of its masks."""
-    stage = training.stage(progress)
-    return draw(
-        training.data,
-        training.masks[progress.stage].at(stages.through(stage, progress)),
-        denoiser.process,
-        step=progress.stage_step,
-        batch_size=stage.batch_size,
-        seed=(training.config.train.seed, "stage", progress.stage),
-        flip=training.config.data.flip,
-        label_dropout=stage.label_dropout,
-        device=training.runtime.device,
-        share=training.runtime.slice,
     )
 
 

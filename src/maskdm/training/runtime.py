@@ -18,9 +18,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskdm.errors import InputError
+from maskdm.training import memory
 from maskdm.training.config import TrainConfig
 
 Precision = Literal["bf16", "fp16", "no"]
+MOST_GRAPHS = 64
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -32,12 +34,16 @@ class Runtime:
         device: of this rank.
         precision: of the network's arithmetic; weights, moving average and sampling stay float32.
         rank, world_size: of this process, and how many there are.
+        local_world_size: how many of them are on this machine.
+        compile: the mode in which torch compiles the network, or None.
     """
 
     device: torch.device
     precision: Precision
     rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
+    compile: str | None = None
 
     @property
     def main(self) -> bool:
@@ -55,7 +61,11 @@ class Runtime:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as it is called in training: gradients are averaged over ranks."""
+        """The model as it is called in training: perhaps compiled, gradients averaged over ranks."""
+        if self.compile is not None:
+            # A graph for every shape of the masks; shapes are static, and by a schedule there may be several.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+            model = cast(nn.Module, torch.compile(model, dynamic=False, mode=self.compile))
         if self.world_size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -75,6 +85,13 @@ class Runtime:
         """
         first = whole.start + (self.rank - whole.start) % self.world_size
         return slice(first, whole.stop, self.world_size)
+
+    def synchronise(self) -> None:
+        """Waits until the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
 
     def barrier(self) -> None:
         """Waits for all ranks."""
@@ -106,6 +123,14 @@ class Runtime:
         dist.broadcast(shared, src=0)
         return float(shared.item())
 
+    def least(self, number: float) -> float:
+        """The least of what the ranks say, on every rank."""
+        if self.world_size == 1:
+            return number
+        shared = torch.tensor(number, dtype=torch.float64, device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MIN)
+        return float(shared.item())
+
     def share(self, text: str) -> str:
         """What the main rank says, on every rank."""
         if self.world_size == 1:
@@ -118,6 +143,28 @@ class Runtime:
         """Leaves the process group."""
         if self.world_size > 1:
             dist.destroy_process_group()
+
+
+class Light(nn.Module):
+    """A network that answers in half precision, and perhaps compiled."""
+
+    def __init__(self, network: nn.Module, runtime: Runtime) -> None:
+        super().__init__()
+        self.network, self.runtime = runtime.wrap(network), runtime
+
+    def forward(self, *tensors: torch.Tensor, **masks: torch.Tensor | None) -> torch.Tensor:
+        """See `maskdm.method.denoiser.Backbone`; in the precision of x_t again."""
+        with self.runtime.autocast():
+            out: torch.Tensor = self.network(*tensors, **masks)
+        return out.to(tensors[0].dtype)
+
+
+def light(network: nn.Module, device: torch.device, mixed_precision: str, compiled: bool = False) -> nn.Module:
+    """`network` as sampling may call it; itself where nothing is asked for."""
+    precision = pick_precision(device) if mixed_precision == "auto" else cast(Precision, mixed_precision)
+    if precision == "no" and not compiled:
+        return network
+    return Light(network, Runtime(device, precision, compile="default" if compiled else None))
 
 
 def start(config: TrainConfig) -> Runtime:
@@ -138,8 +185,11 @@ def start(config: TrainConfig) -> Runtime:
         torch.cuda.set_device(device)
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cpu":
+        memory.hold()
     precision = pick_precision(device) if config.mixed_precision == "auto" else config.mixed_precision
-    return Runtime(device, precision, rank, world_size)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size > 1 else 1
+    return Runtime(device, precision, rank, world_size, local, pick_compile(config.compile, device))
 
 
 def pick_device(name: str, setting: str = "train.device") -> torch.device:
@@ -158,6 +208,13 @@ def pick_device(name: str, setting: str = "train.device") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"{setting}: got {name!r}, which this machine does not offer; try auto") from None
     return device
+
+
+def pick_compile(wanted: str, device: torch.device) -> str | None:
+    """The mode of torch.compile; by itself only on a GPU: a CPU gains nothing from a minute of compiling."""
+    if wanted == "auto":
+        return "default" if device.type == "cuda" else None
+    return None if wanted == "no" else wanted
 
 
 def pick_precision(device: torch.device) -> Precision:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from maskdm.training import build, transfer
 from maskdm.training.batches import seed_of
@@ -21,6 +24,25 @@ def fresh_network(config: Config, spec: ModelSpec, runtime: Runtime) -> nn.Modul
     """The network before training, the same on every rank; a function of the seed."""
     torch.manual_seed(seed_of(config.train.seed, "weights"))
     return build.backbone(spec).to(runtime.device)
+
+
+def fresh_state(config: Config, spec: ModelSpec, runtime: Runtime, progress: Progress) -> State:
+    """Everything that training changes, as before its first step, with the optimiser of the stage of `progress`."""
+    network = fresh_network(config, spec, runtime)
+    ema = copy.deepcopy(network)
+    if config.train.checkpoint_activations:
+        recompute(network)
+    return State(network, ema, adamw(network, config.stages[progress.stage]), runtime.scaler(), progress)
+
+
+def recompute(network: nn.Module) -> None:
+    """Blocks (the modules in lists) keep what they were given and are computed again on the way back.
+
+    Source: Chen et al. 2016, arXiv 1604.06174.
+    """
+    blocks = [block for blocks in network.modules() if isinstance(blocks, nn.ModuleList) for block in blocks]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def begin(state: State, config: Config, spec: ModelSpec, runtime: Runtime, read: Read) -> list[str]:

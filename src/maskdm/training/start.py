@@ -18,7 +18,7 @@ from maskdm import __version__
 from maskdm.data.cache import ImageSet, load_images
 from maskdm.data.manifest import Manifest, read_manifest, write_manifest
 from maskdm.data.roles import Role, assign_roles, group_names, read_salt
-from maskdm.data.sources import open_source
+from maskdm.data.sources import open_source, settled_path
 from maskdm.errors import InputError
 from maskdm.method.mask_plan import MaskPlan
 from maskdm.method.patches import patch_grid
@@ -34,6 +34,8 @@ from maskdm.training.monitor import HeldOut, check_trackers, trackers
 from maskdm.training.run import Run, check_writable, find_resumable, find_run, open_run, write_env
 from maskdm.training.runtime import Runtime
 from maskdm.training.stages import total_steps
+from maskdm.training.step import Task
+from maskdm.training.store import place
 from maskdm.training.transfer import Read
 from maskdm.training.weights import Facts
 
@@ -143,6 +145,7 @@ def prepare(config: Config, console: Console) -> Prepared:
         channels=data.channels,
         background=data.background,
         on_bad_image=data.on_bad_image,
+        keep=data.store != "stream",
         progress=console.bar,
     )
     groups = group_names(pictures.names, data.group_by)
@@ -155,7 +158,7 @@ def prepare(config: Config, console: Console) -> Prepared:
     )
     height, width, channels = pictures.images.shape[1:]
     settled = data.model_copy(
-        update={"path": str(Path(data.path).resolve()), "image_size": (height, width), "channels": channels}
+        update={"path": settled_path(data.path), "image_size": (height, width), "channels": channels}
     )
     config = config.model_copy(update={"data": settled})
     spec = ModelSpec(
@@ -249,28 +252,50 @@ def _run(prepared: Prepared, runtime: Runtime, run: Run, console: Console, read:
     runtime.barrier()
     manifest = read_manifest(run.path)
     manifest.check(prepared.pictures)
-    config, spec = prepared.config, prepared.spec
-    labels = prepared.pictures.labels if spec.class_names else None
+    config = prepared.config
     facts: Facts = {
         "maskdm": __version__,
         "manifest_sha256": manifest.sha256,
         "heldout_pictures": len(manifest.indices("heldout")),
         "members": len(manifest.indices("member")),
     }
+    task = task_of(prepared, runtime, manifest.indices("member"))
     training = Training(
-        config=config,
-        spec=spec,
-        data=TrainingSet(prepared.pictures.images, manifest.indices("member"), labels, len(spec.class_names)),
-        heldout=_heldout(prepared, manifest, labels, runtime),
-        masks=prepared.masks,
+        **vars(task),
+        heldout=_heldout(prepared, manifest, task.data.labels, runtime),
         facts=facts,
-        runtime=runtime,
         run=run,
         console=console,
         read=read,
         track=trackers(config.log.track, run.path, to_dict(config)) if runtime.main else (),
     )
     train(training)
+
+
+def task_of(prepared: Prepared, runtime: Runtime, members: np.ndarray) -> Task:
+    """What is learned from the pictures in the rows `members`, on this machine."""
+    config, spec, pictures = prepared.config, prepared.spec, prepared.pictures
+    images = place(pictures.images, runtime.device, config.data.store, runtime.local_world_size)
+    labels = pictures.labels if spec.class_names else None
+    return Task(config, spec, TrainingSet(images, members, labels, len(spec.class_names)), prepared.masks, runtime)
+
+
+SYNTHETIC = 512
+"""Pictures of a synthetic set: more than a cache of the CPU holds."""
+
+
+def synthetic(config: Config) -> Task:
+    """The same with pictures of noise in memory, at 64 px and in RGB where the settings leave that to the data."""
+    data = config.data
+    height, width = as_size(64 if isinstance(data.image_size, str) else data.image_size)
+    channels = 3 if isinstance(data.channels, str) else data.channels
+    config = config.model_copy(update={"model": build.settled(config.model)})
+    spec = ModelSpec(model=config.model, process=config.process, image_size=(height, width), channels=channels)
+    build.check_process(config.process)
+    runtime = machine.start(config.train)
+    images = np.random.default_rng(0).integers(256, size=(SYNTHETIC, height, width, channels), dtype=np.uint8)
+    store = place(images, runtime.device, data.store, runtime.local_world_size)
+    return Task(config, spec, TrainingSet(store, np.arange(SYNTHETIC), None, 0), mask_plans(config, spec), runtime)
 
 
 def _record_manifest(prepared: Prepared, run: Run) -> None:

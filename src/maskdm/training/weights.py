@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from maskdm.errors import InputError, StorageError
 from maskdm.method.denoiser import Denoiser
-from maskdm.training import build
+from maskdm.training import build, runtime
 from maskdm.training.config import ModelSpec
 
 Which = Literal["ema", "raw"]
@@ -122,6 +122,8 @@ def load(
     weights: str = "ema",
     device: str | torch.device = "cpu",
     backbone: type[nn.Module] | None = None,
+    mixed_precision: Literal["auto", "bf16", "fp16", "no"] = "no",
+    compile: bool = False,
 ) -> Denoiser:
     """A denoiser from a run folder or a weights file.
 
@@ -130,6 +132,8 @@ def load(
         weights: of a folder: the moving average (ema), the last weights (raw), or either of a stage (pretrain-ema).
         device: where to put it.
         backbone: the class of a backbone of your own. A file only names it, and nothing that a file names is imported.
+        mixed_precision: arithmetic of the network when it is called; auto is bf16 where the device multiplies it.
+        compile: whether torch compiles the network: a minute at the first call, and faster then on a GPU.
 
     Raises:
         InputError: nothing there that can be read as a model, or a backbone that was not given.
@@ -144,7 +148,9 @@ def load(
         )
     network = build.backbone(found.spec)
     restore(network, found.tensors, file)
-    return build.denoiser(found.spec, network.to(device).eval().requires_grad_(False))
+    network = network.to(device).eval().requires_grad_(False)
+    denoiser = build.denoiser(found.spec, network)
+    return replace(denoiser, backbone=runtime.light(network, denoiser.device, mixed_precision, compile))
 
 
 def restore(backbone: nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:

@@ -1,0 +1,136 @@
+"""How fast pictures reach a training step: our stores against PNGs decoded by a torch DataLoader.
+
+    python benchmarks/loader.py [--sides 64 256] [--pictures 2000] [--batch-size 64] [--seconds 3] [--output FILE]
+
+The same pictures (smooth shapes with a little noise, so that a PNG takes about as long as a photograph's) as PNG files
+and in the cache. Measured in turn, five rounds, medians: images a second of a DataLoader with two workers that opens,
+decodes and stacks PNGs; of the mapped cache; of the cache in memory; and of decoding at every step (`stream`). On a
+GPU, also of the cache on it, and all of them end on the GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from maskdm.data.cache import load_images
+from maskdm.data.sources import open_source
+from maskdm.training.runtime import pick_device
+from maskdm.training.store import Store, place
+
+ROUNDS = 5
+
+
+class Files(Dataset[Tensor]):
+    """PNGs, decoded when asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.glob("*.png"))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Tensor:
+        with Image.open(self.paths[i]) as image:
+            return torch.from_numpy(np.asarray(image.convert("RGB")).copy())
+
+
+def write_pictures(folder: Path, count: int, side: int) -> None:
+    """Sums of a few waves, with noise of two or three grey levels."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:side, :side] / side
+    for i in range(count):
+        waves = sum(
+            np.sin(2 * np.pi * (a * x + b * y) + c)[..., None] * rng.random(3)
+            for a, b, c in rng.uniform(-4, 4, size=(4, 3))
+        )
+        pixels = 128 + 30 * waves + rng.normal(0, 1.5, (side, side, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:06d}.png")
+
+
+def endless(loader: DataLoader[Tensor]) -> Iterator[Tensor]:
+    """Epoch after epoch."""
+    while True:
+        yield from loader
+
+
+def rate(take: Callable[[], Tensor], device: torch.device, seconds: float) -> float:
+    """Images a second."""
+    images, since = 0, time.perf_counter()
+    while time.perf_counter() - since < seconds:
+        images += len(take())
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return images / (time.perf_counter() - since)
+
+
+def taker(store: Store, count: int, batch: int) -> Callable[[], Tensor]:
+    """Batches as a step takes them: the next is expected while this one is used."""
+    rng = np.random.default_rng(1)
+    ahead = [rng.integers(count, size=batch)]
+
+    def take() -> Tensor:
+        pixels = store.take(ahead[0])
+        ahead[0] = rng.integers(count, size=batch)
+        store.expect(ahead[0])
+        return pixels
+
+    return take
+
+
+def measure(side: int, count: int, batch: int, seconds: float, device: torch.device) -> dict[str, float]:
+    """Images a second of every way."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = folder / "pictures"
+        files.mkdir()
+        write_pictures(files, count, side)
+        loader = DataLoader(Files(files), batch, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True)
+        batches = endless(loader)
+        takes: dict[str, Callable[[], Tensor]] = {"DataLoader": lambda: next(batches).to(device)}
+        cached = load_images(open_source(files), cache_dir=folder / "cache", say=print)
+        fresh = load_images(open_source(files), cache_dir=folder / "cache", say=print, keep=False)
+        takes["map"] = taker(place(cached.images, device, "map"), count, batch)
+        takes["ram"] = taker(place(cached.images, device, "ram"), count, batch)
+        takes["stream"] = taker(place(fresh.images, device, "map"), count, batch)
+        if device.type == "cuda":
+            takes["device"] = taker(place(cached.images, device, "device"), count, batch)
+        for take in takes.values():
+            take()
+        rounds = [{way: rate(take, device, seconds) for way, take in takes.items()} for _ in range(ROUNDS)]
+        return {way: median(r[way] for r in rounds) for way in takes}
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--output", type=Path)
+    a = parser.parse_args()
+    device = pick_device("auto")
+    results = {}
+    for side in a.sides:
+        found = results[side] = measure(side, a.pictures, a.batch_size, a.seconds, device)
+        print(f"{side} px, batches of {a.batch_size}, to {device}")
+        for way, images in found.items():
+            print(f"  {way:12} {images:12,.0f} images/s  {images / found['DataLoader']:8.1f} x", flush=True)
+    if a.output:
+        a.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Where decoded pictures lie while a model is trained, and how a batch of them reaches the device.
+
+    device   all of them on the GPU: a batch is gathered there, and nothing is copied in a step
+    ram      in memory (pinned, for a GPU): a batch is gathered by the CPU
+    map      mapped from the cache on disk, whose pages the system keeps in memory while there is room
+    stream   nowhere: decoded whenever they are needed, for sets that fit on no disk a second time
+
+All but the first gather, and copy to the device, the next batch while the step before it runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskdm.data.stream import Images
+from maskdm.errors import InputError
+from maskdm.training.memory import available
+
+Where = Literal["auto", "device", "ram", "map", "stream"]
+
+SHARE_OF_DEVICE, SHARE_OF_RAM = 0.25, 0.5
+"""How much of the free memory pictures may take when nobody says where they shall lie."""
+
+
+class Store(Protocol):
+    """Pictures within reach of the device.
+
+    Attributes:
+        size: (H, W, C) of a picture.
+        waited: seconds that `take` has kept its caller waiting so far.
+    """
+
+    size: tuple[int, ...]
+    waited: float
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """(B,) -> (B, H, W, C) uint8 on the device."""
+        ...
+
+    def expect(self, rows: np.ndarray) -> None:
+        """These rows will be taken next."""
+        ...
+
+
+class OnDevice:
+    """All pictures on the device."""
+
+    def __init__(self, images: Images, device: torch.device, chunk: int = 4096) -> None:
+        self.size, self.waited, self.device = tuple(images.shape[1:]), 0.0, device
+        self.images = torch.empty(tuple(images.shape), dtype=torch.uint8, device=device)
+        for i in range(0, len(self.images), chunk):  # in parts: the host need not hold all of them at once
+            rows = np.arange(i, min(i + chunk, len(self.images)))
+            self.images[i : i + chunk] = torch.from_numpy(images[rows]).to(device)
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """See `Store`."""
+        index = torch.from_numpy(rows)
+        if self.device.type == "cuda":
+            index = index.pin_memory().to(self.device, non_blocking=True)
+        return self.images.index_select(0, index.to(self.device))
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Nothing has to be fetched."""
+
+
+class OnHost:
+    """Pictures in the memory or on the disk of the host; a thread fetches what is expected."""
+
+    def __init__(self, images: Images, device: torch.device) -> None:
+        self.size, self.waited = tuple(images.shape[1:]), 0.0
+        self.images, self.device = images, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="maskdm-pictures")
+        self._rows: np.ndarray | None = None
+        self._coming: Future[Tensor] | None = None
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """See `Store`."""
+        since = time.perf_counter()
+        rows_coming, coming, self._coming = self._rows, self._coming, None
+        expected = coming is not None and rows_coming is not None and np.array_equal(rows_coming, rows)
+        pixels = coming.result() if coming is not None and expected else self._fetch(rows)
+        self.waited += time.perf_counter() - since
+        if self._stream is not None:
+            here = torch.cuda.current_stream(self.device)
+            here.wait_stream(self._stream)
+            pixels.record_stream(here)
+        return pixels
+
+    def expect(self, rows: np.ndarray) -> None:
+        """See `Store`."""
+        self._rows, self._coming = rows, self._worker.submit(self._fetch, rows)
+
+    def _fetch(self, rows: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(self.images[rows])
+        if self._stream is None:
+            return pixels.to(self.device)
+        with torch.cuda.stream(self._stream):
+            return pixels.pin_memory().to(self.device, non_blocking=True)
+
+
+def place(images: Images, device: torch.device, where: Where = "auto", ranks: int = 1) -> Store:
+    """The store for `images` on this machine.
+
+    Args:
+        images: all pictures.
+        device: where batches are wanted.
+        where: see the module; auto takes the first of device, ram and map that fits. Without a GPU that is map, as
+            the mapped pages are in the memory of the CPU already.
+        ranks: how many processes on this machine hold the same pictures.
+
+    Raises:
+        InputError: device without a GPU, or more than its free memory.
+    """
+    if where == "auto":
+        where = _fitting(images.nbytes, device, ranks)
+    if where == "device":
+        if device.type != "cuda":
+            raise InputError(f"data.store: got device, but the model is trained on {device.type}; write auto")
+        free = available(device)
+        if images.nbytes > free:
+            raise InputError(
+                f"data.store: got device, but the pictures take {images.nbytes:,} bytes, and {free:,} are free there; "
+                "write auto"
+            )
+        return OnDevice(images, device)
+    if where == "ram":
+        images = images[np.arange(images.shape[0])]
+    return OnHost(images, device)
+
+
+def _fitting(nbytes: int, device: torch.device, ranks: int) -> Literal["device", "ram", "map"]:
+    if device.type != "cuda":
+        return "map"
+    if nbytes <= SHARE_OF_DEVICE * available(device):
+        return "device"
+    return "ram" if nbytes * ranks <= SHARE_OF_RAM * available(torch.device("cpu")) else "map"
+
+
+def rows_of(shares: Sequence[np.ndarray]) -> np.ndarray:
+    """Several lists of rows as one, to be taken at once."""
+    return np.concatenate(shares) if len(shares) > 1 else shares[0]
