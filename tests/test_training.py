@@ -9,11 +9,13 @@ import random
 import signal
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -125,14 +127,14 @@ def test_killed_at_20_random_moments_a_run_ends_with_the_same_weights(digits_npz
             child.join()
             kills += 1
         if finished and kills < 20:  # it got through early; kill another run of the same settings
-            (tmp_path / "killed" / "00000-t").rename(tmp_path / f"done-{kills}")
+            max((tmp_path / "killed").iterdir()).rename(tmp_path / f"done-{kills}")
             assert_same_weights(tmp_path / "whole" / "00000-t", tmp_path / f"done-{kills}")
             finished = False
-    killed, whole = tmp_path / "killed" / "00000-t", tmp_path / "whole" / "00000-t"
-    assert [p.name for p in (tmp_path / "killed").iterdir()] == ["00000-t"]
-    assert_same_weights(whole, killed)
-    assert timeless(whole) == timeless(killed)
-    assert not list(killed.glob("checkpoints/.step-*"))
+    whole = tmp_path / "whole" / "00000-t"
+    for killed in (tmp_path / "killed").iterdir():  # several where a kill met a run that had just ended
+        assert_same_weights(whole, killed)
+        assert timeless(whole) == timeless(killed)
+        assert not list(killed.glob("checkpoints/.step-*"))
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(digits_npz, tmp_path, monkeypatch, capsys):
@@ -464,12 +466,16 @@ def train_as_rank(rank: int, world: int, port: int, data: Path, output_dir: Path
 
 def train_in_ranks(forks, world: int, data: Path, output_dir: Path, stages: str) -> list[dict[str, torch.Tensor]]:
     """Trains in several processes; gives back the raw weights of each."""
+    start_ranks(forks, train_as_rank, world, data, output_dir, stages)
+    return [torch.load(output_dir.parent / f"rank-{rank}.pt") for rank in range(world)]
+
+
+def start_ranks(forks, target, world: int, *arguments) -> None:
+    """Runs `target(rank, world, port, *arguments)` in several processes, which must all end well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [
-        forks.Process(target=train_as_rank, args=(rank, world, port, data, output_dir, stages)) for rank in range(world)
-    ]
+    ranks = [forks.Process(target=target, args=(rank, world, port, *arguments)) for rank in range(world)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -477,7 +483,6 @@ def train_in_ranks(forks, world: int, data: Path, output_dir: Path, stages: str)
         rank.kill()  # where it waits for the others in vain
         rank.join()
     assert [rank.exitcode for rank in ranks] == [0] * world
-    return [torch.load(output_dir.parent / f"rank-{rank}.pt") for rank in range(world)]
 
 
 @pytest.mark.parametrize("stages", [STAGES, UNEVEN], ids=["one mask", "several"])
@@ -491,6 +496,51 @@ def test_two_processes_end_like_one(stages, digits_npz, tmp_path, forks):
     difference = max(float((one[k] - two[k]).abs().max()) for k in one)
     print("largest difference", difference)
     assert difference < 1e-5
+
+
+def train_divided(rank: int, world: int, port: int, data: Path, output_dir: Path, words: tuple[str, ...]) -> None:
+    torch.set_num_threads(1)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    steps = []
+    step = loop.training_step
+
+    def stop_at_20(training, state, learner, model):
+        steps.append(sum(p.to_local().numel() for p in state.model.parameters()))
+        if "stop" in words and state.progress.step == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(training, state, learner, model)
+
+    loop.training_step = stop_at_20  # of this process
+    settings_ = settings(data, "train.parallel=fsdp", *(word for word in words if word != "stop"))
+    with suppress(Interrupted):
+        run(settings_, output_dir)
+    whole = sum(p.numel() for p in load(output_dir / "00000-t").backbone.parameters())
+    assert max(steps) < 0.6 * whole  # this rank's part
+
+
+def test_a_divided_model_ends_like_a_whole_one_and_goes_on_alone(digits_npz, tmp_path, forks):
+    alone = forks.Process(target=train_in_child, args=(digits_npz, tmp_path / "one", STAGES))
+    alone.start()
+    alone.join()
+    one = tensors(tmp_path / "one" / "00000-t")
+    for name, words in {"through": (), "stopped": ("stop",)}.items():
+        start_ranks(forks, train_divided, 2, digits_npz, tmp_path / name, words)
+        folder = tmp_path / name / "00000-t"
+        if "stop" in words:
+            assert not [e for e in read_metrics(folder) if e["event"] == "end"]
+            run(settings(digits_npz, "train.parallel=fsdp"), tmp_path / name)  # at another world size
+        two = tensors(folder)
+        assert one.keys() == two.keys()
+        assert max(float((one[k] - two[k]).abs().max()) for k in one) < 1e-5
+        grids = [sorted((tmp_path / which / "00000-t" / "samples").iterdir())[-1] for which in ("one", name)]
+        a, b = (np.asarray(Image.open(grid), dtype=int) for grid in grids)
+        assert abs(a - b).max() <= 1
+        errors = [
+            [e["loss_ema"] for e in read_metrics(tmp_path / which / "00000-t") if e["event"] == "heldout"]
+            for which in ("one", name)
+        ]
+        assert errors[0] == pytest.approx(errors[1], rel=1e-4)
 
 
 def test_the_clock_is_the_same_for_all_processes(digits_npz, tmp_path, forks):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from maskdm.errors import InputError
 from maskdm.training import weights
+from maskdm.training.runtime import Runtime
 from maskdm.training.weights import Facts, Weights
 
 NAME = "step-{:07d}"
@@ -69,14 +70,29 @@ class State:
     progress: Progress
 
 
-def save(folder: Path, state: State, model: Weights, keep: int) -> Path:
+@dataclass(frozen=True)
+class Whole:
+    """The tensors of a state, gathered from all ranks: what a checkpoint holds."""
+
+    raw: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    moments: dict[str, Tensor]
+
+
+def whole(state: State, runtime: Runtime) -> Whole:
+    """Gathers a state; all ranks must do so at the same time."""
+    moments = {f"{name}/{key}": runtime.whole(t).detach().cpu().contiguous() for name, key, t in _moments(state)}
+    return Whole(runtime.state_of(state.model), runtime.state_of(state.ema), moments)
+
+
+def save(folder: Path, state: State, tensors: Whole, model: Weights, keep: int) -> Path:
     """Writes checkpoint `step-N` into `folder`, points `latest` at it, and removes all but the newest `keep`."""
     final = folder / NAME.format(state.progress.step)
     temporary = folder / f".{final.name}.{os.getpid()}"
     for left in folder.glob(".step-*"):  # of a killed process; this one holds the run's lock
         shutil.rmtree(left)
     try:
-        _write(temporary, state, model)
+        _write(temporary, state, tensors, model)
         if final.exists():  # a resumed run that ends where it began: the same step is the same state
             shutil.rmtree(temporary)
         else:
@@ -91,15 +107,13 @@ def save(folder: Path, state: State, model: Weights, keep: int) -> Path:
     return final
 
 
-def _write(folder: Path, state: State, model: Weights) -> None:
+def _write(folder: Path, state: State, tensors: Whole, model: Weights) -> None:
     """The files of one checkpoint, flushed."""
     folder.mkdir(parents=True)
-    for which, network in (("raw", state.model), ("ema", state.ema)):
+    for which, values in (("raw", tensors.raw), ("ema", tensors.ema)):
         facts: Facts = {"which": which, "steps": state.progress.step, "images": state.progress.images}
-        filled = Weights(model.spec, model.facts | facts, network.state_dict())
-        weights.save(folder / f"{which}.safetensors", filled)
-    tensors = {f"{name}/{key}": t.contiguous() for name, key, t in _moments(state)}
-    weights.write_tensors(folder / "optimiser.safetensors", tensors)
+        weights.save(folder / f"{which}.safetensors", Weights(model.spec, model.facts | facts, values))
+    weights.write_tensors(folder / "optimiser.safetensors", tensors.moments)
     facts_of_state = {"progress": asdict(state.progress), "scaler": state.scaler.state_dict()}
     (folder / "state.json").write_text(json.dumps(facts_of_state, indent=2) + "\n")
     for file in folder.iterdir():
@@ -117,7 +131,7 @@ def newest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def restore(folder: Path, state: State) -> None:
+def restore(folder: Path, state: State, runtime: Runtime) -> None:
     """Puts the checkpoint in `folder` into `state`, whose parts were made for the checkpoint's stage.
 
     Raises:
@@ -126,8 +140,8 @@ def restore(folder: Path, state: State) -> None:
     try:
         for which, network in (("raw", state.model), ("ema", state.ema)):
             file = folder / f"{which}.safetensors"
-            weights.restore(network, weights.read(file).tensors, file)
-        _set_moments(state, load_file(folder / "optimiser.safetensors"))
+            weights.restore(network, weights.read(file).tensors, file, runtime.fill)
+        _set_moments(state, load_file(folder / "optimiser.safetensors"), runtime)
         state.scaler.load_state_dict(json.loads((folder / "state.json").read_text())["scaler"])
         state.progress = read_progress(folder)
     except (InputError, OSError, SafetensorError, ValueError, KeyError) as error:
@@ -154,17 +168,17 @@ def _moments(state: State) -> Iterator[tuple[str, str, Tensor]]:
     """(parameter, name of the moment, tensor) for everything the optimiser holds."""
     for name, parameter in state.model.named_parameters():
         for key, tensor in state.optimiser.state[parameter].items():
-            yield name, key, tensor.detach().cpu()
+            yield name, key, tensor
 
 
-def _set_moments(state: State, tensors: dict[str, Tensor]) -> None:
+def _set_moments(state: State, tensors: dict[str, Tensor], runtime: Runtime) -> None:
     parameters = dict(state.model.named_parameters())
     state.optimiser.state.clear()
     for key, tensor in tensors.items():
         name, _, moment = key.rpartition("/")
         parameter = parameters[name]
         # AdamW's fused kernels want every moment, the step count too, beside its parameter.
-        state.optimiser.state[parameter][moment] = tensor.to(parameter.device)
+        state.optimiser.state[parameter][moment] = runtime.part(tensor, parameter)
 
 
 def publish(source: Path, target: Path) -> None:

@@ -291,6 +291,9 @@ class TrainConfig(Section):
     """auto (cuda, else mps, else cpu), or a device of torch."""
     mixed_precision: Literal["auto", "bf16", "fp16", "no"] = "auto"
     """Arithmetic of the network; weights stay fp32. auto: bf16 where the device computes it, else no."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the work. ddp: each holds the whole model; fsdp: weights, average and moments are
+    divided among them, for models that are too large otherwise."""
     compile: Literal["auto", "no", "default", "reduce-overhead", "max-autotune"] = "auto"
     """Whether torch compiles the network, and how (torch.compile's modes). auto: default on a GPU, else no."""
     checkpoint_activations: bool = False

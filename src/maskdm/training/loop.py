@@ -7,6 +7,7 @@ saved.
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,7 @@ def train(training: Training) -> State:
     state = stages.fresh_state(config, training.spec, training.runtime, progress)
     denoiser = build.denoiser(training.spec, state.ema)
     if found:
-        checkpoint.restore(found, state)
+        checkpoint.restore(found, state, training.runtime)
     if training.runtime.main:
         training.run.rewind(progress.recorded)
     with interruptible() as signals:
@@ -209,17 +210,19 @@ def look(training: Training, state: State, denoiser: Denoiser) -> None:
 
     if due(config.heldout_every):
         measure_heldout(training, state, denoiser)
-    if due(config.samples_every) and config.samples and training.runtime.main:
+    if due(config.samples_every) and config.samples:
         path = training.run.samples / f"{checkpoint.NAME.format(progress.step)}.png"
-        with training.console.bar("samples", config.samples * config.sample_steps, "call") as bar:
-            write_samples(denoiser, config, path, bar.update)
+        own = math.ceil(config.samples / training.runtime.world_size)
+        with training.console.bar("samples", own * config.sample_steps, "call") as bar:
+            write_samples(denoiser, config, path, training.runtime, bar.update)
 
 
 def measure_heldout(training: Training, state: State, denoiser: Denoiser) -> None:
     """Held-out error of both kinds of weights, on questions that never change."""
-    if training.heldout is None or not training.runtime.main:
+    if training.heldout is None:
         return
-    ema, raw = (training.heldout.error(replace(denoiser, backbone=net)) for net in (state.ema, state.model))
+    heldout, runtime = training.heldout, training.runtime
+    ema, raw = (heldout.error(replace(denoiser, backbone=net), runtime) for net in (state.ema, state.model))
     training.record("heldout", state.progress, loss_ema=ema, loss_raw=raw, n=len(training.heldout))
     training.console.say(
         f"  {state.progress.images:>12,} images: held-out error {ema:.4f} (ema), {raw:.4f} (raw), "
@@ -229,12 +232,14 @@ def measure_heldout(training: Training, state: State, denoiser: Denoiser) -> Non
 
 def save(training: Training, state: State) -> None:
     """A checkpoint, and the weights that others read."""
-    if training.runtime.main:
+    tensors = checkpoint.whole(state, training.runtime) if training.runtime.main or training.runtime.divides else None
+    if tensors is not None and training.runtime.main:
         stage = training.stage(state.progress)
         facts: Facts = training.facts | {"stage": stage.name, "mask": str(training.masks[state.progress.stage])}
         state.progress.recorded = training.run.recorded()
         model = Weights(training.spec, facts, {})
-        publish(training, state, checkpoint.save(training.run.checkpoints, state, model, training.config.train.keep))
+        keep = training.config.train.keep
+        publish(training, state, checkpoint.save(training.run.checkpoints, state, tensors, model, keep))
     training.runtime.barrier()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from maskdm.method.loss import fixed_questions, image_error
 from maskdm.method.patches import from_uint8, to_uint8
 from maskdm.method.sampling import sample
 from maskdm.training.config import EvalConfig
+from maskdm.training.runtime import Runtime
 
 CHUNK = 64
 
@@ -43,20 +45,33 @@ class HeldOut:
         return len(self.x_0)
 
     @torch.no_grad()
-    def error(self, denoiser: Denoiser) -> float:
-        """Mean squared error of the estimated image over the questions, in float32; see `image_error`."""
-        total = 0.0
-        for i in range(0, len(self), CHUNK):
-            part = slice(i, i + CHUNK)
+    def error(self, denoiser: Denoiser, runtime: Runtime) -> float:
+        """Mean squared error of the estimated image over the questions, in float32; see `image_error`.
+
+        Every rank answers as many of them, a few perhaps for the second time, which does not count; all hear the mean.
+        """
+        total, device = 0.0, self.x_0.device
+        own = runtime.rank + runtime.world_size * torch.arange(math.ceil(len(self) / runtime.world_size), device=device)
+        for numbers in torch.split(own, CHUNK):
+            part = numbers % len(self)
             label = None if self.label is None else self.label[part]
-            total += float(image_error(denoiser, self.x_0[part], self.t[part], self.eps[part], label=label).sum())
-        return total / len(self)
+            errors = image_error(denoiser, self.x_0[part], self.t[part], self.eps[part], label=label)
+            total += float((errors * (numbers < len(self))).sum())
+        return runtime.total(total) / len(self)
 
 
-def write_samples(denoiser: Denoiser, config: EvalConfig, path: Path, report: Callable[[int], None]) -> None:
-    """A grid of pictures by DDIM from seeds 0, 1, ..., to be compared over time."""
-    unit = sample(denoiser, config.samples, steps=config.sample_steps, batch_size=CHUNK, report=report)
-    save_grid(to_uint8(unit).permute(0, 2, 3, 1).numpy(), path)
+def write_samples(
+    denoiser: Denoiser, config: EvalConfig, path: Path, runtime: Runtime, report: Callable[[int], None]
+) -> None:
+    """A grid of pictures by DDIM from seeds 0, 1, ..., to be compared over time; every rank makes some."""
+    own = math.ceil(config.samples / runtime.world_size)
+    seeds = [(runtime.rank + i * runtime.world_size) % config.samples for i in range(own)]
+    names = denoiser.class_names
+    labels = [names[seed % len(names)] for seed in seeds] if names else None
+    unit = sample(denoiser, own, steps=config.sample_steps, seeds=seeds, labels=labels, batch_size=CHUNK, report=report)
+    unit = torch.stack(runtime.gather(unit), dim=1).flatten(0, 1)[: config.samples]  # in turn, as they were dealt out
+    if runtime.main:
+        save_grid(to_uint8(unit).permute(0, 2, 3, 1).numpy(), path)
 
 
 Track = Callable[[Mapping[str, float], int], None]

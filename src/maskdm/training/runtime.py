@@ -7,7 +7,7 @@ process group is joined, without them there is one rank and nothing to synchroni
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -22,6 +22,7 @@ from maskdm.training import memory
 from maskdm.training.config import TrainConfig
 
 Precision = Literal["bf16", "fp16", "no"]
+Parallel = Literal["ddp", "fsdp"]
 MOST_GRAPHS = 64
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,6 +37,7 @@ class Runtime:
         rank, world_size: of this process, and how many there are.
         local_world_size: how many of them are on this machine.
         compile: the mode in which torch compiles the network, or None.
+        parallel: whether every rank holds the whole model (ddp) or a part of each tensor (fsdp).
     """
 
     device: torch.device
@@ -44,11 +46,78 @@ class Runtime:
     world_size: int = 1
     local_world_size: int = 1
     compile: str | None = None
+    parallel: Parallel = "ddp"
 
     @property
     def main(self) -> bool:
         """Whether this rank writes files and talks."""
         return self.rank == 0
+
+    @property
+    def divides(self) -> bool:
+        """Whether tensors are divided among ranks."""
+        return self.world_size > 1 and self.parallel == "fsdp"
+
+    def divide(self, network: nn.Module) -> nn.Module:
+        """Leaves this rank its part of every tensor, where that is asked for; blocks are gathered one by one."""
+        if self.divides:
+            from torch.distributed.device_mesh import init_device_mesh  # a second to import
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = init_device_mesh(self.device.type, (self.world_size,))
+            blocks = [block for blocks in network.modules() if isinstance(blocks, nn.ModuleList) for block in blocks]
+            for block in blocks:
+                fully_shard(block, mesh=mesh)
+            # The outermost too: between steps every tensor is in parts, whoever asks.
+            fully_shard(network, mesh=mesh, reshard_after_forward=True)
+        return network
+
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor, its parts gathered: all ranks must ask at the same time."""
+        if not self.divides:
+            return tensor
+        from torch.distributed.tensor import DTensor
+
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def part(self, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """This rank's part of a whole tensor, divided and placed as `like`."""
+        tensor = tensor.to(like.device)
+        if not self.divides:
+            return tensor
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        if not isinstance(like, DTensor) or tensor.shape != like.shape:
+            return tensor
+        return distribute_tensor(tensor, like.device_mesh, like.placements)
+
+    def state_of(self, network: nn.Module) -> dict[str, torch.Tensor]:
+        """The state dict, whole: all ranks must ask at the same time."""
+        return {name: self.whole(tensor) for name, tensor in network.state_dict().items()}
+
+    def fill(self, network: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        """Loads a whole state dict strictly, each rank its part."""
+        if self.divides:
+            own = network.state_dict()
+            state = {name: self.part(tensor, own[name]) if name in own else tensor for name, tensor in state.items()}
+        network.load_state_dict(state, strict=True)
+
+    def total(self, number: float) -> float:
+        """The sum of what the ranks say, on every rank."""
+        if self.world_size == 1:
+            return number
+        shared = torch.tensor(number, dtype=torch.float64, device=self.device)
+        dist.all_reduce(shared)
+        return float(shared.item())
+
+    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Tensors of one shape from all ranks, on every rank."""
+        if self.world_size == 1:
+            return [tensor]
+        there = tensor.to(self.device)
+        found = [torch.empty_like(there) for _ in range(self.world_size)]
+        dist.all_gather(found, there)
+        return [each.cpu() for each in found]
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which the network is called in training."""
@@ -66,13 +135,15 @@ class Runtime:
             # A graph for every shape of the masks; shapes are static, and by a schedule there may be several.
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
             model = cast(nn.Module, torch.compile(model, dynamic=False, mode=self.compile))
-        if self.world_size == 1:
+        if self.world_size == 1 or self.parallel == "fsdp":
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids)
 
     def accumulate(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[object]:
         """Around the backward pass of one micro-batch: only the last one synchronises."""
+        if self.divides:
+            wrapped.set_requires_gradient_sync(last)  # type: ignore[operator] # of the sharded module
         if last or not isinstance(wrapped, DistributedDataParallel):
             return nullcontext()
         return cast(AbstractContextManager[object], wrapped.no_sync())
@@ -189,7 +260,7 @@ def start(config: TrainConfig) -> Runtime:
         memory.hold()
     precision = pick_precision(device) if config.mixed_precision == "auto" else config.mixed_precision
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size > 1 else 1
-    return Runtime(device, precision, rank, world_size, local, pick_compile(config.compile, device))
+    return Runtime(device, precision, rank, world_size, local, pick_compile(config.compile, device), config.parallel)
 
 
 def pick_device(name: str, setting: str = "train.device") -> torch.device:

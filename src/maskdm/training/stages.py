@@ -32,6 +32,7 @@ def fresh_state(config: Config, spec: ModelSpec, runtime: Runtime, progress: Pro
     ema = copy.deepcopy(network)
     if config.train.checkpoint_activations:
         recompute(network)
+    network, ema = runtime.divide(network), runtime.divide(ema)
     return State(network, ema, adamw(network, config.stages[progress.stage]), runtime.scaler(), progress)
 
 
@@ -59,10 +60,12 @@ def begin(state: State, config: Config, spec: ModelSpec, runtime: Runtime, read:
         state.model.load_state_dict(source.state_dict())
         said.append(f"{stage.weights} weights of {config.stages[progress.stage - 1].name}")
     elif stage.init_from in ("previous", "none"):
-        state.model.load_state_dict(fresh_network(config, spec, runtime).state_dict())
+        runtime.fill(state.model, fresh_network(config, spec, runtime).state_dict())
         said.append("fresh weights")
     else:
-        said = transfer.inherit(state.model, spec, Path(stage.init_from), stage.weights, read)
+        network = fresh_network(config, spec, runtime)
+        said = transfer.inherit(network, spec, Path(stage.init_from), stage.weights, read)
+        runtime.fill(state.model, network.state_dict())
         said.insert(0, f"{stage.weights} weights of {stage.init_from}")
     state.ema.load_state_dict(state.model.state_dict())
     state.optimiser = adamw(state.model, stage)

@@ -98,6 +98,7 @@ def move(task: Task, state: State) -> Tensor:
         group["lr"] = rate(stage, progress.stage_step, stages.through(stage, progress))
     state.scaler.unscale_(state.optimiser)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), stage.clip or math.inf, foreach=True)
+    norm = task.runtime.whole(norm)
     state.scaler.step(state.optimiser)
     state.scaler.update()
     state.optimiser.zero_grad(set_to_none=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,7 @@ from maskdm.training.config import ModelSpec
 Which = Literal["ema", "raw"]
 FORMAT = "1"
 
+Fill = Callable[[nn.Module, dict[str, Tensor]], object]
 Facts = dict[str, str | int | float | None]
 
 
@@ -153,10 +155,12 @@ def load(
     return replace(denoiser, backbone=runtime.light(network, denoiser.device, mixed_precision, compile))
 
 
-def restore(backbone: nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
+def restore(
+    backbone: nn.Module, tensors: dict[str, Tensor], origin: Path, fill: Fill = nn.Module.load_state_dict
+) -> None:
     """Strictly: every tensor, and no other."""
     try:
-        backbone.load_state_dict(tensors, strict=True)
+        fill(backbone, tensors)
     except RuntimeError as error:
         first = " ".join(str(error).split("\n\t")[1:2]) or str(error)
         raise InputError(f"{origin} does not fit the model it describes: {first}") from None
