@@ -640,3 +640,23 @@ def test_official_raw_weights_are_others(tmp_path):
     assert ema.spec == raw.spec
     assert [weight.facts["which"] for weight in (ema, raw)] == ["ema", "raw"]
     assert any(not (ema.tensors[name] == raw.tensors[name]).all() for name in ema.tensors)
+
+
+def test_several_processes_make_the_pictures_that_one_makes(digits_run, tmp_path):
+    words = ("-m", "maskdm", "sample", digits_run, "--seeds", "0-4", "--steps", "2", "--output")
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *words, tmp_path / "two"]
+    done = subprocess.run([str(word) for word in launched], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("5 pictures in") == 1  # one of them talks
+    assert same(
+        sampled(digits_run, tmp_path / "one", "--seeds", "0-4"),
+        {path.name: pixels(path) for path in sorted((tmp_path / "two").iterdir())},
+    )
+
+
+def test_pictures_in_half_precision_are_nearly_the_same(digits_run, tmp_path):
+    whole = sampled(digits_run, tmp_path / "whole", "--num", 4)
+    half = sampled(digits_run, tmp_path / "half", "--num", 4, "--mixed-precision", "bf16")
+    assert whole.keys() == half.keys()
+    assert not same(whole, half)
+    assert all(np.abs(whole[name].astype(int) - half[name].astype(int)).mean() < 6 for name in whole)

@@ -108,7 +108,7 @@ def test_a_small_strength_changes_little_and_more_changes_more(process):
 
 def test_strength_one_is_sampling_anew_whatever_the_picture(process):
     how = plan_of(process)
-    anew = pictures(how, 6)
+    anew = pictures(how, range(6))
     assert torch.equal(vary(how, images_of(2), 1.0, 6), anew)
     assert torch.equal(vary(how, torch.full((1, 2, 8, 8), -1.0), 1.0, 6), anew)
     assert not torch.equal(vary(how, images_of(2), 0.9, 6), anew)
@@ -275,7 +275,7 @@ def test_churn_is_dealt_out_over_all_steps_however_many_are_taken(sampler, hole,
 
     monkeypatch.setattr(samplers, "_churned", spy)
     how = plan_of(sampler=sampler, churn=2.0)
-    pictures(how, 1)
+    pictures(how, range(1))
     vary(how, images_of(1), 0.5, 1)
     inpaint(how, images_of(1)[0], hole, 1)
     inpaint(how, images_of(1)[0], hole, 1, strength=0.5)

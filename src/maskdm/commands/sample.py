@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from maskdm.method.denoiser import Denoiser
     from maskdm.method.sampling import Plan
     from maskdm.training.console import Bar
+    from maskdm.training.runtime import Runtime
 
 MOST_SEEDS = 1_000_000
 FILES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".npy", ".zip", ".tar", ".pt", ".safetensors")
@@ -113,20 +114,34 @@ def _add_edits(p: argparse.ArgumentParser) -> None:
 
 
 def _sample(a: argparse.Namespace) -> None:
-    from maskdm.data.pictures import check_folder
-    from maskdm.method.sampling import plan
-    from maskdm.training.console import Console
-    from maskdm.training.runtime import pick_device
-    from maskdm.training.weights import load
+    from maskdm.training.runtime import join
 
     _check_edits(a)
     seeds = _seeds(a.seeds) if a.seeds is not None else None
     if a.output.suffix.lower() in FILES and not a.output.is_dir():
         raise InputError(f"--output: got {a.output}, wanted a folder for PNGs, or a file that ends in .npz")
-    device = pick_device(a.device, "--device")
+    runtime = join(a.device, "--device")
+    try:
+        _sample_as(a, runtime, seeds)
+    finally:
+        runtime.close()
+
+
+def _sample_as(a: argparse.Namespace, runtime: Runtime, seeds: list[int] | None) -> None:
+    """This rank's pictures; the first one saves those of all."""
+    from maskdm.data.pictures import check_folder
+    from maskdm.method.sampling import plan
+    from maskdm.training.console import Console
+    from maskdm.training.weights import load
+
     own = _backbone(a.backbone)
     denoiser = load(
-        a.model, weights=a.weights, device=device, backbone=own, mixed_precision=a.mixed_precision, compile=a.compile
+        a.model,
+        weights=a.weights,
+        device=runtime.device,
+        backbone=own,
+        mixed_precision=a.mixed_precision,
+        compile=a.compile,
     )
     labels = [word.strip() for word in a.labels.split(",")] if a.labels is not None else None
     edit = bool(a.init or a.interpolate)
@@ -150,16 +165,17 @@ def _sample(a: argparse.Namespace) -> None:
         guide=_guide(a, denoiser),
     )
     check_folder(a.output.parent if a.output.suffix == ".npz" else a.output, "--output")  # before minutes are spent
-    console = Console()
-    with console.bar("sampling", _steps(a, how, num), "step") as bar:
-        unit = _make(a, how, num, bar)
-    console.say(_save(a.output, unit, _names(seeds, num)))
+    console = Console(quiet=not runtime.main)
+    share = 1 if edit else runtime.world_size  # edits are few: every rank makes all of them
+    with console.bar("sampling", _steps(a, how, num) // share, "step") as bar:
+        unit = _make(a, how, num, bar, runtime)
+    if runtime.main:
+        console.say(_save(a.output, unit, _names(seeds, num)))
 
 
-def _make(a: argparse.Namespace, how: Plan, num: int, bar: Bar) -> Tensor:
+def _make(a: argparse.Namespace, how: Plan, num: int, bar: Bar, runtime: Runtime) -> Tensor:
     """The pictures, (num, C, H, W) in [0, 1]."""
     from maskdm.method import editing
-    from maskdm.method.sampling import pictures
 
     if a.interpolate:
         ends = _images(a.interpolate, how.denoiser)
@@ -178,7 +194,21 @@ def _make(a: argparse.Namespace, how: Plan, num: int, bar: Bar) -> Tensor:
     if a.init:
         images = _images([a.init], how.denoiser)
         return editing.vary(how, images, _strength(a), num, batch_size=a.batch_size, report=bar.update)
-    return pictures(how, num, batch_size=a.batch_size, report=bar.update)
+    return _deal(how, num, a.batch_size, bar, runtime)
+
+
+def _deal(how: Plan, num: int, batch_size: int, bar: Bar, runtime: Runtime) -> Tensor:
+    """Pictures from noise, dealt out to the ranks in turn and gathered."""
+    import torch
+
+    from maskdm.method.sampling import check_counts, pictures
+
+    check_counts(num, batch_size)
+    ranks = runtime.world_size
+    # As many for every rank: a few more than asked for, which are left out again.
+    own = range(runtime.rank, ranks * -(-num // ranks), ranks)
+    unit = pictures(how, own, batch_size=batch_size, report=bar.update)
+    return torch.stack(runtime.gather(unit), dim=1).flatten(0, 1)[:num]
 
 
 def _strength(a: argparse.Namespace) -> float:

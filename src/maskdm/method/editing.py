@@ -159,7 +159,7 @@ def interpolate(
 def _followed_back(how: Plan, x_0: Tensor, times: Sequence[float], report: samplers.Report) -> Tensor:
     """Clean images up to times[0] along the ODE, by the sampler's grid walked the other way."""
     process = how.denoiser.process
-    (_, _, estimate), *_ = how.batches(len(x_0), len(x_0))
+    (_, _, estimate), *_ = how.batches(range(len(x_0)), len(x_0))
     up = list(reversed(times))
     # Where there is no noise at all nothing says in which direction it lies: the first step is taken from the least
     # noise of the grid, at which the image is as good as clean.
@@ -216,4 +216,4 @@ def _turn(images: Tensor, batch: range, how: Plan) -> Tensor:
 
 
 def _in_batches(how: Plan, num: int, batch_size: int, one: Callable[[range, SeededNoise, Estimate], Tensor]) -> Tensor:
-    return torch.cat([to_unit(one(*parts)).float().cpu() for parts in how.batches(num, batch_size)])
+    return torch.cat([to_unit(one(*parts)).float().cpu() for parts in how.batches(range(num), batch_size)])

@@ -56,11 +56,11 @@ class Plan:
     seeds: Sequence[int]
     labels: Sequence[int]
 
-    def batches(self, num: int, batch_size: int) -> Iterator[tuple[range, SeededNoise, Estimate]]:
+    def batches(self, which: range, batch_size: int) -> Iterator[tuple[range, SeededNoise, Estimate]]:
         """Numbers of the pictures of each batch, their noise, and what the model says for their labels."""
         shape = (self.denoiser.channels, *self.denoiser.image_size)
-        for start in range(0, num, batch_size):
-            batch = range(start, min(start + batch_size, num))
+        for start in range(0, len(which), batch_size):
+            batch = which[start : start + batch_size]
             streams = [(self.seeds[i % len(self.seeds)], i // len(self.seeds)) for i in batch]
             label = None
             if self.labels:
@@ -195,18 +195,18 @@ def sample(
         guidance_interval=guidance_interval,
         guide=guide,
     )
-    return pictures(how, num, batch_size=batch_size, report=report)
+    return pictures(how, range(num), batch_size=batch_size, report=report)
 
 
 @torch.no_grad()
 def pictures(
-    how: Plan, num: int, *, batch_size: int = 64, report: Callable[[int], None] = lambda steps: None
+    how: Plan, which: range, *, batch_size: int = 64, report: Callable[[int], None] = lambda steps: None
 ) -> Tensor:
-    """What `sample` does once it is settled how."""
-    check_counts(num, batch_size)
+    """What `sample` does once it is settled how, for the pictures of these numbers."""
+    check_counts(len(which), batch_size)
     start = samplers.level(how.denoiser.process, how.times[0]).sigma
     done = []
-    for batch, noise, estimate in how.batches(num, batch_size):
+    for batch, noise, estimate in how.batches(which, batch_size):
         x = how.finish(start * noise(), how.times, noise, estimate, partial(report, len(batch)))
         done.append(to_unit(x).float().cpu())
     return torch.cat(done)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
@@ -239,10 +239,20 @@ def light(network: nn.Module, device: torch.device, mixed_precision: str, compil
 
 
 def start(config: TrainConfig) -> Runtime:
-    """Chooses the device and joins the other ranks, if there are any.
+    """The machine for training: see `join`."""
+    runtime = join(config.device)
+    if runtime.device.type == "cpu":
+        memory.hold()
+    precision = pick_precision(runtime.device) if config.mixed_precision == "auto" else config.mixed_precision
+    compiled = pick_compile(config.compile, runtime.device)
+    return replace(runtime, precision=precision, compile=compiled, parallel=config.parallel)
+
+
+def join(device_name: str, setting: str = "train.device") -> Runtime:
+    """Chooses the device and joins the other ranks, if there are any; float32.
 
     Raises:
-        InputError: a device that does not exist, or an arithmetic that it does not have.
+        InputError: a device that does not exist.
     """
     try:
         world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
@@ -250,17 +260,14 @@ def start(config: TrainConfig) -> Runtime:
         raise InputError("WORLD_SIZE or RANK in the environment is no number; unset them, or use torchrun") from None
     if world_size > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         raise InputError(f"WORLD_SIZE is {world_size}, but RANK, MASTER_ADDR or MASTER_PORT is missing; use torchrun")
-    device = pick_device(config.device)
+    device = pick_device(device_name, setting)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if device.type == "cpu":
-        memory.hold()
-    precision = pick_precision(device) if config.mixed_precision == "auto" else config.mixed_precision
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size > 1 else 1
-    return Runtime(device, precision, rank, world_size, local, pick_compile(config.compile, device), config.parallel)
+    return Runtime(device, "no", rank, world_size, local)
 
 
 def pick_device(name: str, setting: str = "train.device") -> torch.device:
