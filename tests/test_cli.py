@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import train
 from PIL import Image
 from safetensors import SafetensorError
 
 from maskdm import __version__, cli
 from maskdm.cli import main
 from maskdm.commands import sample as sample_command
+from maskdm.data.manifest import read_manifest
 from maskdm.method.samplers import SAMPLERS
 from maskdm.method.times import GRIDS
 from maskdm.training import weights
@@ -660,3 +662,35 @@ def test_pictures_in_half_precision_are_nearly_the_same(digits_run, tmp_path):
     assert whole.keys() == half.keys()
     assert not same(whole, half)
     assert all(np.abs(whole[name].astype(int) - half[name].astype(int)).mean() < 6 for name in whole)
+
+
+def test_one_seed_with_several_labels(photos_run, tmp_path):
+    made = sampled(photos_run, tmp_path / "made", "--seeds", "3,3", "--labels", "cat,dog")
+    assert list(made) == ["grid.png", "seed-000003-0.png", "seed-000003-1.png"]
+    dog = sampled(photos_run, tmp_path / "dog", "--seeds", "3", "--labels", "dog")["seed-000003.png"]
+    assert np.abs(made["seed-000003-1.png"].astype(int) - dog.astype(int)).max() <= 1
+    assert not (made["seed-000003-0.png"] == made["seed-000003-1.png"]).all()
+
+
+def test_the_same_run_is_the_same_file(photos, tmp_path):
+    files = [train(photos, tmp_path / name) / "weights" / "ema.safetensors" for name in "ab"]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_run_that_starts_from_another_holds_out_the_same_pictures(photos, tmp_path, tiny):
+    parent = train(photos, tmp_path / "parent")
+    words = [*tiny, "data.image_size=8", f"stages.0.init_from={parent}"]
+    maskdm("train", "--data", photos, "--output-dir", tmp_path / "child", *words)
+    (child,) = (tmp_path / "child").iterdir()
+    assert "was trained on" not in (child / "log.txt").read_text()
+    a, b = (read_manifest(run) for run in (parent, child))
+    assert [(r.path, r.role) for r in a.records] == [(r.path, r.role) for r in b.records]
+    assert (a.head.parent_sha256, b.head.parent_sha256) == (None, a.sha256)
+
+
+def test_a_run_that_starts_from_one_that_saw_its_held_out_pictures_says_so(photos, tmp_path, tiny, capsys):
+    parent = train(photos, tmp_path / "parent")
+    (tmp_path / "salt").write_bytes(bytes(range(32)))
+    words = [*tiny, f"data.salt={tmp_path / 'salt'}", f"stages.0.init_from={parent}"]
+    maskdm("train", "--data", photos, "--output-dir", tmp_path / "child", *words)
+    assert re.search(r"warning: stages\.0\.init_from: .* was trained on \d of the \d pictures", capsys.readouterr().err)

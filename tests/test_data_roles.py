@@ -117,6 +117,17 @@ def test_added_pictures_change_no_role() -> None:
     assert assign_roles(few, None, salt=b"s" * 16) == roles[:2000]
 
 
+def test_with_files_the_size_of_the_pictures_does_not_matter() -> None:
+    files = digests(300)
+    at_64, at_32 = ([f"{digest}-{size}" for digest in files] for size in (64, 32))
+    roles = [assign_roles(pixels, None, salt=bytes(16), files=files) for pixels in (at_64, at_32)]
+    assert roles[0] == roles[1]
+    # Exact duplicates among the pixels still share a role, though their files differ.
+    twins = assign_roles(["same"] * 2 + at_64[2:], None, salt=bytes(16), files=files)
+    assert twins[0] == twins[1]
+    assert sum(a != b for a, b in zip(twins, roles[0], strict=True)) <= 1
+
+
 def test_another_salt_draws_anew() -> None:
     roles = [assign_roles(digests(2000), None, salt=bytes([value] * 16)) for value in range(2)]
     same = np.mean([a == b for a, b in zip(*roles, strict=True)])

@@ -776,3 +776,19 @@ def test_a_size_replaces_the_width_of_a_recipe_but_not_one_given_with_it():
     model = resolve(recipe="emoji64", overrides=["model.size=L"]).model
     assert (model.size, model.width, model.depth) == ("L", None, None)
     assert resolve(recipe="emoji64", overrides=["model={size: L, width: 8}"]).model.width == 8
+
+
+def test_the_recipe_for_emoji_is_the_one_for_laptops_but_for_its_split():
+    laptop, emoji = resolve(recipe="laptop64"), resolve(recipe="emoji64")
+    apart = emoji.data.model_copy(update={"group_by": None, "salt": "machine"})
+    assert emoji.model_copy(update={"data": apart}) == laptop
+
+
+def test_the_settings_page_says_what_stages_there_are(capsys):
+    from maskdm.cli import main
+
+    assert main(["train", "--settings"]) == 0
+    words = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("    stages.")]
+    given = [f"stages.{i}.{word}" for i, stage in enumerate(words) for word in stage]
+    assert resolve(overrides=given) == resolve()
+    assert "stages.0.mask.ratio=0.75" in given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -305,9 +306,17 @@ def _read(path: Path, channels: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def _names(seeds: list[int], num: int) -> list[str]:
-    return [
-        f"seed-{seeds[i % len(seeds)]:06d}" + (f"-{i // len(seeds)}" if num > len(seeds) else "") for i in range(num)
-    ]
+    """By seed, and where a seed makes several pictures, by their number too."""
+    taken = [seeds[i % len(seeds)] for i in range(num)]
+    several, counts, names = len(set(taken)) < num, Counter[int](), []
+    for seed in taken:
+        names.append(f"seed-{seed:06d}" + (f"-{counts[seed]}" if several else ""))
+        counts[seed] += 1
+    return names
+
+
+def _count(images: np.ndarray) -> str:
+    return "1 picture" if len(images) == 1 else f"{len(images):,} pictures"
 
 
 def _save(output: Path, unit: Tensor, names: list[str]) -> str:
@@ -320,10 +329,10 @@ def _save(output: Path, unit: Tensor, names: list[str]) -> str:
     try:
         if output.suffix == ".npz":
             save_npz(output, images)
-            return f"{len(images)} pictures in {output}"
+            return f"{_count(images)} in {output}"
         save_images(images, output, names)
         save_grid(images, output / "grid.png")
-        return f"{len(images)} pictures in {output}, all of them in {output / 'grid.png'}"
+        return f"{_count(images)} in {output}, side by side in {output / 'grid.png'}"
     except StorageError as error:
         raise InputError(f"--output: {error}; choose another place") from None
 
@@ -338,4 +347,4 @@ def _seeds(text: str) -> list[int]:
         if int(match[2] or match[1]) - int(match[1]) >= MOST_SEEDS:
             raise InputError(f"--seeds: got {text!r}, wanted at most {MOST_SEEDS:,} at a time")
         found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return list(dict.fromkeys(found))
+    return found

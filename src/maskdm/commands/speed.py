@@ -38,7 +38,9 @@ def add_bench(commands: Commands) -> None:
         "what a step costs here with more and less hidden, against what the machine could do",
         "  maskdm bench --recipe celeba64-s stages.0.batch_size=32\n"
         "  maskdm bench --recipe emoji64 --data emoji/ --ratios 0,0.5,0.9 --output bench.json\n\n"
-        "The first stage of the recipe, with its kind of mask. Without --data the pictures are noise in memory.",
+        "The first stage of the recipe, with its kind of mask. Without --data the pictures are noise in memory.\n"
+        "of peak: FLOP/s over those of a large matrix product. cost over FLOP share: a step's time over the first\n"
+        "row's, divided by its FLOPs over the first row's; 1 is hiding that saves all that it could.",
     )
     add_settings(p)
     p.add_argument("--ratios", default="0,0.5,0.75,0.9", metavar="R,R", help="shares to hide (default: 0,0.5,0.75,0.9)")
@@ -57,7 +59,7 @@ def _plan(a: argparse.Namespace, rest: Words) -> None:
     console = Console()
     task = _task(a, rest, console)
     if task is None:
-        raise InputError("--data: missing; give a folder of pictures, a .zip or an .npz")
+        raise InputError("--data: missing; give a folder of pictures, a .zip, .tar or .npz, or hf:NAME")
     watts = power(task.runtime.device) if a.watts is None else a.watts
     forecasts = []
     for found in forecast(task, seconds=a.seconds, watts=watts):

@@ -40,9 +40,11 @@ def add(commands: Commands) -> None:
 
 
 def _train(a: argparse.Namespace, rest: Words) -> None:
-    from maskdm.training.settings import all_keys, recipes
+    from maskdm.training.settings import all_keys, recipes, stages_as_words
 
     if a.settings:
+        print("Without a recipe a run has two stages, whose settings differ from the defaults of stages.N in this:")
+        print("\n".join(f"    {line}" for line in stages_as_words()) + "\n")
         for key, (kind, default, text) in all_keys().items():
             print(f"{key} = {default}\n    {text} [{kind}]")
         return

@@ -16,7 +16,11 @@ Words: TypeAlias = list[str]
 
 def add_settings(p: argparse.ArgumentParser) -> None:
     """The options by which settings come in."""
-    p.add_argument("--data", metavar="DIR|ZIP|NPZ", help="the pictures (data.path)")
+    p.add_argument(
+        "--data",
+        metavar="DIR|FILE|hf:NAME",
+        help="the pictures (data.path): a folder, .zip, .tar, .npz, or a hub's set",
+    )
     p.add_argument("--recipe", metavar="NAME", help="shipped settings")
     p.add_argument("--config", metavar="FILE", type=Path, help="a file of settings (YAML)")
     p.add_argument("--image-size", "--resolution", metavar="N", help="pixels (data.image_size)")

@@ -50,12 +50,17 @@ def assign_roles(
     groups: Sequence[str] | None,
     *,
     salt: bytes,
+    files: Sequence[str] | None = None,
     heldout: float = 0.10,
     calibration: float = 0.05,
     max_heldout: int = 10_000,
     max_calibration: int = 5_000,
 ) -> list[Role]:
-    """One role for each picture: the shares in expectation, the caps strictly, and no asked-for role left empty."""
+    """One role for each picture: the shares in expectation, the caps strictly, and no asked-for role left empty.
+
+    `files` are the hashes of the files themselves: with them a picture has the same role whatever size it is decoded
+    to, so that a run at 64 px and one at 256 px that starts from it hold out the same pictures.
+    """
     if not (heldout >= 0 and calibration >= 0 and heldout + calibration < 1):  # so written, NaN fails too
         raise InputError(
             f"data.heldout is {heldout} and data.calibration is {calibration}, wanted both at least 0 and less than 1 "
@@ -64,7 +69,7 @@ def assign_roles(
     roles: list[Role] = ["member"] * len(sha256_px)
     if heldout == 0 and calibration == 0:
         return roles
-    clusters = _clusters(sha256_px, groups, salt)
+    clusters = _clusters(sha256_px, groups, files or sha256_px, salt)
     if len(clusters) < 2:
         raise InputError(
             f"all {len(roles)} pictures are duplicates of each other or of one group, so none can be held out; "
@@ -84,9 +89,11 @@ def assign_roles(
     return roles
 
 
-def _clusters(sha256_px: Sequence[str], groups: Sequence[str] | None, salt: bytes) -> list[_Cluster]:
+def _clusters(
+    sha256_px: Sequence[str], groups: Sequence[str] | None, files: Sequence[str], salt: bytes
+) -> list[_Cluster]:
     """The clusters in order of u."""
-    keys = [f"p:{digest}" for digest in sha256_px] if groups is None else [f"g:{group}" for group in groups]
+    keys = [f"p:{digest}" for digest in files] if groups is None else [f"g:{group}" for group in groups]
     parent = list(range(len(sha256_px)))
 
     def root(row: int) -> int:
@@ -97,7 +104,7 @@ def _clusters(sha256_px: Sequence[str], groups: Sequence[str] | None, salt: byte
 
     first_with: dict[str, int] = {}
     for row, digest in enumerate(sha256_px):
-        for tie in (f"p:{digest}", keys[row]):
+        for tie in (f"d:{digest}", keys[row]):
             parent[root(row)] = root(first_with.setdefault(tie, row))
     rows_of: dict[int, list[int]] = {}
     for row in range(len(parent)):

@@ -84,7 +84,9 @@ def _unpickle(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"no such file: {path}") from None
     except (OSError, RuntimeError, EOFError, *UNREADABLE) as error:
-        raise InputError(f"{path} is not a readable torch checkpoint ({str(error).partition(chr(10))[0]})") from None
+        # The first sentence: torch's next ones advise to run whatever the file holds.
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise InputError(f"{path} is not a readable torch checkpoint ({reason})") from None
     if not isinstance(checkpoint, dict) or not {"model", "ema"} <= checkpoint.keys():
         raise InputError(f"{path} is no checkpoint of the official code: wanted entries model and ema")
     return dict(checkpoint)

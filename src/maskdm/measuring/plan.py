@@ -120,7 +120,7 @@ def lines(forecasts: list[Forecast]) -> list[str]:
         said.append(f"  {hours(f.hours)}, about {f.kilowatt_hours:.2g} kWh (a guess)")
         said.append("  " + _memory(i, f))
     total, energy = sum(f.hours for f in forecasts), sum(f.kilowatt_hours for f in forecasts)
-    return [*said, f"in all {hours(total)}, about {energy:.2g} kWh"]
+    return [*said, f"in all {hours(total)}, about {energy:.2g} kWh; held-out errors and sample grids come on top"]
 
 
 def _memory(number: int, f: Forecast) -> str:

@@ -19,7 +19,16 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from maskdm.errors import InputError
-from maskdm.training.config import LENGTHS, Config, MaskConfig, ModelConfig, Section, StageConfig, to_dict
+from maskdm.training.config import (
+    LENGTHS,
+    Config,
+    MaskConfig,
+    ModelConfig,
+    Section,
+    StageConfig,
+    default_stages,
+    to_dict,
+)
 
 Tree = dict[str, Any]
 WORD = re.compile(r"(?!(?:true|false|null|none|yes|no|on|off|y|n)$)[a-z][a-z0-9_-]*", re.IGNORECASE)
@@ -298,6 +307,16 @@ def _did_you_mean(close: Sequence[str]) -> str:
 def all_keys() -> dict[str, tuple[str, str, str]]:
     """Every setting: key -> (type, default, help). Keys of a stage are given for stage 0."""
     return dict(_walk(Config, ""))
+
+
+def stages_as_words() -> Iterator[str]:
+    """The stages of a run without a recipe, as one would write them."""
+    for number, stage in enumerate(default_stages()):
+        given = stage.model_dump(mode="json", exclude_defaults=True)
+        mask = given.pop("mask", {})
+        words = [f"{key}={value}" for key, value in given.items()]
+        words += [f"mask.{key}={value}" for key, value in mask.items()]
+        yield f"stages.{number}: " + " ".join(words)
 
 
 @cache

@@ -94,6 +94,7 @@ def start(
             prepared = prepare(config, console)
         check_batches(prepared.config, runtime)
         describe(prepared, runtime, console)
+        warn_of_parents(prepared, console)
         if runtime.main:
             check_origins(prepared, find_run(output_dir, prepared.config, resume), read)
         run = open_run(output_dir, name, prepared.config, resume) if runtime.main else None
@@ -118,6 +119,7 @@ def dry_run(
     prepared = prepare(config, console)
     check_batches(prepared.config, runtime)
     describe(prepared, runtime, console)
+    warn_of_parents(prepared, console)
     found = find_run(output_dir, prepared.config, resume)
     check_origins(prepared, found, read)
     console.say(f"would go on with {found}" if found else f"would begin a run in {output_dir}")
@@ -128,7 +130,7 @@ def dry_run(
 def prepare(config: Config, console: Console) -> Prepared:
     """Reads and splits the pictures, settles the model, and checks that every mask fits it."""
     if not config.data.path:
-        raise InputError("--data: missing; give a folder of pictures, a .zip or an .npz")
+        raise InputError("--data: missing; give a folder of pictures, a .zip, .tar or .npz, or hf:NAME")
     if not isinstance(config.data.image_size, str):  # what can be refused before anything is decoded
         patch_grid(as_size(config.data.image_size), config.model.patch_size)
     config = config.model_copy(update={"model": build.settled(config.model)})
@@ -153,6 +155,7 @@ def prepare(config: Config, console: Console) -> Prepared:
         pictures.sha256_px,
         groups,
         salt=read_salt(data.salt, cache),
+        files=pictures.sha256,
         heldout=data.heldout,
         calibration=data.calibration,
     )
@@ -198,6 +201,25 @@ def check_origins(prepared: Prepared, run: Path | None, read: Read) -> None:
     for i, stage in enumerate(prepared.config.stages):
         if i > begun and stage.init_from not in ("previous", "none"):
             transfer.read_fitting(prepared.spec, Path(stage.init_from), stage.weights, read)
+
+
+def warn_of_parents(prepared: Prepared, console: Console) -> None:
+    """Says where a run that a stage starts from was trained on pictures that are held out here."""
+    here = dict(zip(prepared.pictures.sha256, prepared.roles, strict=True))
+    for i, stage in enumerate(prepared.config.stages):
+        origin = Path(stage.init_from)
+        runs = [folder for folder in (origin, *origin.parents) if (folder / "manifest.head.json").is_file()]
+        if stage.init_from in ("previous", "none") or not runs:
+            continue
+        known = {record.sha256 for record in read_manifest(runs[0]).records if record.role == "member"}
+        apart = [digest for digest, role in here.items() if role != "member"]
+        seen = sum(digest in known for digest in apart)
+        if seen:
+            console.warn(
+                f"stages.{i}.init_from: {runs[0]} was trained on {seen} of the {len(apart)} pictures that are held out "
+                "or for calibration here, so neither the held-out error nor an audit says what it should; use the "
+                "data.salt and data.group_by of that run"
+            )
 
 
 def describe(prepared: Prepared, runtime: Runtime, console: Console) -> None:
@@ -247,7 +269,7 @@ def _run(prepared: Prepared, runtime: Runtime, run: Run, console: Console, read:
         console.attach(run.path / "log.txt")
     console.say(f"{'resuming' if run.resumed else 'new run'} {run.path}")
     if runtime.main:
-        _record_manifest(prepared, run)
+        _record_manifest(prepared, run, read)
         write_env(run, runtime)
     runtime.barrier()
     manifest = read_manifest(run.path)
@@ -298,10 +320,14 @@ def synthetic(config: Config) -> Task:
     return Task(config, spec, TrainingSet(store, np.arange(SYNTHETIC), None, 0), mask_plans(config, spec), runtime)
 
 
-def _record_manifest(prepared: Prepared, run: Run) -> None:
+def _record_manifest(prepared: Prepared, run: Run, read: Read) -> None:
     """The split, on record before step 0; a resumed run has it already."""
     if (run.path / "manifest.head.json").exists():
         return
+    first = prepared.config.stages[0]
+    parent = None
+    if first.init_from not in ("previous", "none"):
+        parent = read(Path(first.init_from), first.weights)[1].facts.get("manifest_sha256")
     write_manifest(
         run.path,
         prepared.pictures,
@@ -310,6 +336,7 @@ def _record_manifest(prepared: Prepared, run: Run) -> None:
         stages=[stage.name for stage in prepared.config.stages],
         tool_version=__version__,
         config_sha256=hashlib.sha256(prepared.config.model_dump_json().encode()).hexdigest(),
+        parent_sha256=str(parent) if parent else None,
     )
 
 

@@ -48,12 +48,9 @@ class Weights:
 
 def save(path: Path, weights: Weights) -> None:
     """Writes the file whole or not at all."""
-    metadata = {
-        "format": "pt",  # what other readers of safetensors look for
-        "maskdm": FORMAT,
-        "model": weights.spec.model_dump_json(),
-        "facts": json.dumps(weights.facts),
-    }
+    model = json.loads(weights.spec.model_dump_json())
+    # One entry: safetensors writes several in any order, and the same model should be the same file.
+    metadata = {"maskdm": json.dumps({"format": FORMAT, "model": model, "facts": weights.facts})}
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.tensors.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -88,17 +85,20 @@ def read(path: Path) -> Weights:
             "; for a checkpoint of the official code: maskdm import official" if path.suffix in (".pt", ".pth") else ""
         )
         raise InputError(f"{path} is not a readable safetensors file ({error}){hint}") from None
-    if "maskdm" not in metadata or "model" not in metadata:
-        raise InputError(f"{path} holds tensors, but no maskdm model: its metadata does not describe one")
-    if metadata["maskdm"] != FORMAT:
-        raise InputError(f"{path} has format {metadata['maskdm']}, this version reads {FORMAT}; install a newer maskdm")
     try:
-        spec = ModelSpec.model_validate_json(metadata["model"])
+        described = json.loads(metadata.get("maskdm", ""))
+        version, model, facts = described["format"], json.dumps(described["model"]), dict(described["facts"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} holds tensors, but no maskdm model: its metadata does not describe one") from None
+    if version != FORMAT:
+        raise InputError(f"{path} has format {version}, this version reads {FORMAT}; install a newer maskdm")
+    try:
+        spec = ModelSpec.model_validate_json(model)
     except ValidationError as error:
         raise InputError(
             f"{path} describes a model that this version does not know: {error.errors()[0]['msg']}"
         ) from None
-    return Weights(spec, json.loads(metadata.get("facts", "{}")), tensors)
+    return Weights(spec, facts, tensors)
 
 
 def find(path: Path, which: str = "ema") -> Path:
@@ -113,6 +113,8 @@ def find(path: Path, which: str = "ema") -> Path:
     there = sorted(file.stem for file in (path / "weights").glob("*.safetensors"))
     if there:
         raise InputError(f"{path} holds no weights called {which!r}; wanted one of {', '.join(there)}")
+    if not (path / "config.yaml").is_file():
+        raise InputError(f"{path} is no run: it has no config.yaml; wanted a run folder or a .safetensors file")
     raise InputError(
         f"{path} holds no {which} weights yet; wanted a run folder, a checkpoint folder, or a .safetensors file"
     )
