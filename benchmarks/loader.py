@@ -99,8 +99,9 @@ def measure(side: int, count: int, batch: int, seconds: float, device: torch.dev
         loader = DataLoader(Files(files), batch, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True)
         batches = endless(loader)
         takes: dict[str, Callable[[], Tensor]] = {"DataLoader": lambda: next(batches).to(device)}
-        cached = load_images(open_source(files), cache_dir=folder / "cache", say=print)
-        fresh = load_images(open_source(files), cache_dir=folder / "cache", say=print, keep=False)
+        source = open_source(files)
+        cached = load_images(source, cache_dir=folder / "cache", say=print, image_size=side)
+        fresh = load_images(source, cache_dir=folder / "cache", say=print, image_size=side, keep=False)
         takes["map"] = taker(place(cached.images, device, "map"), count, batch)
         takes["ram"] = taker(place(cached.images, device, "ram"), count, batch)
         takes["stream"] = taker(place(fresh.images, device, "map"), count, batch)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from maskdm import __version__
-from maskdm.commands import models, sample, speed, train
+from maskdm.commands import models, quality, sample, speed, train
 from maskdm.commands.parsing import Parser
 from maskdm.errors import InputError, Interrupted, StorageError, TrainingError
 
@@ -68,6 +68,8 @@ def _parser() -> Parser:
     for add in (
         train.add,
         sample.add,
+        quality.add_eval,
+        quality.add_compare,
         speed.add_plan,
         speed.add_bench,
         models.add_info,

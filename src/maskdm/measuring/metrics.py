@@ -7,6 +7,8 @@ caller's choice; `pixel_features` is the plainest one, needs no trained network,
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -113,3 +115,119 @@ def _require_finite(x: Float64, what: str) -> None:
             f"{what}: got {bad} of {x.size} numbers infinite or NaN, wanted all finite; "
             "look for a diverged model or a broken picture"
         )
+
+
+def kernel_distance(
+    a: ArrayLike, b: ArrayLike, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """KID: the squared maximum mean discrepancy under k(x, y) = (x·y / D + 1)^3, unbiased, over random subsets.
+
+    Features are (N, D) and (M, D). Returns the mean over the subsets and its standard error over them, which is too
+    small where subsets overlap much (few pictures). Unlike the Fréchet distance its expectation does not depend on the
+    number of pictures: of two sets from one source it is zero, and single values may be negative.
+
+    Source: Bińkowski et al. 2018, arXiv 1801.01401.
+    """
+    x, y = _features(a, "features for a KID", 2), _features(b, "features for a KID", 2)
+    _require_same_width(x, y)
+    size = min(subset_size, len(x), len(y))
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(subsets):
+        part_x, part_y = (part[rng.choice(len(part), size, replace=False)] for part in (x, y))
+        xx, yy, xy = (_cubic(p, q) for p, q in ((part_x, part_x), (part_y, part_y), (part_x, part_y)))
+        within = (xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / (size * (size - 1))
+        values.append(within - 2 * xy.mean())
+    found = np.array(values)
+    return float(found.mean()), float(found.std(ddof=1) / np.sqrt(len(found))) if len(found) > 1 else 0.0
+
+
+def _cubic(x: Float64, y: Float64) -> Float64:
+    product: Float64 = (x @ y.T / x.shape[1] + 1) ** 3
+    return product
+
+
+class Manifolds(NamedTuple):
+    """How two clouds of features overlap; all but density are shares, 0 to 1.
+
+    precision: of generated pictures within the real ones' manifold; recall: of real within the generated ones'.
+    density: how many real pictures' balls hold a generated one, over k: about 1 for equal clouds, may be more.
+    coverage: of real pictures whose ball holds a generated one.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def manifolds(real: ArrayLike, made: ArrayLike, k: int = 5) -> Manifolds:
+    """Overlap of (N, D) real and (M, D) generated features, by balls that reach each point's k-th neighbour.
+
+    Sources: Kynkäänniemi et al. 2019, arXiv 1904.06991 (precision, recall); Naeem et al. 2020, arXiv 2002.09797
+    (density, coverage, and k = 5 for all).
+    """
+    x, y = _features(real, "features for precision and recall", k + 1), _features(made, "features for recall", k + 1)
+    _require_same_width(x, y)
+    radius_x, radius_y = (np.partition(_distances(p, p), k, axis=1)[:, k] for p in (x, y))
+    between = _distances(x, y)
+    within = between < radius_x[:, None]
+    return Manifolds(
+        precision=float(within.any(axis=0).mean()),
+        recall=float((between < radius_y[None]).any(axis=1).mean()),
+        density=float(within.sum(axis=0).mean() / k),
+        coverage=float(within.any(axis=1).mean()),
+    )
+
+
+def nearest_cosine(queries: ArrayLike, known: ArrayLike) -> Float64:
+    """Cosine distance, 0 to 2, of each of (N, D) queries to the nearest of (M, D) known features: (N,).
+
+    Its mean is the memorisation distance of MiFID (Bai et al. 2021, arXiv 2106.03062): pictures copied from the
+    training set lie nearer to it than pictures that were never in it.
+    """
+    x, y = _features(queries, "features for a nearest distance", 1), _features(known, "features to be near to", 1)
+    _require_same_width(x, y)
+    x, y = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in (x, y))
+    nearest = [(x[i : i + CHUNK] @ y.T).max(axis=1) for i in range(0, len(x), CHUNK)]
+    distance: Float64 = 1 - np.concatenate(nearest)
+    return np.maximum(distance, 0.0)
+
+
+def bootstrap(
+    made: ArrayLike, reference: tuple[Float64, Float64], resamples: int, seed: int = 0
+) -> tuple[float, float]:
+    """A 95 % interval of the Fréchet distance over (N, D) generated features, the reference kept as it is.
+
+    Resampled pictures repeat, which raises the distance; the interval is that of the resampled distances around their
+    mean, laid around the distance itself.
+    """
+    x = _features(made, "features for an interval", 2)
+    rng = np.random.default_rng(seed)
+    whole = frechet_distance(*gaussian(x), *reference)
+    drawn = [frechet_distance(*gaussian(x[rng.integers(len(x), size=len(x))]), *reference) for _ in range(resamples)]
+    low, high = np.quantile(np.array(drawn) - np.mean(drawn), [0.025, 0.975])
+    return float(whole + low), float(whole + high)
+
+
+CHUNK = 1024
+
+
+def _distances(x: Float64, y: Float64) -> Float64:
+    """Euclidean, (N, D) and (M, D) -> (N, M)."""
+    squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)[None] - 2 * x @ y.T
+    found: Float64 = np.sqrt(np.maximum(squares, 0.0))
+    return found
+
+
+def _features(value: ArrayLike, what: str, least: int) -> Float64:
+    x = np.asarray(value, dtype=np.float64)
+    if x.ndim != 2 or len(x) < least or x.shape[1] == 0:
+        raise InputError(f"{what}: got shape {x.shape}, wanted (N, D) with N >= {least}; give more pictures")
+    _require_finite(x, what)
+    return x
+
+
+def _require_same_width(x: Float64, y: Float64) -> None:
+    if x.shape[1] != y.shape[1]:
+        raise InputError(f"features: got {x.shape[1]} and {y.shape[1]} of them, wanted the same of both sets")

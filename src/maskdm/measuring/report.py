@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maskdm.measuring import wording
+from maskdm.measuring import page, wording
 from maskdm.measuring.charts import Boundary, Point, Series, line_chart
 from maskdm.measuring.markup import Html, join, tag
 from maskdm.measuring.run_folder import (
@@ -30,10 +28,7 @@ from maskdm.measuring.run_folder import (
 )
 from maskdm.training import summary
 
-COLUMN = 856  # pixels: what `report.css` leaves between the page's margins
 THUMBNAILS = 8
-# Nothing is loaded and nothing runs, even if some text were not escaped.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def write_report(run: Path) -> Path:
@@ -42,11 +37,11 @@ def write_report(run: Path) -> Path:
     The same files give the same report, byte for byte. An unfinished run gives a report of what there is so far. The
     file appears whole or not at all.
     """
-    page = _page(read_run(run))
+    text = _page(read_run(run))
     target = run / "report.html"
     unfinished = run / f".report.html.{os.getpid()}"
     try:
-        unfinished.write_text(page, encoding="utf-8", newline="\n")
+        unfinished.write_text(text, encoding="utf-8", newline="\n")
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -56,15 +51,6 @@ def write_report(run: Path) -> Path:
 def _page(run: RunFolder) -> str:
     pictures, broken = _pictures(run)
     remarks = [*run.remarks, *(f"{name}: left out, it is no whole PNG." for name in broken)]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("link", rel="icon", href="data:,"),  # or else the browser asks for one
-        tag("title", f"{run.name} · maskdm"),
-        tag("style", Html(resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8"))),
-    )
     body = tag(
         "body",
         tag("p", "maskdm training run", class_="kind"),
@@ -81,12 +67,7 @@ def _page(run: RunFolder) -> str:
         _settings(run.config),
         _environment(run.env),
     )
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
-
-
-def _section(title: str, *content: str, empty: str) -> Html:
-    """A heading and what is below it, or the sentence `empty` if that is nothing."""
-    return tag("section", tag("h2", title), *(content if any(content) else [tag("p", empty, class_="muted")]))
+    return page.whole(f"{run.name} · maskdm", body)
 
 
 # State and result ----------------------------------------------------------------------------------------------------
@@ -141,12 +122,12 @@ def _evenly(total: int, wanted: int) -> list[int]:
 
 def _latest_grid(pictures: Sequence[tuple[Grid, Picture]], history: History) -> Html:
     if not pictures:
-        return _section("Samples", empty="No samples yet.")
+        return page.section("Samples", empty="No samples yet.")
     grid, picture = pictures[-1]
     # Small pictures grow by a whole factor, so that every pixel stays a square of the same size.
-    factor = COLUMN // picture.width
-    style = f"width: {picture.width * factor if factor >= 2 else COLUMN}px"
-    image = _image(picture, f"Samples after {_moment(grid, history)}", style=style)
+    factor = page.COLUMN // picture.width
+    style = f"width: {picture.width * factor if factor >= 2 else page.COLUMN}px"
+    image = page.image(picture, f"Samples after {_moment(grid, history)}", style=style)
     caption = tag("figcaption", f"Latest samples, after {_moment(grid, history)}.")
     return tag("figure", image, caption, class_="hero")
 
@@ -157,22 +138,9 @@ def _grids_over_time(pictures: Sequence[tuple[Grid, Picture]], history: History)
     figures = []
     for grid, picture in pictures:
         moment = _moment(grid, history)
-        figures.append(tag("figure", _image(picture, f"Samples after {moment}"), tag("figcaption", moment)))
+        figures.append(tag("figure", page.image(picture, f"Samples after {moment}"), tag("figcaption", moment)))
     grids = tag("div", *figures, class_="grids") if len(figures) > 1 else ""
-    return _section("Samples over time", grids, empty="Only one grid so far, the one above.")
-
-
-def _image(picture: Picture, alt: str, style: str | None = None) -> Html:
-    data = base64.b64encode(picture.png).decode("ascii")
-    return tag(
-        "img",
-        src=f"data:image/png;base64,{data}",
-        alt=alt,
-        width=picture.width,
-        height=picture.height,
-        style=style,
-        class_="pixelated" if picture.width < COLUMN / 2 else None,
-    )
+    return page.section("Samples over time", grids, empty="Only one grid so far, the one above.")
 
 
 def _moment(grid: Grid, history: History) -> str:
@@ -188,7 +156,7 @@ def _moment(grid: Grid, history: History) -> str:
 
 
 def _scores(scores: Iterable[Scores]) -> Html:
-    return _section("Scores", *map(_score_table, scores), empty="No scores yet.")
+    return page.section("Scores", *map(_score_table, scores), empty="No scores yet.")
 
 
 def _score_table(scores: Scores) -> Html:
@@ -203,7 +171,7 @@ def _score_table(scores: Scores) -> Html:
         [
             tag("h3", scores.title),
             tag("p", scores.note, class_="muted") if scores.note else "",
-            _table(list(filled), list(zip(*filled.values(), strict=True)), numbers={"value", "n"}),
+            page.table(list(filled), list(zip(*filled.values(), strict=True)), numbers={"value", "n"}),
             tag("p", tag("code", scores.command), class_="command") if scores.command else "",
         ]
     )
@@ -236,7 +204,7 @@ def _curves(history: History) -> Html:
     main = {
         title: [
             tag("figure", svg, class_=screens)
-            for screens, width, height in [("on-wide", COLUMN, 300), ("on-narrow", 360, 300)]
+            for screens, width, height in [("on-wide", page.COLUMN, 300), ("on-narrow", 360, 300)]
             if (svg := chart(title, series, y_label=y_label, log_y=True, width=width, height=height))
         ]
         for title, series, y_label in [
@@ -253,7 +221,7 @@ def _curves(history: History) -> Html:
         ]
         if svg
     ]
-    return _section(
+    return page.section(
         "Curves",
         *main["Held-out error"],
         tag("p", HELDOUT, class_="muted note") if main["Held-out error"] else "",
@@ -272,8 +240,10 @@ def _series(name: str, values: Iterable[tuple[int, float | None]], faint: bool =
 
 def _stages(history: History) -> Html:
     columns = ["stage", "mask", "hidden", "steps", "images", "batch", "started from", "time"]
-    table = _table(columns, list(_stage_rows(history)), numbers={"hidden", "steps", "images", "batch", "time"})
-    return _section("Stages", tag("div", table, class_="stages") if history.stages else "", empty="No stage has begun.")
+    table = page.table(columns, list(_stage_rows(history)), numbers={"hidden", "steps", "images", "batch", "time"})
+    return page.section(
+        "Stages", tag("div", table, class_="stages") if history.stages else "", empty="No stage has begun."
+    )
 
 
 def _stage_rows(history: History) -> Iterator[list[str]]:
@@ -310,20 +280,22 @@ def _model(config: Mapping[str, Any]) -> Html:
     if isinstance(process, Mapping):
         rows += [_pair("process", summary.process(process)), _pair("objective", summary.objective(process))]
     table = tag("div", tag("table", tag("tbody", *rows), class_="pairs"), class_="table")
-    return _section("Model", table if rows else "", empty="Nothing is known of the model.")
+    return page.section("Model", table if rows else "", empty="Nothing is known of the model.")
 
 
 def _data(counts: Mapping[str, int]) -> Html:
     meaning = {"member": "trained on", "heldout": "held out", "calibration": "calibration", "excluded": "excluded"}
     rows = [[meaning[name], wording.count(number)] for name, number in counts.items()]
-    return _section(
-        "Data", _table(["pictures", "number"], rows, numbers={"number"}) if rows else "", empty="No counts of pictures."
+    return page.section(
+        "Data",
+        page.table(["pictures", "number"], rows, numbers={"number"}) if rows else "",
+        empty="No counts of pictures.",
     )
 
 
 def _settings(config: Mapping[str, Any]) -> Html:
     if not config:
-        return _section("Settings", empty="No settings were found.")
+        return page.section("Settings", empty="No settings were found.")
     rows = []
     for section, content in config.items():
         rows.append(tag("tr", tag("th", str(section), colspan=2), class_="section"))
@@ -360,23 +332,8 @@ def _as_written(content: object) -> str:
 def _environment(env: Mapping[str, Any]) -> Html:
     rows = [_pair(key.replace("_", " "), _as_written(content)) for key, content in env.items()]
     table = tag("div", tag("table", tag("tbody", *rows), class_="pairs"), class_="table")
-    return _section("Environment", table if rows else "", empty="Nothing is known of the machine.")
+    return page.section("Environment", table if rows else "", empty="Nothing is known of the machine.")
 
 
 def _pair(key: str, content: str) -> Html:
     return tag("tr", tag("th", key, scope="row"), tag("td", content))
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Container[str]) -> Html:
-    """A table whose columns `numbers` are set flush right, and whose first one names the rows."""
-    kinds = ["number" if name in numbers else None for name in columns]
-    head = tag("tr", *(tag("th", name, scope="col", class_=kind) for name, kind in zip(columns, kinds, strict=True)))
-    body = [
-        tag(
-            "tr",
-            tag("th", row[0], scope="row"),
-            *(tag("td", cell, class_=kind) for cell, kind in zip(row[1:], kinds[1:], strict=True)),
-        )
-        for row in rows
-    ]
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="table")

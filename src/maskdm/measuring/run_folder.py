@@ -65,6 +65,7 @@ class Heldout(BaseModel):
     loss_ema: float | None = None
     loss_raw: float | None = None
     n: int | None = None
+    seconds: float | None = None
 
 
 class StageEnd(BaseModel):

@@ -309,6 +309,8 @@ class EvalConfig(Section):
 
     heldout_every: Positive = 50_000
     """Images between measurements of the held-out error."""
+    heldout_minutes: PositiveFloat | None = None
+    """Minutes of training between further measurements of it; null for none."""
     heldout_images: Count = 256
     """Held-out images it is measured on, always the same; 0 for none."""
     samples_every: Positive = 200_000

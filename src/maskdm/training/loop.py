@@ -208,7 +208,9 @@ def look(training: Training, state: State, denoiser: Denoiser) -> None:
     def due(every: int) -> bool:
         return progress.stage_done or progress.images // every > before // every
 
-    if due(config.heldout_every):
+    minutes = config.heldout_minutes
+    late = minutes is not None and training.runtime.agree(progress.seconds - progress.looked >= 60 * minutes)
+    if late or due(config.heldout_every):
         measure_heldout(training, state, denoiser)
     if due(config.samples_every) and config.samples:
         path = training.run.samples / f"{checkpoint.NAME.format(progress.step)}.png"
@@ -223,7 +225,8 @@ def measure_heldout(training: Training, state: State, denoiser: Denoiser) -> Non
         return
     heldout, runtime = training.heldout, training.runtime
     ema, raw = (heldout.error(replace(denoiser, backbone=net), runtime) for net in (state.ema, state.model))
-    training.record("heldout", state.progress, loss_ema=ema, loss_raw=raw, n=len(training.heldout))
+    state.progress.looked = seconds = state.progress.seconds
+    training.record("heldout", state.progress, seconds=seconds, loss_ema=ema, loss_raw=raw, n=len(training.heldout))
     training.console.say(
         f"  {state.progress.images:>12,} images: held-out error {ema:.4f} (ema), {raw:.4f} (raw), "
         f"n = {len(training.heldout)}"

@@ -147,6 +147,11 @@ def find_unfinished(output_dir: Path, config: Config) -> Path | None:
     return None
 
 
+def same_settings(there: Config, here: Config) -> bool:
+    """Whether two runs are of the same settings."""
+    return not _differences(there, here)
+
+
 def list_runs(output_dir: Path) -> list[Path]:
     """Runs in the order in which they were started."""
     if not output_dir.is_dir():

@@ -180,8 +180,11 @@ def prepare(config: Config, console: Console) -> Prepared:
 
 def cache_dir(config: Config) -> Path:
     """Where decoded pictures are kept."""
-    if config.data.cache_dir != "auto":
-        return Path(config.data.cache_dir).expanduser()
+    return usual_cache() if config.data.cache_dir == "auto" else Path(config.data.cache_dir).expanduser()
+
+
+def usual_cache() -> Path:
+    """The same where nobody says otherwise."""
     return Path(os.environ.get("MASKDM_CACHE") or Path.home() / ".cache" / "maskdm")
 
 

@@ -1,0 +1,114 @@
+"""The page of a comparison: the verdict first, then what it stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from maskdm.measuring import page, wording
+from maskdm.measuring.charts import Point, Series, line_chart
+from maskdm.measuring.compare import Comparison, Outcome, Verdict
+from maskdm.measuring.markup import Html, tag
+from maskdm.measuring.run_folder import Grid, read_picture
+
+COLOURS = 3
+"""Lines that one chart can tell apart."""
+
+
+def write_page(folder: Path, comparison: Comparison, outcomes: Sequence[Outcome], found: Sequence[Verdict]) -> Path:
+    """`compare.html` in `folder`; of an unfinished comparison, what there is so far."""
+    runs = len(comparison.arms) * len(comparison.seeds)
+    seeds = wording.plural(len(comparison.seeds), "seed")
+    body = tag(
+        "body",
+        tag("p", "maskdm comparison", class_="kind"),
+        tag("h1", comparison.title),
+        tag(
+            "p",
+            f"{len(comparison.arms)} arms, {seeds}, {_budget(comparison)} each; {len(outcomes)} of {runs} runs done.",
+        ),
+        _verdicts(found),
+        _curves(comparison, outcomes),
+        _runs(outcomes),
+        _grids(outcomes),
+    )
+    path = folder / "compare.html"
+    path.write_text(page.whole(f"{comparison.title} · maskdm", body), encoding="utf-8", newline="\n")
+    return path
+
+
+def _budget(comparison: Comparison) -> str:
+    budget = comparison.budget
+    return f"{budget.minutes:g} minutes of training" if budget.minutes else f"{budget.petaflops:g} petaFLOPs"
+
+
+def _verdicts(found: Sequence[Verdict]) -> Html:
+    rows = []
+    for v in found:
+        spread = f" ± {v.spread:.4f}" if v.spread is not None else ""
+        interval = "" if v.low is None or v.high is None else f"{v.low:.2f} to {v.high:.2f}"
+        speed = "never" if v.speed is None else f"{v.speed:.2f}"
+        rows.append([v.arm, f"{v.final:.4f}{spread}", speed, interval, v.words])
+    columns = ["arm", "last held-out error", "times as fast", "95 % interval", "verdict"]
+    note = (
+        "Held-out error: mean squared error of the estimated image at fixed noise levels. Times as fast: all of the "
+        "budget over what the arm had spent when it first reached the baseline's last error, geometric mean over seeds."
+    )
+    table = page.table(columns, rows, numbers={"last held-out error", "times as fast", "95 % interval"})
+    return page.section(
+        "Verdict", *([table, tag("p", note, class_="muted")] if rows else []), empty="No run is finished."
+    )
+
+
+def _curves(comparison: Comparison, outcomes: Sequence[Outcome]) -> Html:
+    """The baseline against two arms a chart, every seed a line's mean."""
+    others = [arm for arm in comparison.arms if arm != comparison.baseline]
+    charts = []
+    for i in range(0, len(others), COLOURS - 1):
+        arms = [comparison.baseline, *others[i : i + COLOURS - 1]]
+        series = [Series(arm, _mean(arm, outcomes)) for arm in arms]
+        for screens, width in (("on-wide", page.COLUMN), ("on-narrow", 360)):
+            chart = line_chart(
+                f"{' and '.join(arms[1:])} against {comparison.baseline}",
+                series,
+                x_label="share of the budget spent, %",
+                y_label="held-out error, averaged weights",
+                log_y=True,
+                width=width,
+                height=320,
+            )
+            if chart is not None:
+                charts.append(tag("div", chart, class_=screens))
+    return page.section("Quality against compute", *charts, empty="Nothing has been measured yet.")
+
+
+def _mean(arm: str, outcomes: Sequence[Outcome]) -> list[Point]:
+    """Mean over seeds, look by look."""
+    looks = [found.looks for found in outcomes if found.arm == arm]
+    columns = list(zip(*looks, strict=False))  # a seed may have had one look more
+    return [
+        Point(100 * sum(look.spent for look in column) / len(column), sum(look.error for look in column) / len(column))
+        for column in columns
+    ]
+
+
+def _runs(outcomes: Sequence[Outcome]) -> Html:
+    rows = [
+        [f"{o.arm}, seed {o.seed}", wording.count(o.images), wording.duration(o.seconds), f"{o.final:.4f}", o.run.name]
+        for o in outcomes
+    ]
+    columns = ["run", "images", "training", "last held-out error", "folder"]
+    table = page.table(columns, rows, numbers={"images", "training", "last held-out error"})
+    return page.section("Runs", *([table] if rows else []), empty="No run is finished.")
+
+
+def _grids(outcomes: Sequence[Outcome]) -> Html:
+    figures = []
+    for found in outcomes:
+        paths = sorted((found.run / "samples").glob("step-*.png"))
+        picture = read_picture(Grid(paths[-1], None)) if paths else None
+        if picture is not None:
+            name = f"{found.arm}, seed {found.seed}"
+            figures.append(tag("figure", page.image(picture, f"Samples of {name}"), tag("figcaption", name)))
+    grids = [tag("div", *figures, class_="grids")] if figures else []
+    return page.section("Samples at the end, the same seeds", *grids, empty="No samples.")
