@@ -88,7 +88,8 @@ def batches(most: int, rounds: int) -> list[dict[str, float]]:
         for count in (most // 100, most // 10, most):
             shape = (count, 64, 64, 3)
             images = np.lib.format.open_memmap(Path(folder) / f"{count}.npy", "w+", np.uint8, shape)
-            store = OnHost(images, torch.device("cpu"))
+            del images  # and mapped again as a run maps it
+            store = OnHost(np.load(Path(folder) / f"{count}.npy", mmap_mode="r"), torch.device("cpu"))
             since = time.perf_counter()
             order(count, 64, 0, "growth", count)
             shuffling, seconds = time.perf_counter() - since, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +36,20 @@ def test_takes_what_was_asked_whatever_was_expected(make):
 
 def test_nothing_expected_is_fetched_at_once():
     assert np.array_equal(OnHost(IMAGES, CPU).take(rows(4)).numpy(), IMAGES[[4]])
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="asks Linux")
+def test_a_mapped_cache_is_not_read_ahead(tmp_path):
+    np.save(tmp_path / "images.npy", IMAGES)
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+
+    def at_random() -> bool:
+        maps = Path("/proc/self/smaps").read_text().split(str(tmp_path / "images.npy"))[1]
+        return " rr " in next(line for line in maps.splitlines() if line.startswith("VmFlags"))
+
+    assert not at_random()
+    assert np.array_equal(OnHost(images, CPU).take(rows(3, 0)).numpy(), IMAGES[[3, 0]])
+    assert at_random()
 
 
 class Slow:
