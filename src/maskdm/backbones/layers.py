@@ -24,7 +24,7 @@ def sinusoidal(t: Tensor, width: int, period: float = 10_000.0) -> Tensor:
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
 
-SHORT = {True: 512, False: 64}
+SHORT = {True: 1280, False: 64}
 """Tokens, in half precision or not, up to which plain products are faster than torch's fused kernel on a CPU."""
 
 
@@ -32,7 +32,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, each (B, heads, L, d).
 
     Torch's fused kernel, but for few tokens on a CPU: there, above all on the way back, plain products take between
-    half and a sixth of its time (docs/benchmarks.md), and what they keep is small.
+    two thirds and a sixth of its time (docs/benchmarks.md). They keep L x L numbers for each head, which is why this ends
+    where it does.
     """
     if q.device.type != "cpu" or q.shape[2] > SHORT[q.dtype == torch.bfloat16]:
         return F.scaled_dot_product_attention(q, k, v)
