@@ -32,8 +32,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, each (B, heads, L, d).
 
     Torch's fused kernel, but for few tokens on a CPU: there, above all on the way back, plain products take between
-    two thirds and a sixth of its time (docs/benchmarks.md). They keep L x L numbers for each head, which is why this ends
-    where it does.
+    two thirds and a sixth of its time (docs/benchmarks.md). They keep L x L numbers for each head, so not for many.
     """
     if q.device.type != "cpu" or q.shape[2] > SHORT[q.dtype == torch.bfloat16]:
         return F.scaled_dot_product_attention(q, k, v)
