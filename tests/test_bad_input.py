@@ -255,7 +255,7 @@ OTHERS: Table = {
     "sample from a pickle": ("sample official.pt", ["official.pt", "maskdm import official"]),
     "unknown sampler": ("sample {run} --sampler dpm", ["sampler", "'dpm'", "ddim, ancestral, euler, heun, dpm++"]),
     "eta of heun": ("sample {run} --sampler heun --eta 0.5", ["eta", "got 0.5", "heun", "ddim, ancestral, dpm++"]),
-    "churn of ddim": ("sample {run} --churn 10", ["churn", "got 10", "ddim", "euler, heun"]),
+    "churn of dpm++": ("sample {run} --churn 10", ["churn", "got 10", "dpm++", "euler, heun"]),
     "ancestral without noise": ("sample {run} --sampler ancestral --eta 0", ["eta", "ancestral", "leave eta out"]),
     "sde without noise": ("sample {run} --sampler dpm++sde --eta 0", ["eta", "dpm++sde", "dpm++"]),
     "less than no churn": ("sample {run} --sampler heun --churn=-1", ["churn", "got -1", "0 or more"]),

@@ -255,9 +255,8 @@ def test_no_hole_is_the_picture_and_nothing_but_a_hole_is_made():
     (image,) = images_of(1)
     none, all_of_it = torch.zeros(8, 8, dtype=torch.bool), torch.ones(8, 8, dtype=torch.bool)
     assert torch.equal(inpaint(plan_of(), image, none, 2), to_unit(image).expand(2, -1, -1, -1))
-    torch.testing.assert_close(
-        inpaint(plan_of(), image, all_of_it, 4), pictures(plan_of(), range(4)), rtol=0, atol=1e-5
-    )
+    how = plan_of(sampler="ddim")  # one without a memory
+    torch.testing.assert_close(inpaint(how, image, all_of_it, 4), pictures(how, range(4)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("resample", [0, -2])

@@ -59,7 +59,7 @@ def demo(output_dir: Path, overrides: tuple[str, ...] = ()) -> Path:
     console.say(f"3/4  making {GENERATED:,} digits in {STEPS} steps each")
     denoiser = load(run)
     with console.bar("sampling", GENERATED * STEPS, "call") as bar:
-        unit = sample(denoiser, GENERATED, steps=STEPS, batch_size=100, report=bar.update)
+        unit = sample(denoiser, GENERATED, sampler="ddim", steps=STEPS, batch_size=100, report=bar.update)
     made = to_uint8(unit).permute(0, 2, 3, 1).numpy()
     grid = run / "samples" / "final.png"
     save_grid(made[:100], grid)  # ten columns, one for each class

@@ -78,9 +78,9 @@ def add(commands: Commands) -> None:
 
 def _add_sampler(p: argparse.ArgumentParser) -> None:
     group = p.add_argument_group("sampler")
-    group.add_argument("--steps", type=int, default=50, metavar="N", help="steps a picture (default: 50)")
+    group.add_argument("--steps", type=int, default=25, metavar="N", help="steps a picture (default: 25)")
     group.add_argument(
-        "--sampler", default="ddim", help="ddim, ancestral, euler, heun, dpm++ or dpm++sde (default: ddim)"
+        "--sampler", default="dpm++", help="ddim, ancestral, euler, heun, dpm++ or dpm++sde (default: dpm++)"
     )
     group.add_argument(
         "--eta", type=float, metavar="X", help="fresh noise of ddim, ancestral and dpm++, 0 to 1 (default: 0, 1, 0)"

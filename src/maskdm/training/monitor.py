@@ -68,7 +68,16 @@ def write_samples(
     seeds = [(runtime.rank + i * runtime.world_size) % config.samples for i in range(own)]
     names = denoiser.class_names
     labels = [names[seed % len(names)] for seed in seeds] if names else None
-    unit = sample(denoiser, own, steps=config.sample_steps, seeds=seeds, labels=labels, batch_size=CHUNK, report=report)
+    unit = sample(
+        denoiser,
+        own,
+        sampler="ddim",
+        steps=config.sample_steps,
+        seeds=seeds,
+        labels=labels,
+        batch_size=CHUNK,
+        report=report,
+    )
     unit = torch.stack(runtime.gather(unit), dim=1).flatten(0, 1)[: config.samples]  # in turn, as they were dealt out
     if runtime.main:
         save_grid(to_uint8(unit).permute(0, 2, 3, 1).numpy(), path)
