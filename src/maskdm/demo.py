@@ -50,7 +50,7 @@ def demo(output_dir: Path, overrides: tuple[str, ...] = ()) -> Path:
     make_folder(output_dir)
     data = output_dir / "digits.npz"
     save_npz(data, images, labels=labels)
-    console.say(f"1/4  {len(images):,} handwritten digits in {data}; about 4 minutes on two CPU cores from here")
+    console.say(f"1/4  {len(images):,} handwritten digits in {data}; 2 to 4 minutes on two CPU cores from here")
 
     console.say("2/4  training, first with most of every picture hidden, then on whole pictures")
     config = resolve(recipe="digits", overrides=(f"data.path={data}", *overrides))
