@@ -85,7 +85,7 @@ def test_equal_arms_are_refused(small, digits_npz, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["gone.yaml"], "comparison: got 'gone.yaml', wanted a file, or one of masks"),
+        (["gone.yaml"], "comparison: got 'gone.yaml', wanted a file, or one of digits, masks"),
         ([], "comparison: missing"),
         (["masks", "--seeds", "0,0"], "--seeds: got '0,0'"),
         (["masks", "--minutes", "0"], "--minutes: got 0"),
