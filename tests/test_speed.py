@@ -175,6 +175,7 @@ def test_blocks_computed_again_keep_less():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch's own, while it compiles
 def test_a_compiled_network_trains_the_same(digits_npz, tmp_path):
     runs = [train(digits_npz, tmp_path / mode, f"train.compile={mode}") for mode in ("no", "default")]
     a, b = (dict(load(run).backbone.named_parameters()) for run in runs)
