@@ -177,6 +177,7 @@ def _sample_as(a: argparse.Namespace, runtime: Runtime, seeds: list[int] | None)
 def _make(a: argparse.Namespace, how: Plan, num: int, bar: Bar, runtime: Runtime) -> Tensor:
     """The pictures, (num, C, H, W) in [0, 1]."""
     from maskdm.method import editing
+    from maskdm.training import dealing
 
     if a.interpolate:
         ends = _images(a.interpolate, how.denoiser)
@@ -195,21 +196,7 @@ def _make(a: argparse.Namespace, how: Plan, num: int, bar: Bar, runtime: Runtime
     if a.init:
         images = _images([a.init], how.denoiser)
         return editing.vary(how, images, _strength(a), num, batch_size=a.batch_size, report=bar.update)
-    return _deal(how, num, a.batch_size, bar, runtime)
-
-
-def _deal(how: Plan, num: int, batch_size: int, bar: Bar, runtime: Runtime) -> Tensor:
-    """Pictures from noise, dealt out to the ranks in turn and gathered."""
-    import torch
-
-    from maskdm.method.sampling import check_counts, pictures
-
-    check_counts(num, batch_size)
-    ranks = runtime.world_size
-    # As many for every rank: a few more than asked for, which are left out again.
-    own = range(runtime.rank, ranks * -(-num // ranks), ranks)
-    unit = pictures(how, own, batch_size=batch_size, report=bar.update)
-    return torch.stack(runtime.gather(unit), dim=1).flatten(0, 1)[:num]
+    return dealing.make(how, num, runtime, batch_size=a.batch_size, report=bar.update)
 
 
 def _strength(a: argparse.Namespace) -> float:

@@ -7,7 +7,6 @@ saved.
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -201,7 +200,7 @@ def read(training: Training, state: State, meter: Meter, bar: Bar) -> None:
 
 
 def look(training: Training, state: State, denoiser: Denoiser) -> None:
-    """Held-out loss and sample grid, when their number of images has passed and at the end of a stage."""
+    """Held-out loss and sample grid, when their images or minutes have passed and at the end of a stage."""
     config, progress = training.config.eval, state.progress
     before = progress.images - training.stage(progress).batch_size
 
@@ -214,7 +213,7 @@ def look(training: Training, state: State, denoiser: Denoiser) -> None:
         measure_heldout(training, state, denoiser)
     if due(config.samples_every) and config.samples:
         path = training.run.samples / f"{checkpoint.NAME.format(progress.step)}.png"
-        own = math.ceil(config.samples / training.runtime.world_size)
+        own = len(training.runtime.turns(config.samples))
         with training.console.bar("samples", own * config.sample_steps, "call") as bar:
             write_samples(denoiser, config, path, training.runtime, bar.update)
 

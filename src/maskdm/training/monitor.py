@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from maskdm.errors import InputError
 from maskdm.method.denoiser import Denoiser
 from maskdm.method.loss import fixed_questions, image_error
 from maskdm.method.patches import from_uint8, to_uint8
-from maskdm.method.sampling import sample
+from maskdm.method.sampling import plan
+from maskdm.training import dealing
 from maskdm.training.config import EvalConfig
 from maskdm.training.runtime import Runtime
 
@@ -50,9 +50,8 @@ class HeldOut:
 
         Every rank answers as many of them, a few perhaps for the second time, which does not count; all hear the mean.
         """
-        total, device = 0.0, self.x_0.device
-        own = runtime.rank + runtime.world_size * torch.arange(math.ceil(len(self) / runtime.world_size), device=device)
-        for numbers in torch.split(own, CHUNK):
+        total = 0.0
+        for numbers in torch.split(torch.tensor(runtime.turns(len(self)), device=self.x_0.device), CHUNK):
             part = numbers % len(self)
             label = None if self.label is None else self.label[part]
             errors = image_error(denoiser, self.x_0[part], self.t[part], self.eps[part], label=label)
@@ -64,21 +63,8 @@ def write_samples(
     denoiser: Denoiser, config: EvalConfig, path: Path, runtime: Runtime, report: Callable[[int], None]
 ) -> None:
     """A grid of pictures by DDIM from seeds 0, 1, ..., to be compared over time; every rank makes some."""
-    own = math.ceil(config.samples / runtime.world_size)
-    seeds = [(runtime.rank + i * runtime.world_size) % config.samples for i in range(own)]
-    names = denoiser.class_names
-    labels = [names[seed % len(names)] for seed in seeds] if names else None
-    unit = sample(
-        denoiser,
-        own,
-        sampler="ddim",
-        steps=config.sample_steps,
-        seeds=seeds,
-        labels=labels,
-        batch_size=CHUNK,
-        report=report,
-    )
-    unit = torch.stack(runtime.gather(unit), dim=1).flatten(0, 1)[: config.samples]  # in turn, as they were dealt out
+    how = plan(denoiser, sampler="ddim", steps=config.sample_steps, seeds=range(config.samples))
+    unit = dealing.make(how, config.samples, runtime, batch_size=CHUNK, report=report)
     if runtime.main:
         save_grid(to_uint8(unit).permute(0, 2, 3, 1).numpy(), path)
 

@@ -6,6 +6,7 @@ process group is joined, without them there is one rank and nothing to synchroni
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -102,6 +103,10 @@ class Runtime:
             state = {name: self.part(tensor, own[name]) if name in own else tensor for name, tensor in state.items()}
         network.load_state_dict(state, strict=True)
 
+    def turns(self, num: int) -> range:
+        """This rank's numbers of `num` that are dealt out in turn: as many for every rank, the last perhaps beyond."""
+        return range(self.rank, math.ceil(num / self.world_size) * self.world_size, self.world_size)
+
     def total(self, number: float) -> float:
         """The sum of what the ranks say, on every rank."""
         if self.world_size == 1:
@@ -133,7 +138,9 @@ class Runtime:
         """The model as it is called in training: perhaps compiled, gradients averaged over ranks."""
         if self.compile is not None:
             # A graph for every shape of the masks; shapes are static, and by a schedule there may be several.
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+            settings = torch._dynamo.config
+            name = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"  # of older torch
+            setattr(settings, name, max(getattr(settings, name), MOST_GRAPHS))
             model = cast(nn.Module, torch.compile(model, dynamic=False, mode=self.compile))
         if self.world_size == 1 or self.parallel == "fsdp":
             return model
@@ -241,8 +248,6 @@ def light(network: nn.Module, device: torch.device, mixed_precision: str, compil
 def start(config: TrainConfig) -> Runtime:
     """The machine for training: see `join`."""
     runtime = join(config.device)
-    if runtime.device.type == "cpu":
-        memory.hold()
     precision = pick_precision(runtime.device) if config.mixed_precision == "auto" else config.mixed_precision
     compiled = pick_compile(config.compile, runtime.device)
     return replace(runtime, precision=precision, compile=compiled, parallel=config.parallel)
@@ -266,6 +271,8 @@ def join(device_name: str, setting: str = "train.device") -> Runtime:
         torch.cuda.set_device(device)
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cpu":
+        memory.hold()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size > 1 else 1
     return Runtime(device, "no", rank, world_size, local)
 
