@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from maskdm import __version__, cli
 from maskdm.cli import main
-from maskdm.commands import sample as sample_command
+from maskdm.commands.parsing import numbers
 from maskdm.data.manifest import read_manifest
 from maskdm.method.samplers import SAMPLERS
 from maskdm.method.times import GRIDS
@@ -601,7 +601,7 @@ def test_a_way_from_one_picture_to_another(photos_run, photos, tmp_path):
     ],
 )
 def test_seeds(text, seeds):
-    assert sample_command._seeds(text) == seeds
+    assert numbers(text, "--seeds") == seeds
 
 
 # --- info ------------------------------------------------------------------------------------------------------------

@@ -75,6 +75,34 @@ def test_need_is_measured_and_leaves_the_weights_alone():
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, made.state.model.parameters(), strict=True))
 
 
+def test_sizes_are_of_images_that_are_there():
+    assert [trial.sizes(share) for share in (1, 3, 8)] == [[1], [1, 2], [1, 2, 4, 8]]
+    assert max(trial.sizes(10_000)) == 64
+
+
+@pytest.mark.parametrize("share", [1, 3, 5])
+def test_the_slope_is_that_of_the_images_computed(share, monkeypatch):
+    """A machine on which every image takes 1,000 bytes and everything else 5,000."""
+    made = Trial(task(f"stages.0.batch_size={share}"))
+    seen: list[int] = []
+    learn = trial.learn
+
+    def counted(task, state, learner, part):
+        seen.append(len(part))
+        return learn(task, state, learner, part)
+
+    monkeypatch.setattr(trial, "learn", counted)
+    monkeypatch.setattr(memory, "peak", lambda device, work: (work(), 5000 + 1000 * seen[-1]))
+    need = made.need()
+    assert need is not None
+    assert max(seen) <= share
+    moments = 2 * sum(4 * p.numel() for p in made.state.model.parameters())
+    if share > 1:
+        assert (need.per_image, need.fixed) == (1000, 5000 + moments)
+    else:  # all that is known is what one takes
+        assert (need.per_image, need.fixed) == (6000, moments)
+
+
 @pytest.mark.parametrize(("free", "wanted"), [(100, 2), (150, 4), (10_000, 8)])
 def test_auto_takes_what_fits(monkeypatch, free, wanted):
     monkeypatch.setattr(trial, "measure_need", lambda *_: Need(fixed=40, per_image=20.0, free=free))

@@ -16,10 +16,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0, 1 (training failed), 2 (bad input), 130 (Ctrl-C)."""
     try:
         arguments, rest = _parser().parse_known_args(argv)
-        settings = getattr(arguments, "settings_follow", False)
-        if rest and not settings:
+        if rest and not arguments.settings_follow:
             raise InputError(f"unknown argument {rest[0]!r}; see maskdm {arguments.command} --help")
-        code = arguments.run(arguments, rest) if settings else arguments.run(arguments)
+        code = arguments.run(arguments, rest) if arguments.settings_follow else arguments.run(arguments)
         return int(code or 0)
     except InputError as error:
         return _fail(f"error: {error}", 2)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import NoReturn, TypeAlias
 
 from maskdm.errors import InputError
+
+MOST_NUMBERS = 1_000_000
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
@@ -19,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 
 def command(commands: Commands, name: str, summary: str, examples: str) -> Parser:
     """A command with its summary and examples."""
-    return commands.add_parser(
+    parser = commands.add_parser(
         name,
         help=summary,
         allow_abbrev=False,
@@ -27,3 +30,18 @@ def command(commands: Commands, name: str, summary: str, examples: str) -> Parse
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(settings_follow=False)  # words of the form key=value
+    return parser
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """ "0-3,7" -> [0, 1, 2, 3, 7]."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise InputError(f"{option}: got {text!r}, wanted numbers and rising ranges such as 0-63 or 1,5,9")
+        if int(match[2] or match[1]) - int(match[1]) >= MOST_NUMBERS:
+            raise InputError(f"{option}: got {text!r}, wanted at most {MOST_NUMBERS:,} at a time")
+        found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return found

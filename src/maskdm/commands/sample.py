@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskdm.commands.parsing import Commands, command
+from maskdm.commands.parsing import Commands, command, numbers
 from maskdm.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from maskdm.training.console import Bar
     from maskdm.training.runtime import Runtime
 
-MOST_SEEDS = 1_000_000
 FILES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".npy", ".zip", ".tar", ".pt", ".safetensors")
 """Endings by which an output is meant as a file of a kind that is not written."""
 
@@ -118,7 +116,7 @@ def _sample(a: argparse.Namespace) -> None:
     from maskdm.training.runtime import join
 
     _check_edits(a)
-    seeds = _seeds(a.seeds) if a.seeds is not None else None
+    seeds = numbers(a.seeds, "--seeds") if a.seeds is not None else None
     if a.output.suffix.lower() in FILES and not a.output.is_dir():
         raise InputError(f"--output: got {a.output}, wanted a folder for PNGs, or a file that ends in .npz")
     runtime = join(a.device, "--device")
@@ -322,16 +320,3 @@ def _save(output: Path, unit: Tensor, names: list[str]) -> str:
         return f"{_count(images)} in {output}, side by side in {output / 'grid.png'}"
     except StorageError as error:
         raise InputError(f"--output: {error}; choose another place") from None
-
-
-def _seeds(text: str) -> list[int]:
-    """ "0-3,7" -> [0, 1, 2, 3, 7]."""
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if not match or int(match[2] or match[1]) < int(match[1]):
-            raise InputError(f"--seeds: got {text!r}, wanted numbers and rising ranges such as 0-63 or 1,5,9")
-        if int(match[2] or match[1]) - int(match[1]) >= MOST_SEEDS:
-            raise InputError(f"--seeds: got {text!r}, wanted at most {MOST_SEEDS:,} at a time")
-        found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return found

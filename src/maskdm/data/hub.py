@@ -21,7 +21,9 @@ def open_hub(name: str) -> Source:
     given: list[Any] = list(table[labels]) if labels else [None] * len(table)
     class_names = tuple(table.features[labels].names) if labels else ()
     if any(label is not None and label < 0 for label in given):
-        raise InputError(f"{shown(HUB + name)}: some pictures have no class; choose another split than {split!r}")
+        raise InputError(
+            f"{shown(HUB + name)}: some pictures have no class; choose another split than {split or 'train'}"
+        )
 
     def read(item: str) -> bytes:
         found = encoded[int(item)][images]

@@ -178,8 +178,7 @@ def sample(
     Raises:
         InputError: an unknown sampler, grid or label, guidance without classes or guide, numbers out of range.
     """
-    if num is None:
-        num = 64 if seeds is None else len(seeds)
+    num = num if num is not None else len(range(64) if seeds is None else seeds)
     check_counts(num, batch_size)
     how = plan(
         denoiser,

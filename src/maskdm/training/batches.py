@@ -19,7 +19,7 @@ from torch import Tensor
 from maskdm.method.mask_plan import Portion, parts
 from maskdm.method.patches import from_uint8
 from maskdm.method.process import Process
-from maskdm.training.store import Store, rows_of
+from maskdm.training.store import Store
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def draw(
 
     def rows_at(step: int) -> np.ndarray:
         rows = data.members[order(len(data.members), batch_size, step, *seed)]
-        return rows_of([rows[part] for part in mine])
+        return np.concatenate([rows[part] for part in mine])
 
     rows = rows_at(step)
     pixels = data.images.take(rows)

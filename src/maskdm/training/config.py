@@ -23,6 +23,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
+Where = Literal["auto", "device", "ram", "map", "stream"]
+
+
 class Section(BaseModel):
     """A group of settings."""
 
@@ -59,7 +62,7 @@ class DataConfig(Section):
     split), public (a published one, for public pictures only), or the path of a file with at least 16 bytes."""
     cache_dir: str = "auto"
     """Where decoded pictures are kept. auto: $MASKDM_CACHE, else ~/.cache/maskdm."""
-    store: Literal["auto", "device", "ram", "map", "stream"] = "auto"
+    store: Where = "auto"
     """Where decoded pictures lie while training: on the GPU, in memory, mapped from the cache on disk, or nowhere
     (stream: decoded whenever needed, no cache). auto: the first of the first three that fits; without a GPU, mapped."""
 

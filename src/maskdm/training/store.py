@@ -1,18 +1,17 @@
 """Where decoded pictures lie while a model is trained, and how a batch of them reaches the device.
 
     device   all of them on the GPU: a batch is gathered there, and nothing is copied in a step
-    ram      in memory (pinned, for a GPU): a batch is gathered by the CPU
+    ram      in memory: a batch is gathered by the CPU
     map      mapped from the cache on disk, whose pages the system keeps in memory while there is room
     stream   nowhere: decoded whenever they are needed, for sets that fit on no disk a second time
 
-All but the first gather, and copy to the device, the next batch while the step before it runs.
+All but the first gather the next batch, and copy it to the device through pinned memory, while the step before it runs.
 """
 
 from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, Protocol
 
@@ -22,9 +21,8 @@ from torch import Tensor
 
 from maskdm.data.stream import Images
 from maskdm.errors import InputError
+from maskdm.training.config import Where
 from maskdm.training.memory import available
-
-Where = Literal["auto", "device", "ram", "map", "stream"]
 
 SHARE_OF_DEVICE, SHARE_OF_RAM = 0.25, 0.5
 """How much of the free memory pictures may take when nobody says where they shall lie."""
@@ -146,8 +144,3 @@ def _fitting(nbytes: int, device: torch.device, ranks: int) -> Literal["device",
     if nbytes <= SHARE_OF_DEVICE * available(device):
         return "device"
     return "ram" if nbytes * ranks <= SHARE_OF_RAM * available(torch.device("cpu")) else "map"
-
-
-def rows_of(shares: Sequence[np.ndarray]) -> np.ndarray:
-    """Several lists of rows as one, to be taken at once."""
-    return np.concatenate(shares) if len(shares) > 1 else shares[0]

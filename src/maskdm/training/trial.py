@@ -28,12 +28,10 @@ class Trial:
         batch_size: images of a step on this rank.
     """
 
-    def __init__(self, task: Task, stage: int = 0, micro_batch: int | None = None) -> None:
+    def __init__(self, task: Task, stage: int = 0) -> None:
         self.task = task
         self.batch_size = task.config.stages[stage].batch_size // task.runtime.world_size
-        self.state = stages.fresh_state(
-            task.config, task.spec, task.runtime, Progress(stage=stage, micro_batch=micro_batch)
-        )
+        self.state = stages.fresh_state(task.config, task.spec, task.runtime, Progress(stage=stage))
         self._model = task.runtime.wrap(self.state.model)
         self._learner = build.denoiser(task.spec, self._model)
 
@@ -94,17 +92,19 @@ def measure_need(task: Task, state: State, learner: Denoiser) -> Need | None:
     free = memory.available(device) + memory.in_use(device)
     share = task.stage(progress).batch_size // task.runtime.world_size
     found: list[tuple[int, int]] = []
-    for size in (2**i for i in range(7)):
+    for size in sizes(share):
         part = draw_parts(task, learner, replace(progress, micro_batch=size))[0]
         _, most = memory.peak(device, partial(learn, task, state, learner, part))
         state.optimiser.zero_grad(set_to_none=True)
         if most is None:
             return None
-        found.append((size, most))
-        if len(found) > 1 and (size >= share or most > free / 4):
+        found.append((len(part), most))
+        # Ranks stop together: gradients of divided weights are computed by all of them at once.
+        if len(found) > 1 and task.runtime.agree(most > free / 4):
             break
-    (small, low), (large, high) = found[-2:]
-    per_image = max(high - low, 0) / (large - small)
+    (small, low), (large, high) = found[0] if len(found) == 1 else found[-2], found[-1]
+    # One image alone says nothing of what the next would add: all of it counts as the image's.
+    per_image = max(high - low, 0) / (large - small) if large > small else float(high)
     moments = 0 if state.optimiser.state else 2 * sum(p.numel() * p.element_size() for p in state.model.parameters())
     return Need(int(high - per_image * large) + moments, per_image, free)
 
@@ -121,12 +121,18 @@ def choose_micro_batch(task: Task, state: State, learner: Denoiser) -> int | Non
     need = measure_need(task, state, learner)
     if need is None:
         return None
-    if not need.largest:
+    largest = int(task.runtime.least(need.largest))
+    if not largest:
         raise InputError(
             f"stages.{number}.micro_batch: auto, but not even one image fits: {need.of(1):,} bytes are needed, "
             f"{int(USABLE * need.free):,} can be used; take a smaller model or larger patches"
         )
-    return even(stage.batch_size // task.runtime.world_size, int(task.runtime.least(need.largest)))
+    return even(stage.batch_size // task.runtime.world_size, largest)
+
+
+def sizes(share: int, most: int = 64) -> list[int]:
+    """1, 2, 4, ... up to a rank's share of the batch, or `most`: what is tried."""
+    return [2**i for i in range(most.bit_length()) if 2**i <= min(share, most)]
 
 
 def even(batch: int, most: int) -> int:
