@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from maskdm.cli import main
 from maskdm.errors import InputError
-from maskdm.measuring import compare
-from maskdm.measuring.compare import Look, Outcome, reached, read_comparison, shipped, verdicts
+from maskdm.measuring import compare, pace
+from maskdm.measuring.compare import PACES, Look, Outcome
+from maskdm.measuring.comparison import Budget, arm_config, comparisons, read_comparison
+from maskdm.measuring.verdict import reached, verdicts
 from maskdm.training.console import Console
 from maskdm.training.flops import training_flops
-from maskdm.training.run import list_runs, read_metrics
+from maskdm.training.run import list_runs, read_config, read_metrics
 
 SMALL = """
 title: Small
@@ -46,11 +48,11 @@ def run(*words: object) -> int:
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", comparisons())
 def test_shipped_comparisons_are_whole(name):
     comparison = read_comparison(name)
     for arm in comparison.arms:
-        config = compare.arm_config(comparison, arm, 0, [])
+        config = arm_config(comparison, arm, 0, [])
         assert sum(stage.minutes or 0 for stage in config.stages) == pytest.approx(1)
 
 
@@ -58,8 +60,8 @@ def test_shipped_comparisons_are_whole(name):
     ("old", "new", "words"),
     [
         ("baseline: plain", "baseline: none", ["baseline", "plain, masked"]),
-        ("share: 1,", "share: 0.9,", ["add up to 1", "arm plain"]),
-        ("share: 1,", "", ["share above 0", "arm plain"]),
+        ("share: 1,", "share: 0.9,", ["add up to 1", "arms.plain"]),
+        ("share: 1,", "", ["share above 0", "arms.plain"]),
         ("petaflops: 0.000003", "petaflops: 1, minutes: 1", ["budget", "one of them"]),
         ("looks: 4", "looks: 0", ["looks"]),
         ("looks: 4", "look: 4", ["look"]),
@@ -100,24 +102,73 @@ def test_wrong_commands(words, message, capsys):
 # --- budgets ---------------------------------------------------------------------------------------------------------
 
 
-def test_arms_spend_the_same(small, digits_npz):
+def lengths(comparison, todo, tmp_path) -> dict[str, compare.Prepared]:
+    arms = {arm: found for (arm, _), found in todo.arms.items()}
+    cost = compare.costs(arms, comparison, tmp_path)
+    return {arm: compare.spend(found, cost[arm], comparison, arm) for arm, found in arms.items()}
+
+
+def test_arms_spend_the_same(small, digits_npz, tmp_path):
     comparison = read_comparison(str(small))
-    plans = compare.plan(comparison, [f"data.path={digits_npz}"], Console(quiet=True))
-    spent = {}
-    for (arm, _), prepared in plans.items():
-        stages = zip(prepared.config.stages, prepared.masks, strict=True)
+    todo = compare.plan(comparison, [f"data.path={digits_npz}"], Console(quiet=True))
+    spent, images = {}, {}
+    for arm, prepared in lengths(comparison, todo, tmp_path).items():
+        stages = list(zip(prepared.config.stages, prepared.masks, strict=True))
         spent[arm] = sum((stage.images or 0) * training_flops(prepared.spec, plan.moments[0]) for stage, plan in stages)
+        images[arm] = sum(stage.images or 0 for stage, _ in stages)
     assert spent["plain"] == pytest.approx(3e9, rel=0.02)
     assert spent["masked"] == pytest.approx(spent["plain"], rel=0.02)
-    images = {arm: sum(s.images or 0 for s in p.config.stages) for (arm, _), p in plans.items()}
     assert images["masked"] > 1.5 * images["plain"]
 
 
-def test_minutes_are_shared_out(small, digits_npz):
-    comparison = read_comparison(str(small)).model_copy(update={"budget": compare.Budget(minutes=10)})
-    plans = compare.plan(comparison, [f"data.path={digits_npz}"], Console(quiet=True))
-    assert [stage.minutes for stage in plans["masked", 0].config.stages] == [5, 5]
-    assert plans["masked", 0].config.eval.heldout_minutes == 2.5
+def test_minutes_become_images_by_the_pace_of_each_stage(small, digits_npz, tmp_path, monkeypatch):
+    """On a machine where a masked image takes 1 s and a whole one 3 s."""
+    measured: list[int] = []
+
+    def pretended(tasks):
+        measured.append(len(tasks))
+        return {key: 1.0 if task.masks[0].ratio else 3.0 for key, task in tasks.items()}
+
+    monkeypatch.setattr(pace, "measure", pretended)
+    comparison = read_comparison(str(small)).model_copy(update={"budget": Budget(minutes=10)})
+    todo = compare.plan(comparison, [f"data.path={digits_npz}"], Console(quiet=True))
+    assert [stage.minutes for stage in todo.arms["masked", 0].config.stages] == [5, 5]
+    found = lengths(comparison, todo, tmp_path)
+    assert [stage.images for stage in found["plain"].config.stages] == [200]
+    assert [stage.images for stage in found["masked"].config.stages] == [300, 100]
+    assert found["masked"].config.eval.heldout_every == (150, 50)  # four looks, evenly over the budget
+    assert measured == [2]  # whole images in batches of 8 cost the same in both arms
+    lengths(comparison, todo, tmp_path)
+    assert measured == [2]  # kept
+
+
+def test_new_stages_are_laid_on_the_scale_of_the_old(small, digits_npz, tmp_path, monkeypatch):
+    comparison = read_comparison(str(small)).model_copy(update={"budget": Budget(minutes=10)})
+    todo = compare.plan(comparison, [f"data.path={digits_npz}"], Console(quiet=True))
+    monkeypatch.setattr(pace, "measure", lambda tasks: dict.fromkeys(tasks, 3.0))
+    first = {"plain": todo.arms["plain", 0]}
+    assert compare.costs(first, comparison, tmp_path)["plain"] == pytest.approx([0.005])
+    # Today everything takes twice as long.
+    monkeypatch.setattr(
+        pace, "measure", lambda tasks: {key: 2.0 if task.masks[0].ratio else 6.0 for key, task in tasks.items()}
+    )
+    both = compare.costs({**first, "masked": todo.arms["masked", 0]}, comparison, tmp_path)
+    assert both["masked"] == pytest.approx([1 / 600, 3 / 600])
+
+
+def test_paces_are_real_and_of_this_machine(small, digits_npz, tmp_path, monkeypatch):
+    monkeypatch.setattr(pace, "SECONDS", 0.01)
+    comparison = read_comparison(str(small)).model_copy(update={"budget": Budget(minutes=10)})
+    todo = compare.plan(comparison, [f"data.path={digits_npz}"], Console(quiet=True))
+    found = lengths(comparison, todo, tmp_path)
+    assert all(stage.images and stage.images > 8 for arm in found.values() for stage in arm.config.stages)
+    path = tmp_path / PACES
+    path.write_text(path.read_text().replace("cpu, ", "abacus, "))
+    with pytest.raises(InputError, match=r"paces were measured on abacus, .* go on there, or compare in another"):
+        lengths(comparison, todo, tmp_path)
+    path.write_text("{")
+    with pytest.raises(InputError, match=r"cannot be read .* remove it"):
+        lengths(comparison, todo, tmp_path)
 
 
 def test_the_whole_way_and_going_on(small, digits_npz, tmp_path, capsys):
@@ -142,13 +193,85 @@ def test_the_whole_way_and_going_on(small, digits_npz, tmp_path, capsys):
     assert list_runs(tmp_path / "out") == runs
 
 
-def test_looks_by_the_clock(digits_npz, tmp_path, tiny, capsys):
-    words = [*tiny, "eval.heldout_every=1000000", "eval.heldout_minutes=0.002", "stages.0.steps=200"]
-    assert run("train", "--data", digits_npz, "--output-dir", tmp_path, *words) == 0
-    looks = [e for e in read_metrics(tmp_path / "00000-digits") if e["event"] == "heldout"]
-    seconds = [float(str(e["seconds"])) for e in looks]
-    assert seconds == sorted(seconds)
-    assert len(looks) > 4  # more than the beginnings and ends of the stages
+def test_bad_input_makes_no_folder(small, digits_npz, tmp_path):
+    small.write_text(SMALL.replace("ratio: 0.75", "ratio: 1.75"))
+    assert run("compare", small, "--data", digits_npz, "--output-dir", tmp_path / "out") == 2
+    assert not (tmp_path / "out").exists()
+
+
+TRANSFER = (
+    SMALL.replace("looks: 4", "looks: 4\npretrained:\n  other: {stages: [{images: 16, batch_size: 8}]}")
+    + """
+  after:
+    - {share: 1, batch_size: 8, lr: 1.0e-3, init_from: pretrained.other}
+  own:
+    settings: {model.depth: 5}
+    stages: [{share: 1, batch_size: 8, lr: 1.0e-3}]
+"""
+)
+
+
+def test_arms_may_start_from_a_model_and_have_settings_of_their_own(small, digits_npz, photos, tmp_path, capsys):
+    small.write_text(TRANSFER)
+    size = ["data.image_size=8", "data.channels=1"]
+    words = ["--data", digits_npz, "--pretrain-data", photos, "--output-dir", tmp_path / "out", *size]
+    assert run("compare", small, *words) == 0
+    said = capsys.readouterr()
+    assert "1 of 5: other to start from, seed 0" in said.err
+    runs = {folder.name.partition("-")[2]: folder for folder in list_runs(tmp_path / "out")}
+    assert sorted(runs) == ["after", "masked", "other", "own", "plain"]
+    assert read_config(runs["other"]).data.path == str(photos)
+    assert read_config(runs["after"]).data.path == str(digits_npz)
+    assert read_config(runs["after"]).stages[0].init_from == str(runs["other"])
+    assert read_config(runs["own"]).model.depth == 5
+    assert run("compare", small, *words) == 0
+    assert capsys.readouterr().err.count("finished before") == 5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("pretrained.other", "pretrained.another", "arm after to start from one of pretrained"),
+        ("model.depth: 5", "process.kind: flow", "arms plain and own differ in process.kind"),
+        ("model.depth: 5", "data.heldout: 0.5", "arms plain and own differ in data.heldout"),
+        ("images: 16, batch", "imges: 16, batch", "pretrained other: "),
+        ("  other: {stages", "  plain: {stages", "not both an arm's and a pre-trained model's, got plain"),
+    ],
+)
+def test_wrong_transfers_are_one_line(old, new, message, small, digits_npz, tmp_path, capsys):
+    assert old in TRANSFER
+    small.write_text(TRANSFER.replace(old, new))
+    assert run("compare", small, "--data", digits_npz, "--output-dir", tmp_path / "out") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert message in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_pretrain_data_in_vain(small, digits_npz, capsys):
+    assert run("compare", small, "--data", digits_npz, "--pretrain-data", digits_npz) == 2
+    assert "--pretrain-data: given, but no arm starts from another model" in capsys.readouterr().err
+
+
+def test_stages_of_a_recipe_are_stretched_to_the_budget(small, digits_npz, tmp_path):
+    stages = '[{"name": "a", "images": 32, "batch_size": 8}, {"name": "b", "images": 8, "batch_size": 8}]'
+    small.write_text(SMALL + f"  own: {{settings: {{stages: {stages}}}}}\n")
+    comparison = read_comparison(str(small))
+    todo = compare.plan(comparison, [f"data.path={digits_npz}"], Console(quiet=True))
+    found = lengths(comparison, todo, tmp_path)
+    first, second = (stage.images or 0 for stage in found["own"].config.stages)
+    assert first == pytest.approx(0.8 * (first + second), rel=0.02)
+    plain = found["plain"].config.stages[0].images or 0
+    assert first + second == pytest.approx(plain, rel=0.02)
+
+
+def test_scores_are_part_of_the_verdict(small, digits_npz, tmp_path, capsys):
+    words = ["eval.scores=pixels", "eval.score_images=8"]
+    assert run("compare", small, "--data", digits_npz, "--output-dir", tmp_path / "out", *words) == 0
+    said = capsys.readouterr().out
+    assert "Frechet distance" in said.splitlines()[1]
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "over the baseline" in page
+    assert "Frechet distance on pixels, n = 8" in page
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
@@ -172,18 +295,21 @@ def test_twice_as_fast_with_all_seeds_is_a_finding():
     plain = [made("plain", seed, 1.0, 0.6, 0.4, 0.3, 0.2 + seed / 1000) for seed in range(3)]
     fast = [made("fast", seed, 1.0, 0.5, 0.2, 0.15, 0.1 + seed / 1000) for seed in range(3)]
     base, found = verdicts([*plain, *fast], "plain")
-    assert (base.speed, base.words) == (1.0, "the baseline")
-    assert found.speed == pytest.approx(2, rel=0.02)
-    assert found.low is not None
-    assert found.low > 1.9
+    assert base.speed is not None
+    assert (base.speed.value, base.words) == (1.0, "the baseline")
+    assert found.speed is not None
+    assert found.speed.value == pytest.approx(2, rel=0.02)
+    assert found.speed.low is not None
+    assert found.speed.low > 1.9
     assert found.words.endswith("better at equal compute")
-    assert found.spread == pytest.approx(0.001)
+    assert found.final.deviation == pytest.approx(0.001)
 
 
 def test_one_seed_is_a_hint():
     _, found = verdicts([made("plain", 0, 1, 0.5, 0.2), made("fast", 0, 1, 0.2, 0.1)], "plain")
-    assert found.speed == pytest.approx(2)
-    assert (found.low, found.spread) == (None, None)
+    assert found.speed is not None
+    assert found.speed.value == pytest.approx(2)
+    assert (found.speed.low, found.final.deviation) == (None, None)
     assert found.words.endswith("with one seed: a hint, no finding")
 
 
@@ -191,17 +317,40 @@ def test_seeds_that_disagree_show_nothing():
     plain = [made("plain", seed, 1.0, 0.5, 0.2) for seed in range(2)]
     other = [made("other", 0, 1.0, 0.2, 0.1), made("other", 1, 1.0, 0.6, 0.2)]
     _, found = verdicts([*plain, *other], "plain")
-    assert found.low is not None
-    assert found.low < 1
+    assert found.speed is not None
+    assert found.speed.low is not None
+    assert found.speed.low < 1
     assert found.words.endswith("no difference that these seeds show")
-    assert math.isfinite(found.speed or math.nan)
 
 
 def test_never_getting_there_is_worse():
     plain, slow = made("plain", 0, 1.0, 0.5, 0.2), made("slow", 0, 1.0, 0.8, 0.5)
     _, found = verdicts([plain, slow], "plain")
     assert found.speed is None
-    assert "did not reach the baseline's last error with 1 of 1 seeds: worse at equal compute" in found.words
+    assert found.words.endswith("with 1 of 1 seeds: a hint that it is worse, no finding")
+    plain = [made("plain", seed, 1.0, 0.5, 0.2 + seed / 1000) for seed in range(3)]
+    slow = [made("slow", seed, 1.0, 0.8, 0.5 + seed / 1000) for seed in range(3)]
+    assert verdicts([*plain, *slow], "plain")[1].words.endswith("with 3 of 3 seeds: worse at equal compute")
+
+
+def test_what_starts_ahead_counts_as_there_at_its_first_look():
+    _, found = verdicts([made("plain", 0, 1.0, 0.5, 0.4), made("tuned", 0, 0.3, 0.2, 0.1)], "plain")
+    assert found.speed is not None
+    assert found.speed.value == pytest.approx(2)
+
+
+def test_distances_are_compared_over_seeds():
+    def scored(arm: str, seed: int, distance: float) -> Outcome:
+        return replace(made(arm, seed, 1.0, 0.5), scores=(Look(1.0, distance),))
+
+    plain = [scored("plain", seed, 1.0 + seed / 100) for seed in range(3)]
+    near = [scored("near", seed, 0.5 + seed / 100) for seed in range(3)]
+    _, found = verdicts([*plain, *near], "plain")
+    assert found.closer is not None
+    assert found.closer.value == pytest.approx(0.505, abs=0.01)
+    assert "Frechet distance 50% lower than the baseline's (ratio 0." in found.words
+    alike = [scored("near", seed, 1.01 - seed / 50) for seed in range(3)]
+    assert verdicts([*plain, *alike], "plain")[1].words.endswith("no difference that these seeds show)")
 
 
 def test_an_unknown_comparison_names_those_there_are():

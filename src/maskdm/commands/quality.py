@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskdm.commands.parsing import Commands, command
+from maskdm.commands.parsing import Commands, command, numbers
 from maskdm.commands.words import Words, check_words
 from maskdm.errors import InputError
 
@@ -75,6 +75,7 @@ def add_compare(commands: Commands) -> None:
     p.add_argument(
         "--output-dir", "--outdir", metavar="DIR", type=Path, default=Path("compare"), help="where (default: compare)"
     )
+    p.add_argument("--pretrain-data", metavar="DIR|FILE|hf:NAME", help="the pictures of models that arms start from")
     p.add_argument("--minutes", type=float, metavar="M", help="another budget than the file's")
     p.add_argument("--seeds", metavar="0,1", help="other seeds than the file's")
     p.add_argument("-n", "--dry-run", action="store_true", help="check all arms and list them, train nothing")
@@ -83,54 +84,57 @@ def add_compare(commands: Commands) -> None:
 
 
 def _compare(a: argparse.Namespace, rest: Words) -> None:
-    from maskdm.data.pictures import make_folder
+    from maskdm.data.pictures import check_folder, make_folder
     from maskdm.interop.official import read_any
     from maskdm.measuring import compare
     from maskdm.measuring.compare_page import write_page
+    from maskdm.measuring.comparison import Budget, comparisons, read_comparison
+    from maskdm.measuring.scoring import scorer
+    from maskdm.measuring.verdict import lines, verdicts
+    from maskdm.training import start
     from maskdm.training.console import Console
 
     if a.list:
-        for name, header in compare.shipped().items():
+        for name, header in comparisons().items():
             print(f"{name:18} {header}")
         return
     if a.config is None:
-        raise InputError(f"comparison: missing; give a file, or one of {', '.join(compare.shipped())}")
+        raise InputError(f"comparison: missing; give a file, or one of {', '.join(comparisons())}")
     check_words(rest, "compare")
     if a.minutes is not None and not a.minutes > 0:
         raise InputError(f"--minutes: got {a.minutes:g}, wanted more than 0")
-    comparison = compare.read_comparison(a.config)
+    comparison = read_comparison(a.config)
+    if a.pretrain_data is not None and not comparison.pretrained:
+        raise InputError("--pretrain-data: given, but no arm starts from another model; leave it out")
     changes: dict[str, object] = {}
     if a.minutes is not None:
-        changes["budget"] = compare.Budget(minutes=a.minutes)
+        changes["budget"] = Budget(minutes=a.minutes)
     if a.seeds is not None:
-        changes["seeds"] = _numbers(a.seeds)
+        changes["seeds"] = tuple(numbers(a.seeds, "--seeds"))
+        if len(set(numbers(a.seeds, "--seeds"))) < len(numbers(a.seeds, "--seeds")):
+            raise InputError(f"--seeds: got {a.seeds!r}, wanted different numbers such as 0,1,2")
     comparison = comparison.model_copy(update=changes)
     words = [*([f"data.path={a.data}"] if a.data is not None else []), *rest]
+    elsewhere = [f"data.path={a.pretrain_data}"] if a.pretrain_data is not None else []
     console = Console()
+    check_folder(a.output_dir, "--output-dir")
+    todo = compare.plan(comparison, words, console, pretrain_words=elsewhere)
     if a.dry_run:
-        for (arm, seed), prepared in compare.plan(comparison, words, console).items():
-            console.say(f"{arm}, seed {seed}")
-            for line in compare.stages_of(prepared):
+        for (name, seed), prepared in [*todo.pretrained.items(), *todo.arms.items()]:
+            console.say(f"{name}, seed {seed}")
+            for line in start.plan(prepared):
                 console.say(f"  {line}")
         return
     make_folder(a.output_dir)
     done: list[compare.Outcome] = []
-    for found in compare.compare(comparison, words, output_dir=a.output_dir, console=console, read=read_any):
+    for found in compare.compare(
+        comparison, todo, output_dir=a.output_dir, console=console, read=read_any, scorer=scorer
+    ):
         done.append(found)
-        so_far = compare.verdicts(done, comparison.baseline) if any(o.arm == comparison.baseline for o in done) else []
+        so_far = verdicts(done, comparison.baseline) if any(o.arm == comparison.baseline for o in done) else []
         path = write_page(a.output_dir, comparison, done, so_far)
-    print("\n".join(compare.lines(compare.verdicts(done, comparison.baseline))))
+    print("\n".join(lines(verdicts(done, comparison.baseline))))
     console.say(f"page  {path}")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        found = tuple(int(word) for word in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or min(found) < 0 or len(set(found)) < len(found):
-        raise InputError(f"--seeds: got {text!r}, wanted different numbers such as 0,1,2")
-    return found
 
 
 def _eval(a: argparse.Namespace) -> None:

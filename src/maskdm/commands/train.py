@@ -67,6 +67,7 @@ def _start_training(a: argparse.Namespace, words: Words) -> None:
 
     from maskdm.interop.official import read_any
     from maskdm.measuring.report import write_report
+    from maskdm.measuring.scoring import scorer
     from maskdm.training.console import Console
     from maskdm.training.start import dry_run, start
 
@@ -75,7 +76,15 @@ def _start_training(a: argparse.Namespace, words: Words) -> None:
         dry_run(config, output_dir=a.output_dir, resume=a.resume, console=console, read=read_any)
         return
     name = a.name or a.recipe or Path(config.data.path).stem or "run"
-    path = start(config, output_dir=a.output_dir, name=_slug(name), resume=a.resume, console=console, read=read_any)
+    path = start(
+        config,
+        output_dir=a.output_dir,
+        name=_slug(name),
+        resume=a.resume,
+        console=console,
+        read=read_any,
+        scorer=scorer,
+    )
     if not console.quiet:
         report = write_report(path)
         grids = sorted((path / "samples").glob("step-*.png"))

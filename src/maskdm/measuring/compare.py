@@ -1,91 +1,39 @@
-"""Which way of training is better, at equal compute? Arms, a budget that is the same for all, seeds, and what came out.
+"""Runs a comparison: which way of training is better, at equal compute?
 
-An arm is a list of stages whose lengths are shares of the budget: minutes of training on this machine, or petaFLOPs of
-the network forth and twice back. Arms and seeds are trained one after another and measured along the way on the same
-held-out questions; time spent measuring is not part of a budget. What is asked in the end: when did an arm reach what
-the baseline reached with all of its budget?
+Arms and seeds are trained one after another and measured along the way on the same held-out questions; time spent
+measuring is not part of a budget. A budget in minutes is turned into images by the pace that each stage has here
+(`maskdm.measuring.pace`), one in petaFLOPs by the arithmetic of the network. What is asked in the end stands in
+`maskdm.measuring.verdict`.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Annotated, Any, Self
+from statistics import mean
 
-from pydantic import Field, ValidationError, model_validator
+import numpy as np
 
 from maskdm.errors import InputError
-from maskdm.training.config import Config, Count, Positive, PositiveFloat, Section
+from maskdm.measuring.comparison import PRETRAINED, Comparison, arm_config, check_alike, pretrained_config
+from maskdm.measuring.pace import key_of, paces
+from maskdm.training import runtime as machine
+from maskdm.training import stages
+from maskdm.training.config import Config
 from maskdm.training.console import Console
 from maskdm.training.flops import training_flops
 from maskdm.training.run import finished, list_runs, read_config, read_metrics, same_settings
-from maskdm.training.settings import read_yaml, resolve
-from maskdm.training.start import Prepared, prepare, start
+from maskdm.training.start import Data, Prepared, Scorer, prepare, read_data, start, task_of
+from maskdm.training.step import Task
 from maskdm.training.transfer import Read
 
-T_95: Mapping[int, float] = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Student's t for 95 %, by degrees of freedom; beyond, 2."""
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
-
-
-class Budget(Section):
-    """What every arm may spend."""
-
-    minutes: PositiveFloat | None = None
-    """Of training, on this machine."""
-    petaflops: PositiveFloat | None = None
-    """10^15 multiplications and additions of the network."""
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.minutes is None) == (self.petaflops is None):
-            raise ValueError("minutes or petaflops, one of them")
-        return self
-
-
-class Comparison(Section):
-    """A file of `maskdm compare`."""
-
-    title: str = "Comparison"
-    """What stands above the page."""
-    recipe: str | None = None
-    """Settings of all arms: a shipped recipe, and"""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """key.sub: value over it, as on the command line of `maskdm train`."""
-    budget: Budget
-    """The same for every arm."""
-    seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
-    """Every arm is trained once with each."""
-    looks: Positive = 20
-    """How often the held-out error is measured in every arm."""
-    baseline: Name
-    """The arm that the others are compared with."""
-    arms: Annotated[dict[Name, Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]], Field(min_length=2)]
-    """Name: its stages. Each has a `share` of the budget and settings of a stage, without a length."""
-
-    @model_validator(mode="after")
-    def _shares(self) -> Self:
-        if self.baseline not in self.arms:
-            raise ValueError(f"baseline, one of {', '.join(self.arms)}, got {self.baseline}")
-        for name, stages in self.arms.items():
-            given = [stage.get("share") for stage in stages]
-            shares = [share for share in given if isinstance(share, (int, float)) and share > 0]
-            if len(shares) < len(given):
-                raise ValueError(f"a share above 0 for every stage, got {given} in arm {name}")
-            if abs(sum(shares) - 1) > 1e-6:
-                raise ValueError(f"shares that add up to 1, got {shares} in arm {name}")
-        return self
+PACES = "paces.json"
 
 
 @dataclass(frozen=True)
 class Look:
-    """One measurement: the budget spent so far, as a share, and the held-out error."""
+    """One measurement: the budget spent so far, as a share, and the held-out error or the score."""
 
     spent: float
     error: float
@@ -93,7 +41,16 @@ class Look:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One arm with one seed."""
+    """One arm with one seed.
+
+    Attributes:
+        arm, seed: which.
+        run: its folder.
+        looks: held-out errors of the averaged weights.
+        scores: Fréchet distances, where `eval.scores` asks for them.
+        features: of the scores, in words.
+        images, seconds: of training, in all.
+    """
 
     arm: str
     seed: int
@@ -101,128 +58,197 @@ class Outcome:
     looks: tuple[Look, ...]
     images: int
     seconds: float
+    scores: tuple[Look, ...] = ()
+    features: str = ""
 
     @property
     def final(self) -> float:
         """The last error."""
         return self.looks[-1].error
 
-
-# --- the file --------------------------------------------------------------------------------------------------------
-
-
-def shipped() -> dict[str, str]:
-    """Comparisons that come with the package: name -> the first line of its header."""
-    folder = resources.files("maskdm") / "comparisons"
-    texts = {f.name.removesuffix(".yaml"): f.read_text() for f in folder.iterdir() if f.name.endswith(".yaml")}
-    return {name: texts[name].partition("\n")[0].lstrip("# ") for name in sorted(texts)}
+    @property
+    def distance(self) -> float | None:
+        """The last score."""
+        return self.scores[-1].error if self.scores else None
 
 
-def read_comparison(name: str) -> Comparison:
-    """A file, or a shipped comparison by its name.
+# --- planning --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be trained, everything checked.
+
+    Attributes:
+        arms: (arm, seed) -> settings; lengths of stages are minutes of the budget, or as the settings say.
+        pretrained: (name, seed) -> settings of what arms start from.
+    """
+
+    arms: dict[tuple[str, int], Prepared]
+    pretrained: dict[tuple[str, int], Prepared]
+
+
+def plan(comparison: Comparison, words: Sequence[str], console: Console, *, pretrain_words: Sequence[str] = ()) -> Plan:
+    """Settings of all runs.
+
+    Args:
+        comparison: the file.
+        words: key.sub=value for all.
+        console: is told of pictures that are read.
+        pretrain_words: key.sub=value for pre-trained models, over `words`.
 
     Raises:
-        InputError: no such file, or not as it must be; it names the key.
+        InputError: something in the settings of an arm; arms that are one, or that cannot be compared.
     """
-    known = shipped()
-    path = Path(name)
-    if name in known:
-        path = Path(str(resources.files("maskdm") / "comparisons" / f"{name}.yaml"))
-    elif not path.is_file():
-        raise InputError(f"comparison: got {name!r}, wanted a file, or one of {', '.join(known)}")
-    try:
-        return Comparison.model_validate(read_yaml(path), strict=False)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        what = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{name}: {place or 'comparison'}: wanted {what[:1].lower()}{what[1:]}") from None
+    known: dict[str, Data] = {}
+
+    def read_once(config: Config, console: Console) -> Data:
+        key = config.data.model_dump_json()
+        if key not in known:
+            known[key] = read_data(config, console)
+        return known[key]
+
+    def prepared(config: Config) -> Prepared:
+        return prepare(config, console, read_once)
+
+    arms: dict[tuple[str, int], Prepared] = {}
+    before: dict[tuple[str, int], Prepared] = {}
+    for seed in comparison.seeds:
+        configs = {arm: arm_config(comparison, arm, seed, words) for arm in comparison.arms}
+        for i, (arm, config) in enumerate(configs.items()):
+            twin = next((other for other in list(configs)[:i] if configs[other] == config), None)
+            if twin is not None:
+                raise InputError(f"arms {twin} and {arm} have the same settings; change one or leave it out")
+        check_alike(configs)
+        arms |= {(arm, seed): _in_minutes(prepared(config), comparison) for arm, config in configs.items()}
+        for name in comparison.pretrained:
+            config = pretrained_config(comparison, name, seed, [*words, *pretrain_words])
+            before[name, seed] = prepared(config)
+    return Plan(arms, before)
 
 
-def arm_config(comparison: Comparison, arm: str, seed: int, words: Sequence[str]) -> Config:
-    """The settings of one arm, its lengths still those of a budget of one minute."""
-    stages = [{k: v for k, v in stage.items() if k != "share"} for stage in comparison.arms[arm]]
-    for number, stage in enumerate(stages):
-        stage.setdefault("name", f"stage{number + 1}")
-        stage["minutes"] = comparison.arms[arm][number]["share"]
-    # As on the command line: text as it is, and all else as JSON, which is YAML.
-    given = comparison.settings.items()
-    usual = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given]
-    quiet = ["eval.heldout_every=1000000000000", "eval.samples_every=1000000000000"]
-    overrides = [*usual, *quiet, f"stages={json.dumps(stages)}", f"train.seed={seed}", *words]
-    try:
-        return resolve(recipe=comparison.recipe, overrides=overrides)
-    except InputError as error:
-        raise InputError(f"arm {arm}: {error}") from None
+def _in_minutes(prepared: Prepared, comparison: Comparison) -> Prepared:
+    """Minutes that are shares of the budget as minutes of it, to be shown; the rest is for `spend`."""
+    budget = comparison.budget.minutes
+    if budget is None:
+        return prepared
+    long = [
+        stage if stage.minutes is None else stage.model_copy(update={"minutes": stage.minutes * budget})
+        for stage in prepared.config.stages
+    ]
+    return replace(prepared, config=prepared.config.model_copy(update={"stages": tuple(long)}))
 
 
-def spend(prepared: Prepared, comparison: Comparison, arm: str) -> Prepared:
-    """With stages as long as the budget allows, and as many looks as were asked for."""
-    budget, shares = comparison.budget, [stage["share"] for stage in comparison.arms[arm]]
-    stages, masks = prepared.config.stages, prepared.masks
-    if budget.minutes is not None:
-        long = [
-            stage.model_copy(update={"minutes": share * budget.minutes})
-            for stage, share in zip(stages, shares, strict=True)
-        ]
-        looks: dict[str, object] = {"heldout_minutes": budget.minutes / comparison.looks}
-    else:
-        assert budget.petaflops is not None, "a budget is one of two"
-        per_image = [mean(training_flops(prepared.spec, moment) for moment in plan.moments) for plan in masks]
-        images = [
-            max(int(1e15 * budget.petaflops * share / cost), stage.batch_size)
-            for share, cost, stage in zip(shares, per_image, stages, strict=True)
-        ]
-        long = [
-            stage.model_copy(update={"minutes": None, "images": n}) for stage, n in zip(stages, images, strict=True)
-        ]
-        looks = {"heldout_every": max(sum(images) // comparison.looks, 1)}
+def costs(arms: Mapping[str, Prepared], comparison: Comparison, folder: Path) -> dict[str, list[float]]:
+    """Of an image in every stage of every arm, as a share of the budget."""
+    if comparison.budget.petaflops is not None:
+        whole = 1e15 * comparison.budget.petaflops
+        return {
+            arm: [mean(training_flops(p.spec, moment) for moment in masks.moments) / whole for masks in p.masks]
+            for arm, p in arms.items()
+        }
+    assert comparison.budget.minutes is not None, "a budget is one of two"
+    tasks = {arm: list(_stage_tasks(prepared)) for arm, prepared in arms.items()}
+    known = paces({key_of(task): task for found in tasks.values() for task in found}, folder / PACES)
+    whole = 60 * comparison.budget.minutes
+    return {arm: [known[key_of(task)] / whole for task in found] for arm, found in tasks.items()}
+
+
+def _stage_tasks(prepared: Prepared) -> Iterator[Task]:
+    """Every stage of an arm as a task of its own."""
+    runtime = machine.start(prepared.config.train)
+    members = np.flatnonzero([role == "member" for role in prepared.roles])
+    for stage, masks in zip(prepared.config.stages, prepared.masks, strict=True):
+        alone = stage.model_copy(update={"init_from": "none"})
+        config = prepared.config.model_copy(
+            update={
+                "stages": (alone,),
+                "eval": prepared.config.eval.model_copy(update={"heldout_every": 1}),
+            }
+        )
+        yield task_of(replace(prepared, config=config, masks=(masks,)), runtime, members)
+
+
+def spend(prepared: Prepared, cost: Sequence[float], comparison: Comparison, arm: str) -> Prepared:
+    """With stages of as many images as the budget allows, and looks evenly over the budget."""
     config = prepared.config
-    settled = config.model_copy(update={"stages": tuple(long), "eval": config.eval.model_copy(update=looks)})
-    return Prepared(settled, prepared.pictures, prepared.roles, prepared.groups, prepared.spec, masks)
+    shares = [stage["share"] for stage in comparison.arms[arm].stages or ()]
+    if not shares:
+        shares = _stretched(prepared, cost)
+    images = [
+        max(int(share / each), stage.batch_size) for share, each, stage in zip(shares, cost, config.stages, strict=True)
+    ]
+    long = [
+        stage.model_copy(update={"minutes": None, "steps": None, "images": n})
+        for stage, n in zip(config.stages, images, strict=True)
+    ]
+    every = tuple(max(int(1 / comparison.looks / each), 1) for each in cost)
+    looks = config.eval.model_copy(update={"heldout_every": every})
+    return replace(prepared, config=config.model_copy(update={"stages": tuple(long), "eval": looks}))
+
+
+def _stretched(prepared: Prepared, cost: Sequence[float]) -> list[float]:
+    """Shares of the budget for stages that have lengths of their own."""
+    spent = []
+    for stage, each in zip(prepared.config.stages, cost, strict=True):
+        steps = stages.total_steps(stage)
+        spent.append(stage.minutes if steps is None and stage.minutes else (steps or 0) * stage.batch_size * each)
+    timed = sum(stage.minutes is not None for stage in prepared.config.stages)
+    if timed not in (0, len(spent)):
+        raise InputError("an arm without stages of its own: some stages are minutes long, some images; give all shares")
+    return [part / sum(spent) for part in spent]
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-def plan(comparison: Comparison, words: Sequence[str], console: Console) -> dict[tuple[str, int], Prepared]:
-    """What would be trained, everything checked: (arm, seed) -> settings.
-
-    Raises:
-        InputError: something in the settings of an arm; two arms that are one.
-    """
-    prepared: dict[tuple[str, int], Prepared] = {}
-    for seed in comparison.seeds:
-        for arm in comparison.arms:
-            config = arm_config(comparison, arm, seed, words)
-            made = spend(prepare(config, Console(quiet=True) if prepared else console), comparison, arm)
-            twin = next((other for other, found in prepared.items() if found.config == made.config), None)
-            if twin is not None:
-                raise InputError(f"arms {twin[0]} and {arm} have the same settings; change one or leave it out")
-            prepared[arm, seed] = made
-    return prepared
-
-
 def compare(
-    comparison: Comparison, words: Sequence[str], *, output_dir: Path, console: Console, read: Read
+    comparison: Comparison,
+    todo: Plan,
+    *,
+    output_dir: Path,
+    console: Console,
+    read: Read,
+    scorer: Scorer | None = None,
 ) -> Iterator[Outcome]:
     """Trains what has not been trained yet, one after another, and reads what came out."""
-    todo = plan(comparison, words, console)
-    for number, ((arm, seed), prepared) in enumerate(todo.items()):
+
+    def trained(prepared: Prepared, name: str, what: str) -> Path:
         run = finished_run(output_dir, prepared.config)
-        console.say(f"{number + 1} of {len(todo)}: {arm}, seed {seed}{', finished before' if run else ''}")
-        if run is None:
-            run = start(prepared.config, output_dir=output_dir, name=arm, resume=None, console=console, read=read)
-        yield outcome(arm, seed, run, comparison.budget, prepared)
+        console.say(f"{what}{', finished before' if run else ''}")
+        return run or start(
+            prepared.config,
+            output_dir=output_dir,
+            name=name,
+            resume=None,
+            console=console,
+            read=read,
+            scorer=scorer,
+        )
+
+    first = comparison.seeds[0]
+    cost = costs({arm: found for (arm, seed), found in todo.arms.items() if seed == first}, comparison, output_dir)
+    number, whole = 0, len(todo.pretrained) + len(todo.arms)
+    for seed in comparison.seeds:
+        origins: dict[str, Path] = {}
+        for name in comparison.pretrained:
+            number += 1
+            before = f"{number} of {whole}: {name} to start from, seed {seed}"
+            origins[PRETRAINED + name] = trained(todo.pretrained[name, seed], name, before)
+        for arm in comparison.arms:
+            number += 1
+            long = spend(_started_from(todo.arms[arm, seed], origins), cost[arm], comparison, arm)
+            run = trained(long, arm, f"{number} of {whole}: {arm}, seed {seed}")
+            yield outcome(arm, seed, run, dict(zip((s.name for s in long.config.stages), cost[arm], strict=True)))
 
 
-def stages_of(prepared: Prepared) -> list[str]:
-    """What an arm does, a line for each stage."""
-    said = []
-    for stage, masks in zip(prepared.config.stages, prepared.masks, strict=True):
-        length = f"{stage.minutes:g} minutes" if stage.minutes is not None else f"{stage.images:,} images"
-        said.append(f"{stage.name}: {length}, batch {stage.batch_size}, lr {stage.lr:g}; {masks}")
-    return said
+def _started_from(prepared: Prepared, origins: Mapping[str, Path]) -> Prepared:
+    """With the folders of pre-trained models in place of their names."""
+    settled = [
+        stage.model_copy(update={"init_from": str(origins.get(stage.init_from, stage.init_from))})
+        for stage in prepared.config.stages
+    ]
+    return replace(prepared, config=prepared.config.model_copy(update={"stages": tuple(settled)}))
 
 
 def finished_run(output_dir: Path, config: Config) -> Path | None:
@@ -233,109 +259,21 @@ def finished_run(output_dir: Path, config: Config) -> Path | None:
     return None
 
 
-def outcome(arm: str, seed: int, run: Path, budget: Budget, prepared: Prepared) -> Outcome:
-    """What one run's files say."""
+def outcome(arm: str, seed: int, run: Path, cost: Mapping[str, float]) -> Outcome:
+    """What one run's files say; `cost` is an image's share of the budget in every stage."""
     events = read_metrics(run)
-    flops = {
-        stage.name: mean(training_flops(prepared.spec, m) for m in masks.moments)
-        for stage, masks in zip(prepared.config.stages, prepared.masks, strict=True)
-    }
-    looks, begun, spent = [], 0, 0.0
+    looks, scores, begun, spent, features = [], [], 0, 0.0, ""
     for event in events:
-        if event["event"] == "heldout":
-            if budget.minutes is not None:
-                share = float(str(event["seconds"])) / (60 * budget.minutes)
-            else:
-                assert budget.petaflops is not None, "a budget is one of two"
-                images = int(str(event["images"]))
-                share = (spent + (images - begun) * flops[str(event["stage"])]) / (1e15 * budget.petaflops)
-            looks.append(Look(share, float(str(event["loss_ema"]))))
-        elif event["event"] == "stage_end":
+        if event["event"] in ("heldout", "score", "stage_end"):
             images = int(str(event["images"]))
-            begun, spent = images, spent + (images - begun) * flops[str(event["stage"])]
+            now = spent + (images - begun) * cost[str(event["stage"])]
+            if event["event"] == "heldout":
+                looks.append(Look(now, float(str(event["loss_ema"]))))
+            elif event["event"] == "score":
+                scores.append(Look(now, float(str(event["frechet_distance"]))))
+                features = f"{event['title']}, n = {event['n']}"
+            else:
+                begun, spent = images, now
     last = next(event for event in reversed(events) if event["event"] == "end")
-    return Outcome(arm, seed, run, tuple(looks), int(str(last["images"])), float(str(last["seconds"])))
-
-
-# --- what came out ---------------------------------------------------------------------------------------------------
-
-
-def reached(looks: Sequence[Look], error: float) -> float | None:
-    """The share of the budget at which an arm first got down to `error`, by straight lines between looks."""
-    before: Look | None = None
-    for look in looks:
-        if look.error <= error:
-            if before is None or before.error <= look.error:
-                return look.spent
-            return before.spent + (look.spent - before.spent) * (before.error - error) / (before.error - look.error)
-        before = look
-    return None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One arm against the baseline, over the seeds.
-
-    Attributes:
-        arm: its name.
-        final, spread: mean and standard deviation of the last error (None with one seed).
-        speed: how many times sooner it reached what the baseline reached; None where it never did with some seed.
-        low, high: a 95 % interval of `speed` over seeds, or None.
-        words: what may be said.
-    """
-
-    arm: str
-    final: float
-    spread: float | None
-    speed: float | None
-    low: float | None
-    high: float | None
-    words: str
-
-
-def verdicts(outcomes: Sequence[Outcome], baseline: str) -> list[Verdict]:
-    """Every arm, the baseline first."""
-    by_arm: dict[str, dict[int, Outcome]] = {}
-    for found in outcomes:
-        by_arm.setdefault(found.arm, {})[found.seed] = found
-    base = by_arm[baseline]
-    arms = [baseline, *(arm for arm in by_arm if arm != baseline)]
-    return [_verdict(arm, by_arm[arm], base, baseline) for arm in arms]
-
-
-def _verdict(arm: str, runs: Mapping[int, Outcome], base: Mapping[int, Outcome], baseline: str) -> Verdict:
-    finals = [run.final for run in runs.values()]
-    spread = stdev(finals) if len(finals) > 1 else None
-    if arm == baseline:
-        return Verdict(arm, mean(finals), spread, 1.0, None, None, "the baseline")
-    seeds = sorted(runs.keys() & base.keys())
-    times = [(base[seed].looks[-1].spent, reached(runs[seed].looks, base[seed].final)) for seed in seeds]
-    ratios = [math.log(whole / max(at, 1e-9)) for whole, at in times if at is not None]
-    if len(ratios) < len(seeds):
-        never = len(seeds) - len(ratios)
-        words = f"did not reach the baseline's last error with {never} of {len(seeds)} seeds: worse at equal compute"
-        return Verdict(arm, mean(finals), spread, None, None, None, words)
-    speed, low, high = math.exp(mean(ratios)), None, None
-    if len(ratios) > 1:
-        half = T_95.get(len(ratios) - 1, 2.0) * stdev(ratios) / math.sqrt(len(ratios))
-        low, high = math.exp(mean(ratios) - half), math.exp(mean(ratios) + half)
-    return Verdict(arm, mean(finals), spread, speed, low, high, _words(speed, low, high, len(ratios)))
-
-
-def _words(speed: float, low: float | None, high: float | None, seeds: int) -> str:
-    found = f"reached the baseline's last error {speed:.2f} times as fast"
-    if low is None or high is None:
-        return f"{found}, with one seed: a hint, no finding"
-    interval = f"95 % interval {low:.2f} to {high:.2f}, {seeds} seeds"
-    if low > 1:
-        return f"{found} ({interval}): better at equal compute"
-    return f"{found} ({interval}): no difference that these seeds show"
-
-
-def lines(found: Sequence[Verdict]) -> list[str]:
-    """For a person."""
-    width = max(len(verdict.arm) for verdict in found)
-    return [
-        f"{v.arm:{width}}  {v.final:.4f}" + (f" ± {v.spread:.4f}" if v.spread is not None else "") + f"  {v.words}"
-        for v in found
-    ]
+    seconds = float(str(last["seconds"]))
+    return Outcome(arm, seed, run, tuple(looks), int(str(last["images"])), seconds, tuple(scores), features)

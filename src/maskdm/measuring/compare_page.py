@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from maskdm.measuring import page, wording
 from maskdm.measuring.charts import Point, Series, line_chart
-from maskdm.measuring.compare import Comparison, Outcome, Verdict
+from maskdm.measuring.compare import Look, Outcome
+from maskdm.measuring.comparison import Comparison
 from maskdm.measuring.markup import Html, tag
 from maskdm.measuring.run_folder import Grid, read_picture
+from maskdm.measuring.verdict import Verdict
 
+Looks = tuple[str, Sequence[Look]]
+"""An arm, and what one of its seeds gave."""
 COLOURS = 3
 """Lines that one chart can tell apart."""
 
@@ -43,49 +47,53 @@ def _budget(comparison: Comparison) -> str:
 
 
 def _verdicts(found: Sequence[Verdict]) -> Html:
+    scored = any(v.distance is not None for v in found)
+    columns = ["arm", "last held-out error", *(["distance", "over the baseline's"] if scored else []), "times as fast"]
     rows = []
     for v in found:
-        spread = f" ± {v.spread:.4f}" if v.spread is not None else ""
-        interval = "" if v.low is None or v.high is None else f"{v.low:.2f} to {v.high:.2f}"
-        speed = "never" if v.speed is None else f"{v.speed:.2f}"
-        rows.append([v.arm, f"{v.final:.4f}{spread}", speed, interval, v.words])
-    columns = ["arm", "last held-out error", "times as fast", "95 % interval", "verdict"]
+        distance = [str(v.distance or ""), str(v.closer or "")] if scored else []
+        rows.append([v.arm, str(v.final), *distance, "never" if v.speed is None else str(v.speed), v.words])
     note = (
         "Held-out error: mean squared error of the estimated image at fixed noise levels. Times as fast: all of the "
-        "budget over what the arm had spent when it first reached the baseline's last error, geometric mean over seeds."
+        "budget over what the arm had spent when it first reached the baseline's last error. Means over seeds with "
+        "their deviation; ratios as geometric means with 95 % intervals (Student's t)."
     )
-    table = page.table(columns, rows, numbers={"last held-out error", "times as fast", "95 % interval"})
+    table = page.table([*columns, "verdict"], rows, numbers=set(columns[1:]))
     return page.section(
         "Verdict", *([table, tag("p", note, class_="muted")] if rows else []), empty="No run is finished."
     )
 
 
 def _curves(comparison: Comparison, outcomes: Sequence[Outcome]) -> Html:
-    """The baseline against two arms a chart, every seed a line's mean."""
+    """The baseline against two arms a chart, every line a mean over seeds; first the errors, then the scores."""
+    charts = [*_charts(comparison, [(o.arm, o.looks) for o in outcomes], "held-out error, averaged weights")]
+    if any(len(o.scores) > 1 for o in outcomes):
+        charts += _charts(comparison, [(o.arm, o.scores) for o in outcomes], outcomes[0].features)
+    return page.section("Quality against compute", *charts, empty="Nothing has been measured yet.")
+
+
+def _charts(comparison: Comparison, found: Sequence[Looks], y_label: str) -> Iterator[Html]:
     others = [arm for arm in comparison.arms if arm != comparison.baseline]
-    charts = []
     for i in range(0, len(others), COLOURS - 1):
         arms = [comparison.baseline, *others[i : i + COLOURS - 1]]
-        series = [Series(arm, _mean(arm, outcomes)) for arm in arms]
+        series = [Series(arm, _mean([looks for name, looks in found if name == arm])) for arm in arms]
         for screens, width in (("on-wide", page.COLUMN), ("on-narrow", 360)):
             chart = line_chart(
                 f"{' and '.join(arms[1:])} against {comparison.baseline}",
                 series,
                 x_label="share of the budget spent, %",
-                y_label="held-out error, averaged weights",
+                y_label=y_label,
                 log_y=True,
                 width=width,
                 height=320,
             )
             if chart is not None:
-                charts.append(tag("div", chart, class_=screens))
-    return page.section("Quality against compute", *charts, empty="Nothing has been measured yet.")
+                yield tag("div", chart, class_=screens)
 
 
-def _mean(arm: str, outcomes: Sequence[Outcome]) -> list[Point]:
+def _mean(seeds: Sequence[Sequence[Look]]) -> list[Point]:
     """Mean over seeds, look by look."""
-    looks = [found.looks for found in outcomes if found.arm == arm]
-    columns = list(zip(*looks, strict=False))  # a seed may have had one look more
+    columns = list(zip(*seeds, strict=False))  # a seed may have had one look more
     return [
         Point(100 * sum(look.spent for look in column) / len(column), sum(look.error for look in column) / len(column))
         for column in columns

@@ -18,6 +18,8 @@ from maskdm.method.patches import to_unit
 from maskdm.method.times import sampling_times
 
 SEEDS = 2**32
+SAMPLER, STEPS = "dpm++", 25
+"""The usual ones: benchmarks/sampling.py."""
 
 
 class SeededNoise:
@@ -83,8 +85,8 @@ class Plan:
 def plan(
     denoiser: Denoiser,
     *,
-    steps: int = 25,
-    sampler: str = "dpm++",
+    steps: int = STEPS,
+    sampler: str = SAMPLER,
     eta: float | None = None,
     churn: float | None = None,
     grid: str | None = None,
@@ -139,8 +141,8 @@ def sample(
     denoiser: Denoiser,
     num: int | None = None,
     *,
-    steps: int = 25,
-    sampler: str = "dpm++",
+    steps: int = STEPS,
+    sampler: str = SAMPLER,
     eta: float | None = None,
     churn: float | None = None,
     grid: str | None = None,

@@ -34,7 +34,6 @@ class Progress:
 
     `recorded` is the length in bytes of metrics.jsonl when this was saved; a resumed run goes on from there.
     `micro_batch` is how many images this stage computes at once on a rank, None for all of the rank's.
-    `looked` is what `seconds` were when the held-out error was last measured.
     """
 
     stage: int = 0
@@ -46,7 +45,6 @@ class Progress:
     stage_done: bool = False
     recorded: int = 0
     micro_batch: int | None = None
-    looked: float = 0.0
 
     def advance(self, images: int, seconds: float) -> None:
         """One step more."""

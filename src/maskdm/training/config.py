@@ -310,18 +310,24 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """What is looked at along the way."""
 
-    heldout_every: Positive = 50_000
-    """Images between measurements of the held-out error."""
-    heldout_minutes: PositiveFloat | None = None
-    """Minutes of training between further measurements of it; null for none."""
+    heldout_every: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = 50_000
+    """Images of a stage between measurements of the held-out error, which is also measured as a stage begins and ends;
+    a list has one number for each stage."""
     heldout_images: Count = 256
     """Held-out images it is measured on, always the same; 0 for none."""
     samples_every: Positive = 200_000
-    """Images between sample grids."""
+    """Images of a stage between sample grids."""
     samples: Count = 64
     """Pictures in a grid, seeds 0, 1, ...; 0 for no grids."""
     sample_steps: Positive = 50
     """DDIM steps for each."""
+    scores: str | None = None
+    """Features in which generated pictures are compared with the held-out ones along the way, as by maskdm eval:
+    pixels, inception, encoder, or a file; null for none."""
+    scores_every: Positive = 1_000_000
+    """Images of a stage between such scores, which are also taken as a stage ends."""
+    score_images: Annotated[int, Field(ge=2)] = 500
+    """Pictures generated for each."""
 
 
 class LogConfig(Section):
@@ -358,6 +364,11 @@ class Config(Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages with names of their own, got {', '.join(names)}")
+        every = self.eval.heldout_every
+        if isinstance(every, tuple) and len(every) != len(names):
+            raise ValueError(
+                f"eval.heldout_every with one number for each of the {len(names)} stages, got {len(every)}"
+            )
         return self
 
 

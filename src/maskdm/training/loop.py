@@ -14,21 +14,39 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from maskdm.errors import Interrupted, StorageError, TrainingError
 from maskdm.method.denoiser import Denoiser
-from maskdm.training import build, checkpoint, stages
+from maskdm.method.patches import to_uint8
+from maskdm.method.sampling import STEPS, plan
+from maskdm.training import build, checkpoint, dealing, stages
 from maskdm.training.checkpoint import Progress, State
 from maskdm.training.console import Bar, Console
-from maskdm.training.monitor import HeldOut, Track, write_samples
+from maskdm.training.monitor import CHUNK, HeldOut, Track, write_samples
 from maskdm.training.run import Run
 from maskdm.training.step import Task, training_step
 from maskdm.training.transfer import Read, read_ours
 from maskdm.training.trial import choose_micro_batch
 from maskdm.training.weights import Facts, Weights
+
+Scores = dict[str, float | str]
+
+
+class Score(Protocol):
+    """What compares generated pictures with held-out ones."""
+
+    @property
+    def labels(self) -> Sequence[int] | None:
+        """Of the pictures to be generated, one after another; None for a model without classes."""
+        ...
+
+    def __call__(self, made: np.ndarray) -> Scores:
+        """Of (N, H, W, C) uint8 pictures: `title`, `frechet_distance`, and whatever else there is to record."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,7 @@ class Training(Task):
     run: Run
     console: Console
     read: Read = read_ours
+    score: Score | None = None
     track: Sequence[Track] = ()
 
     def record(self, event: str, progress: Progress, **values: float | str | None) -> None:
@@ -200,22 +219,24 @@ def read(training: Training, state: State, meter: Meter, bar: Bar) -> None:
 
 
 def look(training: Training, state: State, denoiser: Denoiser) -> None:
-    """Held-out loss and sample grid, when their images or minutes have passed and at the end of a stage."""
+    """Held-out error, sample grid and scores, when their images have passed and at the end of a stage."""
     config, progress = training.config.eval, state.progress
-    before = progress.images - training.stage(progress).batch_size
+    batch = training.stage(progress).batch_size
+    seen = progress.stage_step * batch
 
     def due(every: int) -> bool:
-        return progress.stage_done or progress.images // every > before // every
+        return progress.stage_done or seen // every > (seen - batch) // every
 
-    minutes = config.heldout_minutes
-    late = minutes is not None and training.runtime.agree(progress.seconds - progress.looked >= 60 * minutes)
-    if late or due(config.heldout_every):
+    every = config.heldout_every
+    if due(every if isinstance(every, int) else every[progress.stage]):
         measure_heldout(training, state, denoiser)
     if due(config.samples_every) and config.samples:
         path = training.run.samples / f"{checkpoint.NAME.format(progress.step)}.png"
         own = len(training.runtime.turns(config.samples))
         with training.console.bar("samples", own * config.sample_steps, "call") as bar:
             write_samples(denoiser, config, path, training.runtime, bar.update)
+    if training.score is not None and due(config.scores_every):
+        measure_scores(training, state, denoiser, training.score)
 
 
 def measure_heldout(training: Training, state: State, denoiser: Denoiser) -> None:
@@ -224,12 +245,26 @@ def measure_heldout(training: Training, state: State, denoiser: Denoiser) -> Non
         return
     heldout, runtime = training.heldout, training.runtime
     ema, raw = (heldout.error(replace(denoiser, backbone=net), runtime) for net in (state.ema, state.model))
-    state.progress.looked = seconds = state.progress.seconds
+    seconds = state.progress.seconds
     training.record("heldout", state.progress, seconds=seconds, loss_ema=ema, loss_raw=raw, n=len(training.heldout))
     training.console.say(
         f"  {state.progress.images:>12,} images: held-out error {ema:.4f} (ema), {raw:.4f} (raw), "
         f"n = {len(training.heldout)}"
     )
+
+
+def measure_scores(training: Training, state: State, denoiser: Denoiser, score: Score) -> None:
+    """Generated pictures, made by all ranks, against held-out ones, as `maskdm eval` of these weights would say."""
+    num, runtime = training.config.eval.score_images, training.runtime
+    how = plan(denoiser, seeds=range(num), labels=score.labels)
+    with training.console.bar("scores", len(runtime.turns(num)) * STEPS, "call") as bar:
+        unit = dealing.make(how, num, runtime, batch_size=CHUNK, report=bar.update)
+    if runtime.main:
+        values = score(to_uint8(unit).permute(0, 2, 3, 1).numpy())
+        training.record("score", state.progress, seconds=state.progress.seconds, n=num, **values)
+        said = f"{values['title']} {values['frechet_distance']:.4g}, n = {num:,}"
+        training.console.say(f"  {state.progress.images:>12,} images: {said}")
+    runtime.barrier()
 
 
 def save(training: Training, state: State) -> None:

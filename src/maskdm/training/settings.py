@@ -104,7 +104,12 @@ def _key(place: tuple[int | str, ...]) -> str:
 
 def recipes() -> dict[str, str]:
     """Shipped recipes: name -> the first line of its header."""
-    folder = resources.files("maskdm") / "recipes"
+    return shipped("recipes")
+
+
+def shipped(kind: str) -> dict[str, str]:
+    """Files of settings that come with the package, in its folder `kind`: name -> the first line of its header."""
+    folder = resources.files("maskdm") / kind
     texts = {f.name.removesuffix(".yaml"): f.read_text() for f in folder.iterdir() if f.name.endswith(".yaml")}
     return {name: texts[name].partition("\n")[0].lstrip("# ") for name in sorted(texts)}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -28,7 +29,7 @@ from maskdm.training import runtime as machine
 from maskdm.training.batches import TrainingSet
 from maskdm.training.config import Config, ModelSpec, as_size, to_dict
 from maskdm.training.console import Console
-from maskdm.training.loop import Training, train
+from maskdm.training.loop import Score, Training, train
 from maskdm.training.masks import mask_plans, remarks
 from maskdm.training.monitor import HeldOut, check_trackers, trackers
 from maskdm.training.run import Run, check_writable, find_resumable, find_run, open_run, write_env
@@ -38,6 +39,21 @@ from maskdm.training.step import Task
 from maskdm.training.store import place
 from maskdm.training.transfer import Read
 from maskdm.training.weights import Facts
+
+Scorer = Callable[["Prepared", Runtime, Console], Score]
+"""Makes what scores pictures along the way (`eval.scores`)."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """All pictures that could be read, and of every one of them its role and, where there are groups, its group."""
+
+    pictures: ImageSet
+    roles: list[Role]
+    groups: list[str] | None
+
+
+ReadData = Callable[[Config, Console], Data]
 
 
 @dataclass(frozen=True)
@@ -74,10 +90,11 @@ def start(
     resume: str | None,
     console: Console,
     read: Read = transfer.read_ours,
+    scorer: Scorer | None = None,
 ) -> Path:
     """Trains `config` in a run folder below `output_dir`, new or found again, and returns it.
 
-    `read` reads the weights that a stage may start from.
+    `read` reads the weights that a stage may start from; `scorer` is needed where `eval.scores` is set.
 
     Raises:
         InputError: something in the settings, the pictures or the folder is not as it must be.
@@ -97,11 +114,13 @@ def start(
         warn_of_parents(prepared, console)
         if runtime.main:
             check_origins(prepared, find_run(output_dir, prepared.config, resume), read)
+        with runtime.main_first():
+            score = _score(prepared, runtime, console, scorer)
         run = open_run(output_dir, name, prepared.config, resume) if runtime.main else None
         path = Path(runtime.share(str(run.path) if run else ""))
         run = run or Run(path, resumed=True)
         try:
-            _run(prepared, runtime, run, console, read)
+            _run(prepared, runtime, run, console, read, score)
         finally:
             run.release()
     finally:
@@ -127,8 +146,8 @@ def dry_run(
         console.say(line)
 
 
-def prepare(config: Config, console: Console) -> Prepared:
-    """Reads and splits the pictures, settles the model, and checks that every mask fits it."""
+def prepare(config: Config, console: Console, read: ReadData | None = None) -> Prepared:
+    """Reads (by `read_data`, if nothing else is given) and splits the pictures, settles the model, checks its masks."""
     if not config.data.path:
         raise InputError("--data: missing; give a folder of pictures, a .zip, .tar or .npz, or hf:NAME")
     if not isinstance(config.data.image_size, str):  # what can be refused before anything is decoded
@@ -138,6 +157,29 @@ def prepare(config: Config, console: Console) -> Prepared:
     with torch.device("meta"):
         build.backbone(ModelSpec(model=config.model, process=config.process, image_size=(side, side), channels=3))
     build.check_process(config.process)
+    data = (read or read_data)(config, console)
+    pictures = data.pictures
+    height, width, channels = pictures.images.shape[1:]
+    settled = config.data.model_copy(
+        update={"path": settled_path(config.data.path), "image_size": (height, width), "channels": channels}
+    )
+    config = config.model_copy(update={"data": settled})
+    spec = ModelSpec(
+        model=config.model,
+        process=config.process,
+        image_size=(height, width),
+        channels=channels,
+        class_names=pictures.class_names if config.model.classes == "auto" else (),
+    )
+    try:
+        sampling_times(build.process(spec.process), build.prediction(spec.process), config.eval.sample_steps)
+    except InputError as error:
+        raise InputError(f"eval.sample_steps: {error}") from None
+    return Prepared(config, pictures, data.roles, data.groups, spec, mask_plans(config, spec))
+
+
+def read_data(config: Config, console: Console) -> Data:
+    """Reads and splits the pictures."""
     data, cache = config.data, cache_dir(config)
     pictures = load_images(
         open_source(data.path),
@@ -159,23 +201,7 @@ def prepare(config: Config, console: Console) -> Prepared:
         heldout=data.heldout,
         calibration=data.calibration,
     )
-    height, width, channels = pictures.images.shape[1:]
-    settled = data.model_copy(
-        update={"path": settled_path(data.path), "image_size": (height, width), "channels": channels}
-    )
-    config = config.model_copy(update={"data": settled})
-    spec = ModelSpec(
-        model=config.model,
-        process=config.process,
-        image_size=(height, width),
-        channels=channels,
-        class_names=pictures.class_names if config.model.classes == "auto" else (),
-    )
-    try:
-        sampling_times(build.process(spec.process), build.prediction(spec.process), config.eval.sample_steps)
-    except InputError as error:
-        raise InputError(f"eval.sample_steps: {error}") from None
-    return Prepared(config, pictures, roles, groups, spec, mask_plans(config, spec))
+    return Data(pictures, roles, groups)
 
 
 def cache_dir(config: Config) -> Path:
@@ -267,7 +293,22 @@ def plan(prepared: Prepared) -> list[str]:
     return lines
 
 
-def _run(prepared: Prepared, runtime: Runtime, run: Run, console: Console, read: Read) -> None:
+def _score(prepared: Prepared, runtime: Runtime, console: Console, scorer: Scorer | None) -> Score | None:
+    """What scores pictures along the way, where that is asked for."""
+    if prepared.config.eval.scores is None:
+        return None
+    if scorer is None:
+        raise InputError("eval.scores: nothing here takes scores; train with maskdm train, or leave it null")
+    if prepared.counts["heldout"] < 2:
+        raise InputError(
+            f"eval.scores: wanted at least 2 held-out pictures, got {prepared.counts['heldout']}; raise data.heldout"
+        )
+    return scorer(prepared, runtime, console)
+
+
+def _run(
+    prepared: Prepared, runtime: Runtime, run: Run, console: Console, read: Read, score: Score | None = None
+) -> None:
     if runtime.main:
         console.attach(run.path / "log.txt")
     console.say(f"{'resuming' if run.resumed else 'new run'} {run.path}")
@@ -292,6 +333,7 @@ def _run(prepared: Prepared, runtime: Runtime, run: Run, console: Console, read:
         run=run,
         console=console,
         read=read,
+        score=score,
         track=trackers(config.log.track, run.path, to_dict(config)) if runtime.main else (),
     )
     train(training)

@@ -1,0 +1,81 @@
+"""Scores along the way: what `maskdm eval` would say of a run's averaged weights, while it is being trained.
+
+The features and the reference's are made ready before the first step, so that what is missing is missed at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from maskdm.measuring import metrics
+from maskdm.measuring.features import Features, cached, pick
+from maskdm.measuring.metrics import Float64
+from maskdm.training.console import Console
+from maskdm.training.loop import Scores
+from maskdm.training.runtime import Runtime
+from maskdm.training.start import Prepared, cache_dir
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Pictures against the held-out ones.
+
+    Attributes:
+        features: in which they are compared.
+        real: features of the held-out pictures, (N, D).
+        labels: of the pictures to be generated: as among the held-out ones.
+    """
+
+    features: Features
+    real: Float64
+    labels: Sequence[int] | None
+
+    def __call__(self, made: np.ndarray) -> Scores:
+        """Of (N, H, W, C) uint8 pictures."""
+        ours = self.features(made)
+        distance = metrics.frechet_distance(*metrics.gaussian(ours), *metrics.gaussian(self.real))
+        kid, error = metrics.kernel_distance(ours, self.real)
+        return {
+            "title": self.features.distance,
+            "features": self.features.name,
+            "frechet_distance": distance,
+            "kid": kid,
+            "kid_error": error,
+            "reference": len(self.real),
+        }
+
+
+def scorer(prepared: Prepared, runtime: Runtime, console: Console) -> Scorer:
+    """For the held-out pictures of a run about to begin.
+
+    Raises:
+        InputError: features that cannot be had, or fewer than two held-out pictures.
+    """
+    wanted, cache = prepared.config.eval.scores, cache_dir(prepared.config)
+    assert wanted is not None, "asked for only where scores are"
+    rows = {role: np.flatnonzero([r == role for r in prepared.roles]) for role in ("member", "heldout")}
+    real = prepared.pictures.images[rows["heldout"]]
+
+    def pictures() -> tuple[np.ndarray, np.ndarray | None]:
+        chosen = larger(rows["member"], rows["heldout"])
+        labels = prepared.pictures.labels
+        return prepared.pictures.images[chosen], None if labels is None else labels[chosen]
+
+    features = pick(wanted, device=runtime.device, cache_dir=cache, reference=pictures, say=console.say)
+    labels = prepared.pictures.labels if prepared.spec.class_names else None
+    like = None if labels is None else labels_like(labels[rows["heldout"]], prepared.config.eval.score_images)
+    return Scorer(features, cached(features, real, cache / "features", lambda images: None), like)
+
+
+def labels_like(labels: np.ndarray, num: int) -> list[int]:
+    """`num` labels, as often as they occur among `labels`, in the same order."""
+    chosen: list[int] = labels[np.linspace(0, len(labels) - 1, num).round().astype(int)].tolist()
+    return chosen
+
+
+def larger(members: np.ndarray, heldout: np.ndarray) -> np.ndarray:
+    """Rows of the pictures that an encoder is trained on: of a run, whichever are more."""
+    return members if len(members) >= len(heldout) else heldout
