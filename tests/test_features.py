@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from maskdm.measuring import encoder, features, inception
 from maskdm.measuring.evaluate import Reference, evaluate, read_statistics, remark
 from maskdm.measuring.features import cached, in_colour, pick, pixels
 from maskdm.measuring.metrics import bootstrap, gaussian, kernel_distance, manifolds, nearest_cosine
+from maskdm.measuring.pretrained import PUBLISHED
 
 CPU = torch.device("cpu")
 
@@ -200,6 +203,49 @@ class Halves(nn.Module):
         return x.mean(dim=(2, 3)) / 2
 
 
+@pytest.mark.parametrize("name", ["dinov2", "clip"])
+def test_networks_of_transformers(name, tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    torch.manual_seed(0)
+    if name == "dinov2":
+        network = transformers.Dinov2Model(transformers.Dinov2Config(**small))
+    else:
+        settings = transformers.CLIPVisionConfig(**small, intermediate_size=32, projection_dim=16)
+        network = transformers.CLIPVisionModelWithProjection(settings)
+    network.save_pretrained(tmp_path / "w")
+    found = pick(name, device=CPU, cache_dir=tmp_path, reference=nothing, weights=tmp_path / "w")
+    images = pictures(5, side=28)
+    ours = found(images)
+    assert ours.shape == (5, 16)
+    # What the network itself says of pictures that need no resizing.
+    which = PUBLISHED[name]
+    x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - torch.tensor(which.mean).view(3, 1, 1)) / torch.tensor(
+        which.std
+    ).view(3, 1, 1)
+    with torch.no_grad():
+        theirs = getattr(network.eval()(x), which.output)
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
+    assert found.name.startswith(f"{name} ")
+    torch.nn.init.normal_(next(network.parameters()))
+    network.save_pretrained(tmp_path / "other")
+    assert pick(name, device=CPU, cache_dir=tmp_path, reference=nothing, weights=tmp_path / "other").name != found.name
+    with pytest.raises(InputError, match="is no folder that save_pretrained"):
+        pick(name, device=CPU, cache_dir=tmp_path, reference=nothing, weights=tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match=r"needs transformers; pip install 'maskdm\[features\]'"):
+        pick(name, device=CPU, cache_dir=tmp_path, reference=nothing)
+
+
+def test_another_network_is_refused(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    transformers.Dinov2Model(transformers.Dinov2Config(**small)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="--features clip: ") as caught:
+        pick("clip", device=CPU, cache_dir=tmp_path, reference=nothing, weights=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("kind", ["pt", "pt2"])
 def test_any_file_of_torch(kind, tmp_path):
@@ -269,7 +315,7 @@ def test_features_are_kept_by_the_contents_of_both(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("fid", "got 'fid', wanted pixels, inception, encoder"),
+        ("fid", "got 'fid', wanted pixels, inception, dinov2, clip, encoder"),
         ("gone.pt", "no such file"),
         ("gone.pt2", "no such file"),
     ],
@@ -319,6 +365,7 @@ def test_statistics_alone_give_the_distance_alone(tmp_path):
 
 def test_few_pictures_are_remarked_on():
     assert "so few raise a Frechet distance" in remark(1000, 200)
+    assert "precision" not in remark(1000, 200)
     assert remark(50_000, 50_000) == "50,000 generated pictures against 50,000"
 
 
@@ -333,7 +380,11 @@ def test_a_run_is_compared_with_its_held_out_pictures(photos, tmp_path, capsys):
     found = json.loads(output.read_text())
     assert {score["n"] for score in found["scores"]} >= {12}
     (kept,) = (run / "eval").glob("quality-in-pixels.json")
-    assert json.loads(kept.read_text())["command"].startswith("maskdm eval ")
+    command = json.loads(kept.read_text())["command"]
+    assert command == shlex.join(["maskdm", "eval", str(run), *words])
+    assert main(shlex.split(command)[1:]) == 0  # makes the same numbers again
+    assert json.loads(output.read_text()) == found
+    assert found["command"] == command
 
 
 def test_pictures_are_compared_with_a_folder(photos, photos_run, tmp_path, capsys):

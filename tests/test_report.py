@@ -76,7 +76,7 @@ def write_run(run: Path, events: Events, grids: int = 0) -> Path:
 def run(tmp_path: Path) -> Path:
     run = write_run(tmp_path / "digits", training(), grids=20)
     Image.new("L", (20, 10), 255).save(run / "samples" / "final.png")
-    rows = [{"name": "samples", "value": 2.41823, "unit": "px", "n": 1437}, {"name": "lost", "value": None, "unit": ""}]
+    rows = [{"name": "samples", "value": 2.41823, "error": 0.0213, "n": 1437}, {"name": "lost", "value": None}]
     table = {"title": "Fréchet distance", "command": "maskdm eval x", "note": "Lower is better.", "rows": rows}
     (run / "eval" / "frechet.json").write_text(json.dumps(table))
     return run
@@ -118,7 +118,7 @@ def test_a_finished_run_says_so_first_and_shows_everything(run: Path) -> None:
         "Scores", "Curves", "Samples over time", "Stages", "Model", "Data", "Settings", "Environment"
     ]  # fmt: skip
     assert "Fréchet distance" in text
-    assert "2.418 px 1,437" in text
+    assert "2.418 ± 0.0213 1,437" in text
     assert "maskdm eval x" in text
     assert page.count("<svg") == 7  # error and loss twice, for wide and narrow screens
     assert page.count("<img") == 1 + 8
@@ -258,7 +258,7 @@ def test_everything_from_files_is_escaped(tmp_path: Path) -> None:
     run = write_run(tmp_path / "<b>run", events, grids=2)
     (run / "config.yaml").write_text(f'data: {{"{evil}": "{evil}", path: https://example.org/x.png}}\n"{evil}": 1\n')
     (run / "env.json").write_text(json.dumps({evil: evil}))
-    score = {"title": evil, "command": evil, "note": evil, "rows": [{"name": evil, "value": 1, "unit": evil}]}
+    score = {"title": evil, "command": evil, "note": evil, "rows": [{"name": evil, "value": 1}]}
     (run / "eval" / "a.json").write_text(json.dumps(score))
     page = report(run)
     assert "<script" not in page

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import sys
 from collections.abc import Sequence
 
 from maskdm import __version__
-from maskdm.commands import models, quality, sample, speed, train
+from maskdm.commands import compare, eval, models, sample, speed, train
 from maskdm.commands.parsing import Parser
 from maskdm.errors import InputError, Interrupted, StorageError, TrainingError
 
@@ -16,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0, 1 (training failed), 2 (bad input), 130 (Ctrl-C)."""
     try:
         arguments, rest = _parser().parse_known_args(argv)
+        arguments.typed = shlex.join(["maskdm", *(sys.argv[1:] if argv is None else argv)])
         if rest and not arguments.settings_follow:
             raise InputError(f"unknown argument {rest[0]!r}; see maskdm {arguments.command} --help")
         code = arguments.run(arguments, rest) if arguments.settings_follow else arguments.run(arguments)
@@ -67,8 +69,8 @@ def _parser() -> Parser:
     for add in (
         train.add,
         sample.add,
-        quality.add_eval,
-        quality.add_compare,
+        eval.add,
+        compare.add,
         speed.add_plan,
         speed.add_bench,
         models.add_info,

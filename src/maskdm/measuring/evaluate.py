@@ -38,7 +38,6 @@ class Score:
     error: float | None = None
     low: float | None = None
     high: float | None = None
-    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,7 @@ def remark(n: int, real: int | None) -> str:
     least = n if real is None else min(n, real)
     said = f"{n:,} generated pictures against {'given statistics' if real is None else f'{real:,}'}"
     if least < FEW:
-        said += (
-            "; so few raise a Frechet distance, and lower precision and recall: compare only numbers of as many "
-            "pictures (KID does not depend on it)"
-        )
+        said += "; so few raise a Frechet distance: compare only those of as many pictures (KID does not depend on it)"
     return said
 
 

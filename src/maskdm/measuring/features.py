@@ -2,6 +2,8 @@
 
     pixels      their own values, averaged down to at most 16 x 16: plain, and blind to what they show
     inception   the network of the FID (weights downloaded once, or a file)
+    dinov2      DINOv2 ViT-L/14, by transformers, see `maskdm.measuring.pretrained`
+    clip        CLIP ViT-L/14, likewise
     encoder     a small network trained on the reference pictures themselves (`maskdm.measuring.encoder`), for
                 pictures of which Inception knows nothing
     FILE        any TorchScript or torch.export file that takes (B, 3, H, W) in 0..255 and gives (B, D)
@@ -27,8 +29,10 @@ from maskdm.errors import InputError
 from maskdm.measuring import encoder
 from maskdm.measuring.inception import SHA256, URL, inception
 from maskdm.measuring.metrics import Float64
+from maskdm.measuring.pretrained import PUBLISHED, published
 
-NAMES = ("pixels", "inception", "encoder")
+NAMES = ("pixels", "inception", "dinov2", "clip", "encoder")
+FILES = (".pt", ".pt2", ".pth", ".ts")
 CHUNK = 64
 SIDE = 16
 
@@ -74,18 +78,17 @@ def pick(
     """The features called `name`.
 
     Args:
-        name: pixels, inception, encoder, or a file.
+        name: pixels, inception, dinov2, clip, encoder, or a file.
         device: where to compute.
         cache_dir: where weights are kept.
         reference: gives the pictures, (N, H, W, C) uint8, and labels that an encoder is trained on.
-        weights: for inception, a file in place of the download.
+        weights: in place of the download: for inception a file, for dinov2 and clip a folder.
         say: is told of what takes time.
 
     Raises:
         InputError: an unknown name, or weights that cannot be had or are not those that they should be.
     """
-    if weights is not None and name != "inception":
-        raise InputError(f"--weights: given with the features {name}, which need none; leave it out")
+    check(name, weights)
     if name == "pixels":
         return Features("pixels", "Frechet distance on pixels", pixels, device)
     if name == "inception":
@@ -94,13 +97,26 @@ def pick(
         usual = _sha256(path) == SHA256
         title = "FID" if usual else "Frechet distance on Inception features"
         return Features(f"inception {_sha256(path)[:8]}", title, lambda x: network(in_colour(x)), device)
+    if name in PUBLISHED:
+        answer, key = published(name, weights, device, say)
+        return Features(f"{name} {key[:8]}", f"Frechet distance on {name}", lambda x: answer(in_colour(x)), device)
     if name == "encoder":
         trained, key = encoder.trained(reference, cache_dir / "encoders", device=device, say=say)
         return Features(f"encoder {key[:8]}", "Frechet distance on an encoder", trained, device)
-    if Path(name).suffix in (".pt", ".pt2", ".pth", ".ts"):
-        network_of = _file(Path(name))
-        return Features(f"{Path(name).name} {_sha256(Path(name))[:8]}", "Frechet distance", network_of, device)
-    raise InputError(f"--features: got {name!r}, wanted {', '.join(NAMES)}, or a TorchScript or torch.export file")
+    network_of = _file(Path(name))
+    return Features(f"{Path(name).name} {_sha256(Path(name))[:8]}", "Frechet distance", network_of, device)
+
+
+def check(name: str, weights: Path | None = None) -> None:
+    """Refuses what `pick` could never give.
+
+    Raises:
+        InputError: an unknown name, or weights for features that need none.
+    """
+    if name not in NAMES and Path(name).suffix not in FILES:
+        raise InputError(f"--features: got {name!r}, wanted {', '.join(NAMES)}, or a TorchScript or torch.export file")
+    if weights is not None and name not in ("inception", *PUBLISHED):
+        raise InputError(f"--weights: given with the features {name}, which need none; leave it out")
 
 
 def pixels(x: Tensor) -> Tensor:

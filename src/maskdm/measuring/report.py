@@ -21,6 +21,7 @@ from maskdm.measuring.run_folder import (
     History,
     Picture,
     RunFolder,
+    Score,
     Scores,
     Stopped,
     read_picture,
@@ -163,7 +164,8 @@ def _score_table(scores: Scores) -> Html:
     columns = {
         "score": [row.name for row in scores.rows],
         "value": ["–" if row.value is None else wording.value(row.value) for row in scores.rows],
-        "unit": [row.unit for row in scores.rows],
+        "standard error": ["" if row.error is None else f"± {wording.value(row.error)}" for row in scores.rows],
+        "95 % interval": [_interval(row) for row in scores.rows],
         "n": ["" if row.n is None else wording.count(row.n) for row in scores.rows],
     }
     filled = {name: cells for name, cells in columns.items() if any(cells)}
@@ -171,10 +173,20 @@ def _score_table(scores: Scores) -> Html:
         [
             tag("h3", scores.title),
             tag("p", scores.note, class_="muted") if scores.note else "",
-            page.table(list(filled), list(zip(*filled.values(), strict=True)), numbers={"value", "n"}),
+            page.table(
+                list(filled),
+                list(zip(*filled.values(), strict=True)),
+                numbers=set(filled) - {"score"},
+            ),
             tag("p", tag("code", scores.command), class_="command") if scores.command else "",
         ]
     )
+
+
+def _interval(row: Score) -> str:
+    if row.low is None or row.high is None:
+        return ""
+    return f"{wording.value(row.low)} to {wording.value(row.high)}"
 
 
 # Curves --------------------------------------------------------------------------------------------------------------

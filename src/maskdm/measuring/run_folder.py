@@ -96,7 +96,9 @@ EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="ev
 class Score(BaseModel):
     name: str
     value: float | None = None
-    unit: str = ""
+    error: float | None = None
+    low: float | None = None
+    high: float | None = None
     n: int | None = None
 
 

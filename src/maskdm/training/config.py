@@ -323,7 +323,7 @@ class EvalConfig(Section):
     """DDIM steps for each."""
     scores: str | None = None
     """Features in which generated pictures are compared with the held-out ones along the way, as by maskdm eval:
-    pixels, inception, encoder, or a file; null for none."""
+    pixels, inception, dinov2, clip, encoder, or a file; null for none."""
     scores_every: Positive = 1_000_000
     """Images of a stage between such scores, which are also taken as a stage ends."""
     score_images: Annotated[int, Field(ge=2)] = 500

@@ -1,0 +1,90 @@
+"""maskdm compare."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from maskdm.commands.parsing import Commands, command, numbers
+from maskdm.commands.words import Words, check_words
+from maskdm.errors import InputError
+
+
+def add(commands: Commands) -> None:
+    """Its options."""
+    p = command(
+        commands,
+        "compare",
+        "train in several ways with the same compute, and say which was better",
+        "  maskdm compare masks --data photos/\n"
+        "  maskdm compare mine.yaml --data photos/ --output-dir compare --seeds 0,1,2 --minutes 30\n"
+        "  maskdm compare masks --data photos/ --dry-run\n"
+        "  maskdm compare --list\n\n"
+        "Run the same command again to go on. Arms are trained one after another; let nothing else run meanwhile.\n"
+        "key.sub=value settings hold for every arm.",
+    )
+    p.add_argument("config", metavar="FILE|NAME", nargs="?", help="arms, budget and seeds; or a shipped comparison")
+    p.add_argument("--data", metavar="DIR|FILE|hf:NAME", help="the pictures (data.path)")
+    p.add_argument(
+        "--output-dir", "--outdir", metavar="DIR", type=Path, default=Path("compare"), help="where (default: compare)"
+    )
+    p.add_argument("--pretrain-data", metavar="DIR|FILE|hf:NAME", help="the pictures of models that arms start from")
+    p.add_argument("--minutes", type=float, metavar="M", help="another budget than the file's")
+    p.add_argument("--seeds", metavar="0,1", help="other seeds than the file's")
+    p.add_argument("-n", "--dry-run", action="store_true", help="check all arms and list them, train nothing")
+    p.add_argument("--list", action="store_true", help="list the shipped comparisons, and leave")
+    p.set_defaults(run=_compare, settings_follow=True)
+
+
+def _compare(a: argparse.Namespace, rest: Words) -> None:
+    from maskdm.data.pictures import check_folder, make_folder
+    from maskdm.interop.official import read_any
+    from maskdm.measuring import compare
+    from maskdm.measuring.compare_page import write_page
+    from maskdm.measuring.comparison import Budget, comparisons, read_comparison
+    from maskdm.measuring.scoring import scorer
+    from maskdm.measuring.verdict import lines, verdicts
+    from maskdm.training import start
+    from maskdm.training.console import Console
+
+    if a.list:
+        for name, header in comparisons().items():
+            print(f"{name:18} {header}")
+        return
+    if a.config is None:
+        raise InputError(f"comparison: missing; give a file, or one of {', '.join(comparisons())}")
+    check_words(rest, "compare")
+    if a.minutes is not None and not a.minutes > 0:
+        raise InputError(f"--minutes: got {a.minutes:g}, wanted more than 0")
+    comparison = read_comparison(a.config)
+    if a.pretrain_data is not None and not comparison.pretrained:
+        raise InputError("--pretrain-data: given, but no arm starts from another model; leave it out")
+    changes: dict[str, object] = {}
+    if a.minutes is not None:
+        changes["budget"] = Budget(minutes=a.minutes)
+    if a.seeds is not None:
+        changes["seeds"] = tuple(numbers(a.seeds, "--seeds"))
+        if len(set(numbers(a.seeds, "--seeds"))) < len(numbers(a.seeds, "--seeds")):
+            raise InputError(f"--seeds: got {a.seeds!r}, wanted different numbers such as 0,1,2")
+    comparison = comparison.model_copy(update=changes)
+    words = [*([f"data.path={a.data}"] if a.data is not None else []), *rest]
+    elsewhere = [f"data.path={a.pretrain_data}"] if a.pretrain_data is not None else []
+    console = Console()
+    check_folder(a.output_dir, "--output-dir")
+    todo = compare.plan(comparison, words, console, pretrain_words=elsewhere)
+    if a.dry_run:
+        for (name, seed), prepared in [*todo.pretrained.items(), *todo.arms.items()]:
+            console.say(f"{name}, seed {seed}")
+            for line in start.plan(prepared):
+                console.say(f"  {line}")
+        return
+    make_folder(a.output_dir)
+    done: list[compare.Outcome] = []
+    for found in compare.compare(
+        comparison, todo, output_dir=a.output_dir, console=console, read=read_any, scorer=scorer
+    ):
+        done.append(found)
+        so_far = verdicts(done, comparison.baseline) if any(o.arm == comparison.baseline for o in done) else []
+        path = write_page(a.output_dir, comparison, done, so_far)
+    print("\n".join(lines(verdicts(done, comparison.baseline))))
+    console.say(f"page  {path}")
