@@ -167,6 +167,7 @@ TRAIN: Table = {
     "no salt": ("data.salt=missing", ["salt", "'missing'", "machine, public"]),
     "no group": ("data.group_by=(", ["data.group_by", "'('"]),
     "one group": ("data.group_by=folder", ["group", "data.group_by"]),
+    "nothing held out by": ("data.heldout_by=^test/", ["data.heldout_by", "matches 0 of"]),
     "cache below a file": ("data.cache_dir=file/cache", ["'file/cache'", "data.cache_dir"]),
     "precision": ("--mixed-precision fp8", ["train.mixed_precision", "'fp8'", "bf16"]),
     "negative seed": ("--seed -1", ["train.seed", "got -1"]),

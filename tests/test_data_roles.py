@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from maskdm.data.roles import PUBLIC_SALT, assign_roles, group_names, read_salt
+from maskdm.data.roles import PUBLIC_SALT, assign_roles, given_roles, group_names, matching, read_salt
 from maskdm.errors import InputError
 
 
@@ -194,6 +194,36 @@ def test_no_group_under_the_cap() -> None:
 def test_shares_out_of_range(shares: tuple[float, float]) -> None:
     with refused("data.heldout", "data.calibration", "less than 1 together", "lower them"):
         assign_roles(digests(9), None, salt=b"s" * 16, heldout=shares[0], calibration=shares[1])
+
+
+# --- given roles -----------------------------------------------------------------------------------------------------
+
+
+@given(GROUPED, st.data(), SALTS, st.floats(0, 0.9))
+def test_given_pictures_their_duplicates_and_groups_are_held_out_and_none_beyond(pictures, data, salt, calibration):
+    px, groups = [p for p, _ in pictures], [g for _, g in pictures]
+    held = data.draw(st.lists(st.booleans(), min_size=len(px), max_size=len(px)))
+    tied = clusters(px, groups)
+    wanted = [cluster for cluster in tied if any(held[row] for row in cluster)]
+    assume(0 < len(wanted) < len(tied))
+    roles = given_roles(px, groups, held, salt=salt, calibration=calibration)
+    for cluster in tied:
+        (role,) = {roles[row] for row in cluster}
+        assert (role == "heldout") == (cluster in wanted)
+    assert "member" in roles
+    assert ("calibration" in roles) == (calibration > 0 and len(tied) - len(wanted) > 1)
+
+
+@pytest.mark.parametrize("held", [[False] * 4, [True] * 4])
+def test_some_but_not_all_must_be_given(held):
+    with refused("data.heldout_by: matches", "of 4 pictures", "some but not all"):
+        given_roles(digests(4), None, held, salt=PUBLIC_SALT)
+
+
+def test_given_by_a_pattern():
+    assert matching(["train/a.png", "test/a.png", "x/test/b.png"], "^test/") == [False, True, False]
+    with refused("data.heldout_by is '['", "no regular expression"):
+        matching(["a"], "[")
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------

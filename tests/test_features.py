@@ -246,7 +246,7 @@ def test_another_network_is_refused(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", ["pt", "pt2"])
 def test_any_file_of_torch(kind, tmp_path):
     path = tmp_path / f"halves.{kind}"

@@ -341,3 +341,14 @@ def test_numbers_read_well() -> None:
 def test_only_markup_is_not_escaped() -> None:
     assert tag("p", "<", tag("b", "&"), title='"') == '<p title="&quot;">&lt;<b>&amp;</b></p>'
     assert tag("p", Html("<hr>")) == "<p><hr></p>"
+
+
+def test_scores_along_the_way_are_drawn(run):
+    lines = (run / "metrics.jsonl").read_text()
+    for images, distance in [(1000, 3.0), (2000, 2.0)]:
+        event = {"event": "score", "stage": "finetune", "step": images, "images": images, "n": 500}
+        lines += json.dumps({**event, "title": "FID", "frechet_distance": distance}) + "\n"
+    (run / "metrics.jsonl").write_text(lines)
+    page = report(run)
+    assert "Distance to held-out pictures" in page
+    assert "FID, 500 pictures" in page

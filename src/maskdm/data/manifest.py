@@ -73,6 +73,7 @@ class Head:
     created: str
     config_sha256: str
     parent_sha256: str | None
+    split: str
     records_sha256: str
 
 
@@ -123,8 +124,12 @@ def write_manifest(
     tool_version: str,
     config_sha256: str,
     parent_sha256: str | None = None,
+    split: str = "keyed",
 ) -> str:
-    """Writes both files into `folder` and returns the sha256 of the records. `stages` are what members go through."""
+    """Writes both files into `folder` and returns the sha256 of the records.
+
+    `stages` are what members go through; `split` is keyed where the salt drew the held-out pictures, else given.
+    """
     records = _records(image_set, roles, groups, tuple(stages))
     lines = "".join(json.dumps(vars(record)) + "\n" for record in records).encode("ascii")
     counts = Counter(record.role for record in records)
@@ -137,6 +142,7 @@ def write_manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config_sha256=config_sha256,
         parent_sha256=parent_sha256,
+        split=split,
         records_sha256=hashlib.sha256(lines).hexdigest(),
     )
     try:
@@ -235,6 +241,7 @@ _TYPES: dict[str, type | UnionType] = {
     "created": str,
     "config_sha256": str,
     "parent_sha256": str | None,
+    "split": str,
     "records_sha256": str,
     "path": str,
     "sha256": str,

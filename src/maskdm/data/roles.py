@@ -5,7 +5,11 @@
 
 A cluster is what must not be torn apart: exact duplicates, and the pictures of one group (a person, a patient, a
 scene). Each cluster's role depends on its own key alone, so roles are independent coin flips, do not depend on the
-order or the names of the files, and stay as they are when pictures are added. Without the salt nobody can tell them.
+order or the names of the files, and stay as they are when pictures are added (but for an exact copy of a picture in
+another file: both then share the role of whichever file's hash comes first). Without the salt nobody can tell them.
+
+A published test set is held out as it is (`given_roles`); whether pictures were in the training set then is no coin
+flip, and an audit cannot certify such a split.
 """
 
 import contextlib
@@ -87,6 +91,55 @@ def assign_roles(
             for row in cluster.rows:
                 roles[row] = role
     return roles
+
+
+def given_roles(
+    sha256_px: Sequence[str],
+    groups: Sequence[str] | None,
+    heldout: Sequence[bool],
+    *,
+    salt: bytes,
+    files: Sequence[str] | None = None,
+    calibration: float = 0.05,
+    max_calibration: int = 5_000,
+) -> list[Role]:
+    """Roles where the held-out pictures are given: they, their duplicates and groups, and none beyond.
+
+    Of the others a share of `calibration` is set aside, drawn as by `assign_roles`.
+    """
+    roles: list[Role] = ["member"] * len(sha256_px)
+    clusters = _clusters(sha256_px, groups, files or sha256_px, salt)
+    held = [cluster for cluster in clusters if any(heldout[row] for row in cluster.rows)]
+    if not held or len(held) == len(clusters):
+        raise InputError(
+            f"data.heldout_by: matches {sum(heldout):,} of {len(roles):,} pictures, and with them their duplicates and "
+            "groups; wanted some but not all of them"
+        )
+    taken = set(held)
+    left = dict.fromkeys(cluster for cluster in clusters if cluster not in taken)
+    count = max(sum(cluster.u < calibration for cluster in left), int(calibration > 0))
+    drawn = list(left)[: min(count, len(left) - 1)]  # somebody must be learned from
+    chosen: list[tuple[Role, list[_Cluster]]] = [
+        ("heldout", held),
+        ("calibration", _under_cap("calibration", drawn, left, max_calibration)),
+    ]
+    for role, part in chosen:
+        for cluster in part:
+            for row in cluster.rows:
+                roles[row] = role
+    return roles
+
+
+def matching(names: Sequence[str], pattern: str) -> list[bool]:
+    """Which names `data.heldout_by` matches."""
+    try:
+        found = re.compile(pattern)
+    except re.error as error:
+        raise InputError(
+            f"data.heldout_by is {pattern!r}, which is no regular expression: {one_line(error)}; wanted one such as "
+            "^test/"
+        ) from error
+    return [found.search(name) is not None for name in names]
 
 
 def _clusters(

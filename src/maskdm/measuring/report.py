@@ -205,6 +205,9 @@ def _curves(history: History) -> Html:
         _series("averaged weights", ((e.images, e.loss_ema) for e in heldout)),
         _series("raw weights", ((e.images, e.loss_raw) for e in heldout)),
     ]
+    distances = [_series("averaged weights", ((e.images, e.frechet_distance) for e in history.distances))]
+    last = history.distances[-1] if history.distances else None
+    distance = "" if last is None else f"{last.title}, {wording.plural(last.n or 0, 'picture')}"
     loss = _series("training loss", ((e.images, e.loss) for e in train), faint=True)
     rate = _series("learning rate", ((e.images, e.lr) for e in train))
     speed = _series("speed", ((e.images, e.images_per_second) for e in train))
@@ -221,6 +224,7 @@ def _curves(history: History) -> Html:
         ]
         for title, series, y_label in [
             ("Held-out error", errors, "squared error of the image"),
+            ("Distance to held-out pictures", distances, distance),
             ("Training loss", [loss], "loss"),
         ]
     }
@@ -237,6 +241,7 @@ def _curves(history: History) -> Html:
         "Curves",
         *main["Held-out error"],
         tag("p", HELDOUT, class_="muted note") if main["Held-out error"] else "",
+        *main["Distance to held-out pictures"],
         *main["Training loss"],
         tag("div", *small, class_="charts") if small else "",
         empty="Nothing to draw yet: no training has been logged.",

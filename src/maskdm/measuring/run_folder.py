@@ -68,6 +68,18 @@ class Heldout(BaseModel):
     seconds: float | None = None
 
 
+class Distance(BaseModel):
+    """Pictures of the averaged weights against held-out ones: `title` names the distance and its features."""
+
+    event: Literal["score"]
+    stage: str
+    step: int
+    images: int
+    title: str = "Frechet distance"
+    frechet_distance: float | None = None
+    n: int | None = None
+
+
 class StageEnd(BaseModel):
     event: Literal["stage_end"]
     stage: str
@@ -89,7 +101,7 @@ class Stopped(BaseModel):
     reason: str = ""
 
 
-Event = Stage | Train | Heldout | StageEnd | End | Stopped
+Event = Stage | Train | Heldout | Distance | StageEnd | End | Stopped
 EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 
@@ -135,6 +147,7 @@ class History:
     stages: list[Stage] = field(default_factory=list)
     train: list[Train] = field(default_factory=list)
     heldout: list[Heldout] = field(default_factory=list)
+    distances: list[Distance] = field(default_factory=list)
     stage_ends: list[StageEnd] = field(default_factory=list)
     last: Event | None = None
 
@@ -147,6 +160,8 @@ class History:
                 _append(self.train, event)
             case Heldout():
                 _append(self.heldout, event)
+            case Distance():
+                _append(self.distances, event)
             case StageEnd():
                 _append(self.stage_ends, event)
             case End() | Stopped():
@@ -185,7 +200,7 @@ class History:
 
     def _all(self) -> list[Event]:
         ending = [self.last] if isinstance(self.last, End | Stopped) else []
-        return [*self.stages, *self.train, *self.heldout, *self.stage_ends, *ending]
+        return [*self.stages, *self.train, *self.heldout, *self.distances, *self.stage_ends, *ending]
 
 
 @dataclass(frozen=True)
@@ -237,7 +252,7 @@ def read_picture(grid: Grid) -> Picture | None:
         return None
 
 
-Timed = TypeVar("Timed", Stage, Train, Heldout, StageEnd)
+Timed = TypeVar("Timed", Stage, Train, Heldout, Distance, StageEnd)
 Read = TypeVar("Read")
 
 
@@ -251,7 +266,7 @@ def _append(events: list[Timed], event: Timed) -> None:
     events.append(event)
 
 
-def _place(event: Stage | Train | Heldout | StageEnd) -> int:
+def _place(event: Stage | Train | Heldout | Distance | StageEnd) -> int:
     return event.index if isinstance(event, Stage) else event.step
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from maskdm.errors import InputError
 from maskdm.measuring import metrics
 from maskdm.measuring.features import Features, cached, pick
 from maskdm.measuring.metrics import Float64
@@ -64,7 +65,10 @@ def scorer(prepared: Prepared, runtime: Runtime, console: Console) -> Scorer:
         labels = prepared.pictures.labels
         return prepared.pictures.images[chosen], None if labels is None else labels[chosen]
 
-    features = pick(wanted, device=runtime.device, cache_dir=cache, reference=pictures, say=console.say)
+    try:
+        features = pick(wanted, device=runtime.device, cache_dir=cache, reference=pictures, say=console.say)
+    except InputError as error:
+        raise InputError(f"eval.scores: {str(error).removeprefix('--features: ')}") from None
     labels = prepared.pictures.labels if prepared.spec.class_names else None
     like = None if labels is None else labels_like(labels[rows["heldout"]], prepared.config.eval.score_images)
     return Scorer(features, cached(features, real, cache / "features", lambda images: None), like)

@@ -53,6 +53,9 @@ class DataConfig(Section):
     group_by: str | None = None
     """Pictures of one group stay on one side of the split: folder, a .csv with columns path and group, or a regular
     expression whose one group is searched in the path, e.g. `([^/-]+)[^/]*$`."""
+    heldout_by: str | None = None
+    """A regular expression: pictures in whose path it is found are the held-out ones, such as `^test/` for a published
+    test set, instead of a random share. An audit cannot certify such a split."""
     heldout: Share = 0.10
     """Share of the pictures never trained on, for the held-out error and the audit (at most 10,000)."""
     calibration: Share = 0.05

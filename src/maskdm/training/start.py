@@ -18,7 +18,7 @@ import torch
 from maskdm import __version__
 from maskdm.data.cache import ImageSet, load_images
 from maskdm.data.manifest import Manifest, read_manifest, write_manifest
-from maskdm.data.roles import Role, assign_roles, group_names, read_salt
+from maskdm.data.roles import Role, assign_roles, given_roles, group_names, matching, read_salt
 from maskdm.data.sources import open_source, settled_path
 from maskdm.errors import InputError
 from maskdm.method.mask_plan import MaskPlan
@@ -193,14 +193,21 @@ def read_data(config: Config, console: Console) -> Data:
         progress=console.bar,
     )
     groups = group_names(pictures.names, data.group_by)
-    roles = assign_roles(
-        pictures.sha256_px,
-        groups,
-        salt=read_salt(data.salt, cache),
-        files=pictures.sha256,
-        heldout=data.heldout,
-        calibration=data.calibration,
-    )
+    salt = read_salt(data.salt, cache)
+    if data.heldout_by is not None:
+        given = matching(pictures.names, data.heldout_by)
+        roles = given_roles(
+            pictures.sha256_px, groups, given, salt=salt, files=pictures.sha256, calibration=data.calibration
+        )
+    else:
+        roles = assign_roles(
+            pictures.sha256_px,
+            groups,
+            salt=salt,
+            files=pictures.sha256,
+            heldout=data.heldout,
+            calibration=data.calibration,
+        )
     return Data(pictures, roles, groups)
 
 
@@ -382,6 +389,7 @@ def _record_manifest(prepared: Prepared, run: Run, read: Read) -> None:
         tool_version=__version__,
         config_sha256=hashlib.sha256(prepared.config.model_dump_json().encode()).hexdigest(),
         parent_sha256=str(parent) if parent else None,
+        split="keyed" if prepared.config.data.heldout_by is None else "given",
     )
 
 

@@ -1,0 +1,82 @@
+"""Scores along the way: the same numbers as `maskdm eval` gives afterwards, and nothing learned from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from maskdm.cli import main
+from maskdm.errors import InputError
+from maskdm.measuring.scoring import labels_like
+from maskdm.training.console import Console
+from maskdm.training.run import read_metrics
+from maskdm.training.settings import resolve
+from maskdm.training.start import start
+
+SCORES = ["eval.scores=pixels", "eval.score_images=12", "eval.scores_every=16"]
+
+
+def run(data: Path, output_dir: Path, *words: str) -> Path:
+    command = ["train", "--data", str(data), "--output-dir", str(output_dir), "--name", "t", "data.heldout=0.3", *words]
+    assert main(command) == 0
+    return max(output_dir.iterdir())
+
+
+def scores(folder: Path) -> list[dict[str, object]]:
+    return [event for event in read_metrics(folder) if event["event"] == "score"]
+
+
+def test_they_are_those_of_eval(photos, tiny, tmp_path, capsys):
+    folder = run(photos, tmp_path / "runs", *tiny, *SCORES)
+    found = scores(folder)
+    assert len(found) > 2  # along the way, and as each stage ended
+    assert {event["stage"] for event in found} == {event["stage"] for event in read_metrics(folder) if "stage" in event}
+    output = tmp_path / "scores.json"
+    assert main(["eval", str(folder), "--num", "12", "--output", str(output)]) == 0
+    first = json.loads(output.read_text())["scores"][0]
+    assert first["name"] == "Frechet distance on pixels, generated"
+    assert found[-1]["frechet_distance"] == pytest.approx(first["value"], rel=1e-9)
+    assert found[-1]["n"] == 12
+    assert "Frechet distance on pixels" in capsys.readouterr().err
+    assert "Distance to held-out pictures" in (folder / "report.html").read_text()
+
+
+def test_nothing_is_learned_from_them(digits_npz, tiny, tmp_path):
+    with_scores = run(digits_npz, tmp_path / "a", *tiny, *SCORES)
+    without = run(digits_npz, tmp_path / "b", *tiny)
+    a, b = (load_file(folder / "weights" / "ema.safetensors") for folder in (with_scores, without))
+    assert all(np.array_equal(a[name], b[name]) for name in b)
+    assert not scores(without)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eval.scores=fid"], "eval.scores: got 'fid', wanted pixels, inception"),
+        (["eval.scores=gone.pt"], "eval.scores: no such file: gone.pt"),
+        (["eval.scores=pixels", "eval.score_images=1"], "eval.score_images: got 1"),
+        (["eval.scores=pixels", "data.heldout=0"], "eval.scores: wanted at least 2 held-out pictures, got 0"),
+    ],
+)
+def test_refusals_leave_nothing_behind(words, message, digits_npz, tiny, tmp_path, capsys):
+    command = ["train", "--data", str(digits_npz), "--output-dir", str(tmp_path / "runs"), *tiny, *words]
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_caller_without_a_scorer_is_told(digits_npz, tiny, tmp_path):
+    config = resolve(overrides=[f"data.path={digits_npz}", *tiny, "eval.scores=pixels"])
+    with pytest.raises(InputError, match=r"eval\.scores: nothing here takes scores"):
+        start(config, output_dir=tmp_path / "runs", name="t", resume=None, console=Console(quiet=True))
+
+
+def test_classes_come_as_often_as_among_the_held_out():
+    labels = np.array([0] * 30 + [1] * 60 + [2] * 10)
+    for num in (10, 100, 1000):
+        chosen = np.bincount(labels_like(labels, num), minlength=3) / num
+        np.testing.assert_allclose(chosen, [0.3, 0.6, 0.1], atol=0.06)
