@@ -47,7 +47,7 @@ def measure(words: tuple[str, ...], folder: Path) -> dict[str, float]:
     quiet = ("eval.samples=0", "eval.heldout_every=1000000000")
     config = resolve(recipe="digits", overrides=(f"data.path={data}", *quiet, *words))
     run = start(config, output_dir=folder, name="run", resume="never", console=Console(quiet=True))
-    made = to_uint8(sample(load(run), 1000, batch_size=250)).permute(0, 2, 3, 1).numpy()
+    made = to_uint8(sample(load(run), 1000, sampler="ddim", steps=50, batch_size=250)).permute(0, 2, 3, 1).numpy()
     manifest = read_manifest(run)
     rows = scores(made, images[manifest.indices("member")][..., None], images[manifest.indices("heldout")][..., None])
     loss = [event["loss_ema"] for event in read_metrics(run) if event["event"] == "heldout"][-1]

@@ -2,7 +2,7 @@
 
     import maskdm
     denoiser = maskdm.load("runs/00000-digits")         # or a .safetensors file
-    pictures = maskdm.sample(denoiser, 16, steps=50)    # (16, C, H, W) in [0, 1]
+    pictures = maskdm.sample(denoiser, 16)    # (16, C, H, W) in [0, 1]
     out = denoiser.backbone(x_t, t, label=label)        # the bare network
 
 Importing this is cheap: torch is imported when one of the names is first used.

@@ -8,6 +8,7 @@ measuring is not part of a budget. A budget in minutes is turned into images by 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,7 +183,7 @@ def spend(prepared: Prepared, cost: Sequence[float], comparison: Comparison, arm
         stage.model_copy(update={"minutes": None, "steps": None, "images": n})
         for stage, n in zip(config.stages, images, strict=True)
     ]
-    every = tuple(max(int(1 / comparison.looks / each), 1) for each in cost)
+    every = tuple(math.ceil(1 / comparison.looks / each) for each in cost)  # rounded up: the last look is the end
     looks = config.eval.model_copy(update={"heldout_every": every})
     return replace(prepared, config=config.model_copy(update={"stages": tuple(long), "eval": looks}))
 
