@@ -132,6 +132,8 @@ def test_minutes_become_images_by_the_pace_of_each_stage(small, digits_npz, tmp_
     monkeypatch.setattr(pace, "measure", pretended)
     comparison = read_comparison(str(small)).model_copy(update={"budget": Budget(minutes=10)})
     todo = compare.plan(comparison, [f"data.path={digits_npz}"], Console(quiet=True))
+    (clocked,) = compare.paced(todo.arms["plain", 0], [3.0]).config.stages
+    assert (clocked.minutes, clocked.images) == (None, 200)
     assert [stage.minutes for stage in todo.arms["masked", 0].config.stages] == [5, 5]
     found = lengths(comparison, todo, tmp_path)
     assert [stage.images for stage in found["plain"].config.stages] == [200]

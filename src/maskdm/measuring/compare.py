@@ -149,10 +149,26 @@ def costs(arms: Mapping[str, Prepared], comparison: Comparison, folder: Path) ->
             for arm, p in arms.items()
         }
     assert comparison.budget.minutes is not None, "a budget is one of two"
-    tasks = {arm: list(_stage_tasks(prepared)) for arm, prepared in arms.items()}
-    known = paces({key_of(task): task for found in tasks.values() for task in found}, folder / PACES)
     whole = 60 * comparison.budget.minutes
-    return {arm: [known[key_of(task)] / whole for task in found] for arm, found in tasks.items()}
+    return {arm: [each / whole for each in found] for arm, found in seconds(arms, folder).items()}
+
+
+def seconds(runs: Mapping[str, Prepared], folder: Path) -> dict[str, list[float]]:
+    """Of an image in every stage of every run, at the paces kept in `folder`."""
+    tasks = {name: list(_stage_tasks(prepared)) for name, prepared in runs.items()}
+    known = paces({key_of(task): task for found in tasks.values() for task in found}, folder / PACES)
+    return {name: [known[key_of(task)] for task in found] for name, found in tasks.items()}
+
+
+def paced(prepared: Prepared, each: Sequence[float]) -> Prepared:
+    """With as many images as the minutes of its stages buy, at so many seconds an image."""
+    long = [
+        stage
+        if stage.minutes is None
+        else stage.model_copy(update={"minutes": None, "images": max(int(60 * stage.minutes / cost), stage.batch_size)})
+        for stage, cost in zip(prepared.config.stages, each, strict=True)
+    ]
+    return replace(prepared, config=prepared.config.model_copy(update={"stages": tuple(long)}))
 
 
 def _stage_tasks(prepared: Prepared) -> Iterator[Task]:
@@ -228,14 +244,21 @@ def compare(
         )
 
     first = comparison.seeds[0]
+    before = {
+        name: found
+        for (name, seed), found in todo.pretrained.items()
+        if seed == first and any(stage.minutes for stage in found.config.stages)
+    }
+    pace = seconds(before, output_dir) if before else {}
     cost = costs({arm: found for (arm, seed), found in todo.arms.items() if seed == first}, comparison, output_dir)
     number, whole = 0, len(todo.pretrained) + len(todo.arms)
     for seed in comparison.seeds:
         origins: dict[str, Path] = {}
         for name in comparison.pretrained:
             number += 1
-            before = f"{number} of {whole}: {name} to start from, seed {seed}"
-            origins[PRETRAINED + name] = trained(todo.pretrained[name, seed], name, before)
+            model = todo.pretrained[name, seed]
+            long = paced(model, pace[name]) if name in pace else model
+            origins[PRETRAINED + name] = trained(long, name, f"{number} of {whole}: {name} to start from, seed {seed}")
         for arm in comparison.arms:
             number += 1
             long = spend(_started_from(todo.arms[arm, seed], origins), cost[arm], comparison, arm)

@@ -70,7 +70,7 @@ class Pretrained(Section):
     settings: Settings = Field(default_factory=dict)
     """Over the comparison's; such as data.path."""
     stages: Stages
-    """With their lengths."""
+    """With their lengths; minutes are at the pace that a stage has here where nothing else runs."""
 
 
 class Comparison(Section):
