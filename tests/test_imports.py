@@ -21,6 +21,7 @@ LAYERS = [
     ["data"],
     ["training"],
     ["measuring", "interop"],
+    ["audit"],
     ["demo"],
     ["commands"],
     ["cli"],

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from maskdm import __version__
-from maskdm.commands import compare, eval, models, sample, speed, train
+from maskdm.commands import audit, compare, eval, models, sample, speed, train
 from maskdm.commands.parsing import Parser
 from maskdm.errors import InputError, Interrupted, StorageError, TrainingError
 
@@ -71,6 +71,7 @@ def _parser() -> Parser:
         sample.add,
         eval.add,
         compare.add,
+        audit.add,
         speed.add_plan,
         speed.add_bench,
         models.add_info,

@@ -1,0 +1,1 @@
+"""What a model leaks about the pictures it was trained on: measured, never promised."""

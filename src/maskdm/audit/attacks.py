@@ -1,0 +1,236 @@
+"""Attacks: from what a model says of a picture, how well it seems to know it.
+
+Each asks for the noise in a picture, in one way or another, and takes a size of the answer's error or of the answer; a
+score is the negative logarithm of that size, so that it is higher for what looks like a member. Written from the
+formulas of the papers; timesteps are those of the linear schedule of DDPM as the sigma that they stand for:
+
+    loss    |eps_theta(x_t) - eps|^2, the same noise for every picture     Matsumoto et al. 2023; Carlini et al. 2023
+    sima    |eps_theta(x_0, t)|^4 of the clean picture                     Rao et al. 2025, arXiv 2509.25003
+    pia     |eps_theta(alpha x_0 + sigma e, t) - e|^4, e = eps_theta(x_0)  Kong et al. 2024, arXiv 2305.18355
+    pian    the same with e scaled to the mean size of a normal number     ibid.
+    secmi   |x_t - (one step on and back)|^2 along the deterministic path  Duan et al. 2023, arXiv 2302.01316
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskdm.audit.eye import LEAST, Eye, ModelEye
+from maskdm.audit.statistics import Float64
+
+SIGMAS = (0.09, 0.17, 0.32, 0.46)
+"""The grid of noise, as sigma of a variance-preserving process."""
+SECMI_STEPS, SECMI_EVERY = 100, 10
+NORMAL_MEAN = math.sqrt(2 / math.pi)
+"""E|N(0, 1)|."""
+
+Label = Tensor | None
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One number for every picture.
+
+    Attributes:
+        name: such as "sima 0.17".
+        calls: of the network, for each picture.
+        size: what is taken the logarithm of: (eye, x_0 (B, C, H, W) in [-1, 1], labels) -> (B,).
+    """
+
+    name: str
+    calls: int
+    size: Callable[[Eye, Tensor, Label], Tensor]
+
+    def __call__(self, eye: Eye, x_0: Tensor, label: Label) -> Tensor:
+        """Scores: (B,)."""
+        return -self.size(eye, x_0, label).double().clamp_min(1e-30).log()
+
+
+def mix(x_0: Tensor, eps: Tensor, sigma: float) -> Tensor:
+    """sqrt(1 - sigma^2) x_0 + sigma eps."""
+    return math.sqrt(1 - sigma**2) * x_0 + sigma * eps
+
+
+def shared_noise(shape: torch.Size, number: int, device: torch.device) -> Tensor:
+    """The k-th noise, one for all pictures: (1, C, H, W), drawn on the CPU."""
+    generator = torch.Generator().manual_seed(1_000_003 + number)
+    return torch.randn((1, *shape[1:]), generator=generator).to(device)
+
+
+def loss(sigma: float, draws: int) -> Attack:
+    """The denoising error at one level, over `draws` noises."""
+
+    def size(eye: Eye, x_0: Tensor, label: Label) -> Tensor:
+        level, total = eye.level(sigma), torch.zeros(len(x_0), device=x_0.device)
+        for number in range(draws):
+            eps = shared_noise(x_0.shape, number, x_0.device).expand_as(x_0)
+            total += ((eye.eps(mix(x_0, eps, level), level, label) - eps) ** 2).mean(dim=(1, 2, 3))
+        return total / draws
+
+    return Attack(f"loss {sigma:g}", draws, size)
+
+
+def sima(sigma: float) -> Attack:
+    """The size of the noise that is found in the clean picture."""
+
+    def size(eye: Eye, x_0: Tensor, label: Label) -> Tensor:
+        return (eye.eps(x_0, eye.level(sigma), label).abs() ** 4).mean(dim=(1, 2, 3))
+
+    return Attack(f"sima {sigma:g}", 1, size)
+
+
+def pia(sigmas: Sequence[float], *, normalised: bool = False) -> list[Attack]:
+    """One attack for every level."""
+
+    def size_at(sigma: float) -> Callable[[Eye, Tensor, Label], Tensor]:
+        def size(eye: Eye, x_0: Tensor, label: Label) -> Tensor:
+            first = eye.eps(x_0, eye.level(LEAST), label)
+            if normalised:
+                first = normal_size(first)
+            level = eye.level(sigma)
+            return ((eye.eps(mix(x_0, first, level), level, label) - first).abs() ** 4).mean(dim=(1, 2, 3))
+
+        return size
+
+    name = "pian" if normalised else "pia"
+    return [Attack(f"{name} {sigma:g}", 2, size_at(sigma)) for sigma in sigmas]
+
+
+def normal_size(eps: Tensor) -> Tensor:
+    """Scaled to the mean absolute value of standard normal numbers, each picture by itself."""
+    return eps / eps.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12) * NORMAL_MEAN
+
+
+def linear_sigmas() -> Float64:
+    """sigma of DDPM's linear schedule at t = 0 .. 999 (Ho et al. 2020)."""
+    found: Float64 = np.sqrt(1 - np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
+    return found
+
+
+def secmi(steps: int = SECMI_STEPS, every: int = SECMI_EVERY) -> Attack:
+    """The error of one deterministic step on and back, after a chain of them up to t = `steps`."""
+    sigmas = linear_sigmas()[: steps + every + 1 : every].tolist()
+
+    def size(eye: Eye, x_0: Tensor, label: Label) -> Tensor:
+        levels = [0.0, *(eye.level(sigma) for sigma in sigmas[1:])]
+        x = x_0
+        for here, there in pairwise(levels[:-1]):
+            x = ddim(eye, x, here, there, label)
+        on = ddim(eye, x, levels[-2], levels[-1], label)
+        back = ddim(eye, on, levels[-1], levels[-2], label)
+        return ((back - x) ** 2).mean(dim=(1, 2, 3))
+
+    return Attack(f"secmi {sigmas[-2]:.2g}", steps // every + 2, size)
+
+
+def ddim(eye: Eye, x: Tensor, here: float, there: float, label: Label) -> Tensor:
+    """One deterministic step between two levels of noise."""
+    eps = eye.eps(x, eye.level(max(here, LEAST)), label)
+    x_0 = (x - here * eps) / math.sqrt(1 - here**2)
+    return mix(x_0, eps, there)
+
+
+def masked(sigma: float, draws: int, ratio: float = 0.75) -> Attack:
+    """The denoising error where the model is shown random patches only, over `draws` masks and noises (for models).
+
+    After masked language models, which give an attacker one more question with every mask (arXiv 2601.20125).
+    """
+
+    def size(eye: Eye, x_0: Tensor, label: Label) -> Tensor:
+        assert isinstance(eye, ModelEye), "closed forms see whole pictures"
+        level, total = eye.level(sigma), torch.zeros(len(x_0), device=x_0.device)
+        for number in range(draws):
+            eps = shared_noise(x_0.shape, number, x_0.device).expand_as(x_0)
+            total += eye.masked_error(x_0, eps, level, ratio, number, label)
+        return total / draws
+
+    return Attack(f"masked {sigma:g}", draws, size)
+
+
+def gradients(sigmas: Sequence[float] = SIGMAS[:3]) -> Attack:
+    """The norm of the loss's gradient, the logarithms of all tensors' norms averaged (for models; white-box).
+
+    After Pang et al. 2025, arXiv 2308.06405, without their shadow models.
+    """
+
+    def size(eye: Eye, x_0: Tensor, label: Label) -> Tensor:
+        assert isinstance(eye, ModelEye), "closed forms have no weights"
+        levels = [eye.level(sigma) for sigma in sigmas]
+        noises = [shared_noise(x_0.shape, number, x_0.device) for number in range(len(sigmas))]
+        found = []
+        for i in range(len(x_0)):
+            own = None if label is None else label[i : i + 1]
+            found.append(eye.gradient_norm(x_0[i : i + 1], noises, levels, own))
+        return torch.stack(found).exp()
+
+    return Attack("gradient", 3 * len(sigmas), size)
+
+
+# --- sets of attacks -------------------------------------------------------------------------------------------------
+
+PRIMARY = ("loss 0.09", "loss 0.17", "pia 0.17", "sima 0.09", "sima 0.17")
+"""The primary statistic, maskdm-audit-v1: the mean of the difficulty-calibrated scores of these. Fixed in advance."""
+VERSION = "maskdm-audit-v1"
+
+
+def quick(draws: int = 2) -> list[Attack]:
+    """Ten calls a picture."""
+    return [
+        *(sima(sigma) for sigma in SIGMAS[:3]),
+        *pia(SIGMAS[1:2]),
+        *(loss(sigma, draws) for sigma in SIGMAS[:2]),
+    ]
+
+
+def standard(draws: int = 4) -> list[Attack]:
+    """The default."""
+    return [
+        *(sima(sigma) for sigma in SIGMAS),
+        *pia(SIGMAS[1:]),
+        *pia(SIGMAS[2:3], normalised=True),
+        *(loss(sigma, draws) for sigma in SIGMAS),
+        secmi(),
+    ]
+
+
+def primary(draws: int) -> list[Attack]:
+    """Those that the primary statistic is made of."""
+    return [attack for attack in standard(draws) if attack.name in PRIMARY]
+
+
+def full(draws: int = 4, *, white_box: bool = True, by_masks: bool = True) -> list[Attack]:
+    """The default, and what costs more."""
+    more = [gradients()] if white_box else []
+    return [*standard(draws), *([masked(SIGMAS[1], 32)] if by_masks else []), *more]
+
+
+def scores(
+    eye: Eye,
+    attacks: Sequence[Attack],
+    images: Sequence[Tensor] | Tensor,
+    labels: Tensor | None,
+    *,
+    batch_size: int,
+    report: Callable[[int], object] = lambda images: None,
+) -> dict[str, Float64]:
+    """All attacks on pictures (N, C, H, W) in [-1, 1]: name -> (N,) float64."""
+    found: dict[str, list[Tensor]] = {attack.name: [] for attack in attacks}
+    for part in _parts(len(images), batch_size):
+        x_0 = torch.as_tensor(images[part]).to(eye.device)
+        label = None if labels is None else labels[part].to(eye.device)
+        for attack in attacks:
+            found[attack.name].append(attack(eye, x_0, label).cpu())
+        report(len(x_0))
+    return {name: torch.cat(parts).numpy() for name, parts in found.items()}
+
+
+def _parts(total: int, size: int) -> Iterator[slice]:
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))

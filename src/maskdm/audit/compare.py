@@ -1,0 +1,110 @@
+"""Two audits of the same pictures: which model leaks more, paired, and whether the question is fair.
+
+A model that has learned less leaks less. So the difference is told beside both models' held-out errors, and no order is
+claimed where these differ.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskdm.audit import statistics
+from maskdm.audit.audit import SCHEMA
+from maskdm.audit.statistics import Float64
+from maskdm.errors import InputError
+
+ALIKE = 0.02
+"""Held-out errors that differ by less, as a share, count as equal."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An audit as its files keep it.
+
+    Attributes:
+        folder: where.
+        record: `audit.json`.
+        members, heldout: identities and primary scores.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    members: dict[str, float]
+    heldout: dict[str, float]
+
+
+def read_audit(folder: Path) -> Kept:
+    """The files that `maskdm audit` left in a folder (a run's folder will do).
+
+    Raises:
+        InputError: they are not there, or of another version.
+    """
+    if (folder / "audit" / "audit.json").is_file():
+        folder = folder / "audit"
+    try:
+        record = json.loads((folder / "audit.json").read_text())
+        with np.load(folder / "scores.npz", allow_pickle=False) as arrays:
+            ids = [[str(each) for each in arrays[f"{role}_ids"]] for role in ("member", "heldout")]
+            scores = [arrays[f"primary/{role}"].tolist() for role in ("members", "heldout")]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"audit compare: {folder} holds no audit that can be read ({type(error).__name__}); run maskdm audit first"
+        ) from None
+    if record.get("schema") != SCHEMA or record.get("statistic") is None:
+        raise InputError(f"audit compare: {folder} has schema {record.get('schema')}, wanted {SCHEMA}; audit it again")
+    members, heldout = (dict(zip(i, s, strict=True)) for i, s in zip(ids, scores, strict=True))
+    return Kept(folder, record, members, heldout)
+
+
+def compare(a: Kept, b: Kept) -> str:
+    """What may be said of A against B.
+
+    Raises:
+        InputError: too few pictures that both were asked about in the same roles, or another statistic.
+    """
+    if a.record["statistic"] != b.record["statistic"]:
+        raise InputError("audit compare: the two used different statistics; audit both again with one version")
+    for kept in (a, b):
+        if kept.record["verdict"]["name"] == "INVALID":
+            raise InputError(f"audit compare: the audit in {kept.folder} is INVALID, so its scores mean nothing")
+    members, heldout = (sorted(x.keys() & y.keys()) for x, y in ((a.members, b.members), (a.heldout, b.heldout)))
+    if min(len(members), len(heldout)) < 100:
+        raise InputError(
+            f"audit compare: {len(members)} members and {len(heldout)} held-out pictures are in both, wanted at least "
+            "100 of each; audit models of the same split, with the same --seed"
+        )
+    first, second = (_scores(kept, members, heldout) for kept in (a, b))
+    value, error = statistics.difference(first, second)
+    half = statistics.NORMAL.inv_cdf(0.975) * error
+    low, high = value - half, value + half
+    errors = [float(kept.record["error"]["heldout"]) for kept in (a, b)]
+    return "\n".join(
+        [
+            f"A  {a.folder}: AUC {statistics.auc(*first).value:.3f}, held-out error {errors[0]:.4f}",
+            f"B  {b.folder}: AUC {statistics.auc(*second).value:.3f}, held-out error {errors[1]:.4f}",
+            f"A less B on the same {len(members):,} members and {len(heldout):,} held-out pictures: AUC {value:+.3f} "
+            f"(95 % CI {low:+.3f} to {high:+.3f})",
+            _words(low, high, errors),
+        ]
+    )
+
+
+def _words(low: float, high: float, errors: list[float]) -> str:
+    if low <= 0 <= high:
+        return "No difference that these pictures show."
+    more, less = ("A", "B") if low > 0 else ("B", "A")
+    if abs(errors[0] - errors[1]) > ALIKE * min(errors):
+        return (
+            f"{more} leaks more than {less}, but their held-out errors differ by more than {ALIKE:.0%}: a model that "
+            "has learned less leaks less. Compare checkpoints of equal error."
+        )
+    return f"{more} leaks more than {less} at equal held-out error. One training of each: another seed may differ."
+
+
+def _scores(kept: Kept, members: list[str], heldout: list[str]) -> tuple[Float64, Float64]:
+    return np.array([kept.members[i] for i in members]), np.array([kept.heldout[i] for i in heldout])

@@ -1,0 +1,191 @@
+"""Scores of all pictures under all attacks, calibrated for difficulty, and the controls that say whether to trust them.
+
+The primary statistic is fixed before anything is seen (`attacks.PRIMARY`, `attacks.VERSION`); everything else is
+secondary, and its p-values are adjusted for their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskdm.audit import statistics
+from maskdm.audit.attacks import PRIMARY, Attack, primary, scores
+from maskdm.audit.difficulty import FOLDS, Ridge, Statistics, cross_fitted
+from maskdm.audit.eye import Eye, Memoriser
+from maskdm.audit.statistics import Auc, Float64
+from maskdm.audit.subject import Pictures, Subject
+from maskdm.method.patches import from_uint8
+
+LEVEL = 0.99
+"""Of the intervals by which controls are judged: several of them are, and each may be wrong by chance."""
+MEMORISED = 256
+"""Members that a closed form knows by heart."""
+Report = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of one attack, calibrated: what is left over of them, in units of its spread on calibration pictures.
+
+    Attributes:
+        name: of the attack; "primary" for the mean of those of the primary statistic.
+        raw: scores before calibration, of members and held-out pictures.
+        members, heldout: calibrated.
+        calibration: of the calibration pictures, each from a regression on others.
+    """
+
+    name: str
+    raw: tuple[Float64, Float64]
+    members: Float64
+    heldout: Float64
+    calibration: Float64
+
+    @property
+    def auc(self) -> Auc:
+        """Of the calibrated scores."""
+        return statistics.auc(self.members, self.heldout)
+
+    @property
+    def raw_auc(self) -> Auc:
+        """Of the scores as they were."""
+        return statistics.auc(*self.raw)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A test of the audit itself.
+
+    Attributes:
+        name: what is tested.
+        value, low, high: an AUC or share, and its interval.
+        passed: whether it came out as it must.
+        wanted: in words.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    passed: bool
+    wanted: str
+
+
+def tensor(images: np.ndarray) -> Tensor:
+    """(N, H, W, C) uint8 -> (N, C, H, W) in [-1, 1]."""
+    return from_uint8(torch.from_numpy(np.ascontiguousarray(images))).permute(0, 3, 1, 2).contiguous()
+
+
+def score(
+    eye: Eye,
+    attacks: Sequence[Attack],
+    subject: Subject,
+    *,
+    batch_size: int,
+    flips: bool = False,
+    report: Report = lambda images: None,
+) -> list[Scored]:
+    """All attacks on all pictures; with `flips` a picture scores as the better of it and its mirror image.
+
+    The primary statistic comes first.
+    """
+    roles = (subject.members, subject.heldout, subject.calibration)
+    raw = [_scores(eye, attacks, role, batch_size, flips, report) for role in roles]
+    statistics_of = Statistics.of(subject.calibration.images)
+    inputs = [statistics_of(role.images) for role in roles]
+    found = [calibrated(attack.name, [part[attack.name] for part in raw], inputs) for attack in attacks]
+    return [combined([each for each in found if each.name in PRIMARY]), *found]
+
+
+def _scores(
+    eye: Eye, attacks: Sequence[Attack], pictures: Pictures, batch_size: int, flips: bool, report: Report
+) -> Mapping[str, Float64]:
+    labels = None if pictures.labels is None else torch.from_numpy(pictures.labels)
+    x_0 = tensor(pictures.images)
+    found = scores(eye, attacks, x_0, labels, batch_size=batch_size, report=report)
+    if not flips:
+        return found
+    mirrored = scores(eye, attacks, x_0.flip(3), labels, batch_size=batch_size, report=report)
+    return {name: np.maximum(found[name], mirrored[name]) for name in found}
+
+
+def calibrated(name: str, raw: Sequence[Float64], inputs: Sequence[Float64]) -> Scored:
+    """From raw scores and statistics of members, held-out and calibration pictures; fitted on the last alone."""
+    members, heldout, calibration = raw
+    ridge = Ridge.fit(inputs[2], calibration)
+    return Scored(
+        name,
+        (members, heldout),
+        ridge.left(inputs[0], members),
+        ridge.left(inputs[1], heldout),
+        cross_fitted(inputs[2], calibration),
+    )
+
+
+def combined(parts: Sequence[Scored]) -> Scored:
+    """The mean of several: the primary statistic."""
+    return Scored(
+        "primary",
+        (np.mean([p.raw[0] for p in parts], axis=0), np.mean([p.raw[1] for p in parts], axis=0)),
+        np.mean([p.members for p in parts], axis=0),
+        np.mean([p.heldout for p in parts], axis=0),
+        np.mean([p.calibration for p in parts], axis=0),
+    )
+
+
+# --- controls --------------------------------------------------------------------------------------------------------
+
+
+def blind(subject: Subject) -> Control:
+    """Members against held-out pictures without any model: statistics of the pictures, cross-fitted."""
+    statistics_of = Statistics.of(subject.calibration.images)
+    x = np.concatenate([statistics_of(subject.members.images), statistics_of(subject.heldout.images)])
+    y = np.concatenate([np.ones(len(subject.members)), -np.ones(len(subject.heldout))])
+    fold = np.random.default_rng(1).permutation(len(y)) % FOLDS
+    said = np.empty(len(y))
+    for k in range(FOLDS):
+        said[fold == k] = Ridge.fit(x[fold != k], y[fold != k])(x[fold == k])
+    # Each fold by itself: between folds the mean of the others shifts answers against the truth.
+    values = [statistics.auc(said[(fold == k) & (y > 0)], said[(fold == k) & (y < 0)]) for k in range(FOLDS)]
+    value = float(np.mean([each.value for each in values]))
+    error = float(np.sqrt(np.sum([each.error**2 for each in values]))) / FOLDS
+    half = statistics.NORMAL.inv_cdf((1 + LEVEL) / 2) * error
+    wanted = "members and held-out pictures cannot be told apart without a model"
+    return Control("blind", value, value - half, value + half, value - half <= 0.5, wanted)
+
+
+def control_score(eye: Eye, subject: Subject, *, draws: int, batch_size: int, report: Report) -> Auc:
+    """The primary statistic of another model than the audited one, on the same pictures."""
+    return score(eye, primary(draws), subject, batch_size=batch_size, report=report)[0].auc
+
+
+def untrained(found: Auc) -> Control:
+    """Of a network that has seen nobody."""
+    return _half("untrained network", found, "a network that learned nothing tells nothing")
+
+
+def by_heart(subject: Subject, device: torch.device) -> Memoriser:
+    """A closed form that knows the members and nothing else."""
+    return Memoriser(tensor(subject.members.images).to(device))
+
+
+def memoriser(found: Auc) -> Control:
+    """Of a model that knows members by heart: proof that the right pictures are asked about, the right way round."""
+    low, high = found.interval(LEVEL)
+    wanted = "a model that knows members by heart is caught"
+    return Control("memoriser", found.value, low, high, found.value > 0.99, wanted)
+
+
+def null(scored: Scored) -> Control:
+    """Calibration pictures against held-out ones on the model itself: neither was trained on."""
+    found = statistics.auc(scored.calibration, scored.heldout)
+    return _half("calibration against held-out", found, "two sets that were never trained on look alike")
+
+
+def _half(name: str, found: Auc, wanted: str) -> Control:
+    low, high = found.interval(LEVEL)
+    return Control(name, found.value, low, high, low <= 0.5 <= high, wanted)

@@ -1,0 +1,277 @@
+"""An audit for people: `report.html` and `report.md`, from its record. Verdict first, then what it stands on."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from maskdm.audit import charts
+from maskdm.audit.audit import Audit
+from maskdm.audit.generation import nearest, pixels
+from maskdm.measuring import page, wording
+from maskdm.measuring.markup import Html, tag
+
+STATES = {
+    "LEAKAGE DETECTED": "bad",
+    "NO LEAKAGE DETECTED BY THESE ATTACKS": "good",
+    "INCONCLUSIVE": "warn",
+    "INVALID": "bad",
+}
+LIMITS = (
+    "It finds what these attacks find. Shadow models, attacks that are not listed, and attacks to come may find more.",
+    "An average hides people: few pictures may leak much while most leak nothing. The rows at 1 % and 0.1 % false "
+    "positives, classes and groups look for that, as far as there are pictures enough.",
+    "It says nothing of pictures that are not asked about: those that another run saw before this one started from its "
+    "weights, and copies of a picture that exist elsewhere.",
+    "Pictures that were not generated may be generated yet: a copy that was not found is not a copy that cannot be.",
+    "It is no guarantee. Only training with differential privacy gives one, and this model was not trained so.",
+)
+NEIGHBOURS = 16
+
+
+def write_pages(folder: Path, found: Audit, record: Mapping[str, Any], *, include_training_images: bool) -> Path:
+    """Both, and the ROC by itself; returns the path of the HTML."""
+    roc = charts.roc_chart(found.primary)
+    body = tag("body", *_sections(found, record, roc, include_training_images))
+    title = f"{record['verdict']['name'].capitalize()} · maskdm audit"
+    path = folder / "report.html"
+    write = page_writer(private=include_training_images)
+    write(path, page.whole(title, body))
+    write(folder / "report.md", markdown(record))
+    drawn = str(roc).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    write(folder / "roc.svg", drawn.replace(">", f"><style>{SVG_STYLE}</style>", 1))
+    return path
+
+
+SVG_STYLE = (
+    "text{font:12px sans-serif;fill:#5a6370}.grid{stroke:#dfe3e8}.axis{stroke:#5a6370}.band{fill:#0072b2;opacity:.18}"
+    ".unresolved{fill:#9aa4af;opacity:.18}.series path{fill:none;stroke:#0072b2;stroke-width:2}"
+)
+
+
+def page_writer(*, private: bool) -> Any:
+    """Writes text; where it shows training pictures, for its owner alone."""
+
+    def write(path: Path, text: str) -> None:
+        path.touch(mode=0o600 if private else 0o644)
+        if private:
+            path.chmod(0o600)
+        path.write_text(text, encoding="utf-8", newline="\n")
+
+    return write
+
+
+def _sections(found: Audit, record: Mapping[str, Any], roc: Html, include_training_images: bool) -> list[Html]:
+    return [
+        tag("p", "maskdm privacy audit", class_="kind"),
+        tag("h1", record["verdict"]["name"]),
+        tag("p", record["verdict"]["words"], class_=f"lead {STATES[record['verdict']['name']]}"),
+        *([tag("ul", *(tag("li", each) for each in record["remarks"]), class_="remarks")] if record["remarks"] else []),
+        page.section("What was audited", _pairs(subject_rows(record)), empty=""),
+        page.section(
+            "Attacks",
+            page.table(ATTACK_COLUMNS, attack_rows(record), numbers=set(ATTACK_COLUMNS[1:])),
+            tag("p", ATTACK_NOTE, class_="muted"),
+            empty="",
+        ),
+        page.section("How well members are found", roc, charts.histogram(found.primary), empty=""),
+        page.section(
+            "Controls",
+            page.table(CONTROL_COLUMNS, control_rows(record), numbers={"value", "99 % interval"}),
+            empty="",
+        ),
+        page.section(
+            "Generated pictures",
+            *([page.table(SHARE_COLUMNS, share_rows(record), numbers=set(SHARE_COLUMNS[1:4]))] if found.shares else []),
+            *([_neighbours(found)] if include_training_images and found.made is not None else []),
+            empty="None were made: give --num, or pictures with --generated.",
+        ),
+        *_by_class(record),
+        page.section("What this audit cannot show", tag("ul", *(tag("li", each) for each in LIMITS)), empty=""),
+        page.section("Made by", tag("p", tag("code", record["command"]), class_="command"), empty=""),
+    ]
+
+
+# --- rows, for both pages --------------------------------------------------------------------------------------------
+
+ATTACK_COLUMNS = [
+    "attack",
+    "AUC",
+    "95 %",
+    "uncalibrated",
+    "accuracy",
+    "found at 1 %",
+    "found at 0.1 %",
+    "epsilon ≥",
+    "p",
+]
+ATTACK_NOTE = (
+    "Primary is the mean of five calibrated attacks, fixed before anything was seen; all others are secondary, their p "
+    "adjusted for their number (Holm). AUC: chance that a member scores above a held-out picture, one half tells "
+    "nothing. Found: share of members called so at a threshold that takes at most that share of held-out pictures for "
+    "members; epsilon: what differential privacy at least would have to allow, a lower bound from these attacks."
+)
+CONTROL_COLUMNS = ["control", "value", "99 % interval", "outcome", "wanted"]
+SHARE_COLUMNS = ["generated pictures that are", "share", "held-out in their place", "n", "note"]
+
+
+def subject_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was audited, on what."""
+    subject, pictures = record["subject"], record["pictures"]
+    facts = subject["facts"]
+    epochs = subject["epochs"]
+    return [
+        ("weights", f"{subject['weights']}, sha256 {subject['weights_sha256'][:16]}"),
+        ("stage", f"{facts.get('stage', 'unknown')}; {facts.get('mask', '')}".strip("; ")),
+        ("seen each member", "unknown" if epochs is None else f"{epochs:,.1f} times on average"),
+        ("split", f"{subject['split']}; manifest {subject['manifest_sha256'][:16] or 'none'}"),
+        (
+            "pictures",
+            f"{pictures['members']:,} members, {pictures['heldout']:,} held out, {pictures['calibration']:,} for "
+            f"calibration, {pictures['generated']:,} generated",
+        ),
+        (
+            "error of the estimated picture",
+            f"{record['error']['members']:.4f} on members, {record['error']['heldout']:.4f} on held-out pictures",
+        ),
+        ("all members at once", f"p = {record['set_p']:.2g} that they score no higher than held-out pictures"),
+        ("statistic, profile, seed", f"{record['statistic']}, {record['profile']}, {record['seed']}"),
+        ("took", wording.duration(record["seconds"])),
+    ]
+
+
+def attack_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """One for each attack."""
+    rows = []
+    headline = record["verdict"]["name"] != "INVALID"
+    for each in record["attacks"]:
+        name = each["name"]
+        if name == "primary" and not headline:
+            name = "primary (a control failed)"
+        low = each["at_fpr"]["0.01"]
+        rows.append(
+            [
+                name,
+                f"{each['auc']:.3f}",
+                f"{each['low']:.3f} to {each['high']:.3f}",
+                f"{each['raw_auc']:.3f}",
+                f"{each['balanced_accuracy']:.3f}",
+                _point(low, 1000),
+                _point(each["at_fpr"]["0.001"], 10_000),
+                "n/a" if low is None else f"{low['epsilon_lower_bound']:.2f}",
+                f"{each['p']:.2g}",
+            ]
+        )
+    return rows
+
+
+def _point(point: Mapping[str, Any] | None, needed: int) -> str:
+    if point is None:
+        return f"n/a (needs {needed:,})"
+    low, high = point["tpr_interval"]
+    return f"{point['tpr']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def control_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """One for each control."""
+    return [
+        [
+            each["name"],
+            f"{each['value']:.3f}",
+            f"{each['low']:.3f} to {each['high']:.3f}",
+            "passed" if each["passed"] else "FAILED",
+            each["wanted"],
+        ]
+        for each in record["controls"]
+    ]
+
+
+def share_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """One for each measure of generated pictures."""
+    rows = []
+    for each in record["generation"]:
+        baseline = "n/a"
+        if each["baseline"] is not None:
+            baseline = f"{each['baseline']:.3f} ({each['baseline_low']:.3f} to {each['baseline_high']:.3f})"
+        share = f"{each['value']:.3f} ({each['low']:.3f} to {each['high']:.3f})"
+        rows.append([each["name"], share, baseline, f"{each['n']:,}", each["note"]])
+    return rows
+
+
+def _by_class(record: Mapping[str, Any]) -> list[Html]:
+    rows = [
+        [each["class"], f"{each['auc']:.3f}", f"{each['low']:.3f} to {each['high']:.3f}", f"{each['members']:,}"]
+        for each in record["classes"]
+    ]
+    if record["groups"] is not None:
+        each = record["groups"]
+        rows.append(
+            [
+                "groups, by their means",
+                f"{each['auc']:.3f}",
+                f"{each['low']:.3f} to {each['high']:.3f}",
+                f"{each['members']:,}",
+            ]
+        )
+    columns = ["of", "AUC", "95 %", "members"]
+    return (
+        [page.section("Classes and groups", page.table(columns, rows, numbers=set(columns[1:])), empty="")]
+        if rows
+        else []
+    )
+
+
+def _pairs(rows: Sequence[tuple[str, str]]) -> Html:
+    return tag(
+        "table", *(tag("tr", tag("th", key, scope="row"), tag("td", value)) for key, value in rows), class_="pairs"
+    )
+
+
+def _neighbours(found: Audit) -> Html:
+    """The generated pictures nearest to a member, that member, and the nearest held-out picture."""
+    assert found.made is not None, "asked for only where pictures were made"
+    made, known, others = found.made, found.subject.members.images, found.subject.heldout.images
+    to_members, rows = nearest(pixels(made), pixels(known))
+    to_heldout, columns = nearest(pixels(made), pixels(others))
+    order = np.argsort(to_members[:, 0] / np.maximum(to_heldout[:, 0], 1e-12))[:NEIGHBOURS]
+    strips = [np.concatenate([made[i], known[rows[i, 0]], others[columns[i, 0]]], axis=1) for i in order]
+    figures = [tag("figure", _image(strip)) for strip in strips]
+    said = "Generated, its nearest member, its nearest held-out picture. These are training pictures."
+    caption = tag("p", said, class_="muted")
+    return tag("div", caption, tag("div", *figures, class_="grids"))
+
+
+def _image(pixels: np.ndarray) -> Html:
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
+    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if mode == "L" else pixels), mode)
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    data = base64.b64encode(out.getvalue()).decode("ascii")
+    return tag("img", src=f"data:image/png;base64,{data}", alt="three pictures side by side", class_="pixelated")
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The same for a terminal or a model card."""
+    parts = [f"# {record['verdict']['name']}", record["verdict"]["words"], *record["remarks"]]
+    parts.append("\n".join(f"- {key}: {value}" for key, value in subject_rows(record)))
+    parts += ["## Attacks", _table(ATTACK_COLUMNS, attack_rows(record)), ATTACK_NOTE]
+    parts += ["## Controls", _table(CONTROL_COLUMNS, control_rows(record))]
+    if record["generation"]:
+        parts += ["## Generated pictures", _table(SHARE_COLUMNS, share_rows(record))]
+    parts += ["## What this audit cannot show", "\n".join(f"- {each}" for each in LIMITS)]
+    parts += ["## Made by", f"    {record['command']}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
