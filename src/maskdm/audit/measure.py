@@ -145,7 +145,8 @@ def blind(subject: Subject) -> Control:
     statistics_of = Statistics.of(subject.calibration.images)
     x = np.concatenate([statistics_of(subject.members.images), statistics_of(subject.heldout.images)])
     y = np.concatenate([np.ones(len(subject.members)), -np.ones(len(subject.heldout))])
-    fold = np.random.default_rng(1).permutation(len(y)) % FOLDS
+    rng = np.random.default_rng(1)
+    fold = np.concatenate([rng.permutation(len(role)) % FOLDS for role in (subject.members, subject.heldout)])
     said = np.empty(len(y))
     for k in range(FOLDS):
         said[fold == k] = Ridge.fit(x[fold != k], y[fold != k])(x[fold == k])

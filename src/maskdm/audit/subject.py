@@ -21,8 +21,8 @@ from maskdm.training.start import prepare, usual_cache
 from maskdm.training.weights import find, read
 
 ROLES: tuple[Role, ...] = ("member", "heldout", "calibration")
-MOST = 10_000
-"""Pictures of a role that are read at most."""
+LEAST, MOST = 10, 10_000
+"""Pictures of a role without which nothing is asked, and that are read at most."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,12 @@ def of_run(run: Path, which: str, console: Console, *, seed: int, group_by: str 
     pictures = prepare(config, console).pictures
     manifest.check(pictures)  # by the bytes of every file
     for name in ROLES:
-        if len(manifest.indices(name)) == 0:
+        count = len(manifest.indices(name))
+        if count < LEAST:
             raise InputError(
-                f"audit: {run} has no pictures of the role {name}, so membership cannot be told; train with "
-                "data.heldout and data.calibration above 0, or give --members and --nonmembers"
+                f"audit: {run} has {count} pictures of the role {name}, wanted at least {LEAST}; without them "
+                "membership cannot be told: train with more data.heldout and data.calibration, or give --members and "
+                "--nonmembers"
             )
     good = [record for record in manifest.records if record.sha256_px is not None]
     groups = _groups(pictures, group_by, [record.group for record in good])
@@ -185,6 +187,10 @@ def of_folders(weights: Path, which: str, members: str, nonmembers: str, console
         raise InputError(f"--nonmembers: {both} of its pictures are in --members too; take them out of one")
     order = np.random.default_rng(seed).permutation(len(parts[1]))
     third = len(order) // 3
+    if min(len(parts[0]), third) < LEAST:
+        raise InputError(
+            f"audit: got {len(parts[0])} members and {len(order)} non-members, wanted at least {LEAST} and {3 * LEAST}"
+        )
     return Subject(
         path,
         _sha256(path),

@@ -1,0 +1,390 @@
+"""Audits from the command to the page: what is refused, what is kept, what is concluded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import train, write_photos
+from PIL import Image
+
+from maskdm.audit import generation, statistics
+from maskdm.audit.compare import compare, read_audit
+from maskdm.audit.measure import Control, Scored, blind
+from maskdm.audit.subject import Pictures, Subject
+from maskdm.audit.verdict import EXIT, FEWEST, detected, verdict
+from maskdm.cli import main
+from maskdm.errors import InputError
+from maskdm.training.config import ModelConfig, ModelSpec, ProcessConfig
+from maskdm.training.run import read_config
+
+SPLIT = ("data.heldout=0.35", "data.calibration=0.35")
+QUICK = ("--profile", "quick", "--batch-size", "32")
+
+
+def many(folder: Path) -> Path:
+    """48 pictures, so that every role has some."""
+    write_photos(folder)
+    rng = np.random.default_rng(5)
+    for i in range(18):
+        Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=np.uint8)).save(folder / "cat" / f"more-{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory) -> Path:
+    """A run of a small model on 48 pictures, audited. Look, but do not touch."""
+    folder = tmp_path_factory.mktemp("audited")
+    run = train(many(folder / "photos"), folder / "runs", *SPLIT)
+    assert main(["audit", str(run), *QUICK, "--num", "6"]) == EXIT["INCONCLUSIVE"]
+    return run
+
+
+def audit(*words: object) -> int:
+    return main(["audit", *(str(word) for word in words)])
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def test_the_record(audited):
+    record = json.loads((audited / "audit" / "audit.json").read_text())
+    assert record["schema"] == "maskdm-audit/1"
+    assert record["statistic"] == "maskdm-audit-v1"
+    assert record["command"].startswith("maskdm audit ")
+    assert record["verdict"]["name"] == "INCONCLUSIVE"
+    assert record["subject"]["split"] == "certified"
+    head = json.loads((audited / "manifest.head.json").read_text())
+    assert record["subject"]["manifest_sha256"] == head["records_sha256"]
+    assert record["pictures"]["heldout"] == head["counts"]["heldout"]
+    assert [control["name"] for control in record["controls"]] == [
+        "blind",
+        "untrained network",
+        "memoriser",
+        "calibration against held-out",
+    ]
+    assert record["attacks"][0]["name"] == "primary"
+    assert all(attack["at_fpr"]["0.001"] is None for attack in record["attacks"])
+    assert {share["n"] for share in record["generation"]} == {6}
+
+
+def test_pages_name_no_picture_and_show_none(audited):
+    folder = audited / "audit"
+    for name in ("report.html", "report.md", "audit.json"):
+        text = (folder / name).read_text()
+        assert ".png" not in text
+        assert "photos/" not in text.replace("runs/00000-photos", "")
+    html = (folder / "report.html").read_text()
+    assert html.index("INCONCLUSIVE") < html.index("Attacks")
+    assert "What this audit cannot show" in html
+    assert "n/a (needs 10,000)" in html
+    assert "<img" not in html
+    assert (folder / "roc.svg").read_text().startswith("<svg xmlns=")
+
+
+def test_what_says_who_was_in_the_set_is_private(audited):
+    for name in ("scores.npz", "audit.json"):
+        assert stat.S_IMODE((audited / "audit" / name).stat().st_mode) == 0o600
+    with np.load(audited / "audit" / "scores.npz") as arrays:
+        assert len(arrays["member_ids"]) == len(arrays["primary/members"])
+        assert len(arrays["heldout_ids"]) == len(arrays["sima 0.17/raw_heldout"])
+
+
+def test_training_pictures_only_on_request(audited, tmp_path):
+    words = (*QUICK, "--num", "4", "--include-training-images", "--output", tmp_path / "out")
+    assert audit(audited, *words) == EXIT["INCONCLUSIVE"]
+    report = tmp_path / "out" / "report.html"
+    assert report.read_text().count("<img") == 4
+    assert stat.S_IMODE(report.stat().st_mode) == 0o600
+
+
+def test_the_same_again(audited, tmp_path):
+    assert audit(audited, *QUICK, "--num", "6", "--output", tmp_path) == EXIT["INCONCLUSIVE"]
+    first, again = (json.loads((f / "audit.json").read_text()) for f in (audited / "audit", tmp_path))
+    assert first["attacks"] == again["attacks"]
+    assert first["generation"] == again["generation"]
+    assert first["controls"] == again["controls"]
+
+
+# --- which weights, which pictures -----------------------------------------------------------------------------------
+
+
+def test_a_stage_by_itself(audited, tmp_path, capsys):
+    for stage in ("pretrain", "0"):
+        assert audit(audited, *QUICK, "--stage", stage, "--weights", "raw", "--output", tmp_path / stage) == 4
+    records = [json.loads((tmp_path / stage / "audit.json").read_text()) for stage in ("pretrain", "0")]
+    assert {record["subject"]["weights"] for record in records} == {"pretrain-raw.safetensors"}
+    assert records[0]["subject"]["facts"]["stage"] == "pretrain"
+    assert audit(audited, "--stage", "7") == 2
+    assert "--stage: got '7', wanted one of 0 (pretrain), 1 (finetune)" in capsys.readouterr().err
+
+
+def test_an_estimate_writes_nothing(audited, tmp_path, capsys):
+    assert audit(audited, *QUICK, "--estimate", "--output", tmp_path / "out") == 0
+    assert "calls of the network, about" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_that_is_too_small(audited, capsys):
+    assert audit(audited, "--budget-minutes", "1e-6") == 2
+    assert "--budget-minutes: got 1e-06, but 100 pictures of each role take about" in capsys.readouterr().err
+
+
+def test_one_flipped_byte_of_a_picture_stops_it(audited, tmp_path, capsys):
+    copy = shutil.copytree(audited.parent.parent, tmp_path / "copy")
+    run = copy / "runs" / audited.name
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace(str(audited.parent.parent), str(copy)))
+    assert read_config(run).data.path == str(copy / "photos")
+    assert audit(run, *QUICK) == 4
+    path = sorted((copy / "photos").rglob("*.png"))[3]
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    assert audit(run, *QUICK) == 2
+    assert "the pictures are not those this run began with: " in capsys.readouterr().err
+
+
+def test_one_flipped_byte_of_the_cache_stops_it(audited, tmp_path, capsys, monkeypatch):
+    cache = tmp_path / "cache"
+    run = train(many(tmp_path / "photos"), tmp_path / "runs", *SPLIT, f"data.cache_dir={cache}")
+    (path,) = cache.glob("*/images.npy")
+    content = bytearray(path.read_bytes())
+    for i in range(200, len(content), 768):  # one pixel of every picture
+        content[i] ^= 1
+    path.write_bytes(content)
+    assert audit(run, *QUICK) == 2
+    assert "a decoded picture is not the one that the manifest names" in capsys.readouterr().err
+
+
+def test_weights_of_another_run(audited, photos_run, tmp_path, capsys):
+    copy = shutil.copytree(audited, tmp_path / audited.name)
+    shutil.copy(photos_run / "weights" / "ema.safetensors", copy / "weights" / "ema.safetensors")
+    assert audit(copy, *QUICK) == 2
+    assert "was not trained by the manifest of" in capsys.readouterr().err
+
+
+def test_no_membership_without_held_out_pictures(digits_npz, tmp_path, capsys):
+    run = train(digits_npz, tmp_path, "data.heldout=0", "data.calibration=0")
+    assert audit(run, *QUICK) == 2
+    assert (
+        "has 0 pictures of the role heldout, wanted at least 10; without them membership cannot be told"
+        in capsys.readouterr().err
+    )
+
+
+def test_folders_in_place_of_a_manifest(audited, photos, tmp_path, capsys):
+    others = write_photos(tmp_path / "others")
+    for path in others.rglob("*.png"):
+        Image.eval(Image.open(path), lambda value: value ^ 3).save(path)
+    words = ("--members", photos, "--nonmembers", others, "--output", tmp_path / "out")
+    weights = audited / "weights" / "ema.safetensors"
+    assert audit(weights, *QUICK, *words) in (4, 5)
+    record = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert record["subject"]["split"] == "not certified"
+    assert "split not certified by the trainer" in capsys.readouterr().out
+    assert audit(weights, *QUICK, "--members", photos, "--nonmembers", photos) == 2
+    assert "30 of its pictures are in --members too" in capsys.readouterr().err
+
+
+def test_a_given_split_is_not_certified(tmp_path):
+    run = train(many(tmp_path / "photos"), tmp_path / "runs", "data.heldout_by=[159]\\.png$", "data.calibration=0.5")
+    assert audit(run, *QUICK) in (4, 5)
+    record = json.loads((run / "audit" / "audit.json").read_text())
+    assert record["subject"]["split"] == "not certified"
+    assert any("data.heldout_by" in remark for remark in record["remarks"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{run}", "--members", "x"], "--nonmembers: missing"),
+        (["{run}", "--budget-minutes", "0"], "--budget-minutes: got 0"),
+        (["{run}", "--fail-above-auc", "0.4"], "--fail-above-auc: got 0.4, wanted 0.5 to 1"),
+        (["{run}", "--encoder", "nothing"], "--encoder: got 'nothing', wanted module:callable"),
+        (["{run}", "--encoder", "json:nothing"], "--encoder: json:nothing cannot be imported"),
+        (["{run}", "{run}"], "audit: got 2 runs, wanted one"),
+        (["{run}/weights/ema.safetensors"], "is no run; give a run's folder, or --members"),
+        (["{run}/weights/ema.safetensors", "--stage", "0"], "is no run, and has no stages"),
+        (["compare", "{run}"], "audit compare: got 1 audits, wanted two"),
+        (["compare", "{run}", "gone"], "gone holds no audit that can be read"),
+    ],
+)
+def test_refusals(words, message, audited, capsys):
+    assert audit(*(word.format(run=audited) for word in words)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert message in said
+
+
+# --- the verdict -----------------------------------------------------------------------------------------------------
+
+
+def scored(shift: float, n: int = 1000, seed: int = 0) -> Scored:
+    rng = np.random.default_rng(seed)
+    m, h, c = rng.normal(shift, 1, n), rng.normal(0, 1, n), rng.normal(0, 1, n)
+    return Scored("primary", (m, h), m, h, c)
+
+
+PASSED = Control("blind", 0.5, 0.45, 0.55, True, "no difference")
+FAILED = Control("blind", 0.62, 0.58, 0.66, False, "no difference")
+
+
+def test_leakage():
+    found = verdict(scored(0.8), [PASSED])
+    assert (found.name, found.exit_code) == ("LEAKAGE DETECTED", 3)
+    assert "% false positives" in found.words
+    assert "Anyone holding the weights can do at least this" in found.words
+
+
+def test_few_pictures_at_a_low_threshold_are_leakage_too():
+    """A twentieth of the members stands out wholly; the average hides them."""
+    quiet = scored(0.0, 4000)
+    m = quiet.members.copy()
+    m[:200] += 6
+    loud = Scored("primary", (m, quiet.heldout), m, quiet.heldout, quiet.calibration)
+    assert statistics.auc(m, quiet.heldout).value < 0.54
+    assert detected(loud)
+
+
+def test_nothing_found_says_what_would_have_been():
+    found = verdict(scored(0.0, 2000), [PASSED])
+    assert (found.name, found.exit_code) == ("NO LEAKAGE DETECTED BY THESE ATTACKS", 0)
+    assert "would have found an AUC of 0.53" in found.words
+    assert "This is not a guarantee" in found.words
+
+
+def test_too_few_pictures_conclude_nothing_whatever_they_show():
+    for shift in (0, 5):
+        found = verdict(scored(shift, 40), [PASSED])
+        assert (found.name, found.exit_code) == ("INCONCLUSIVE", 4)
+        assert "40 members and 40 held-out pictures are too few: with at least" in found.words
+    assert verdict(scored(0, FEWEST), [PASSED]).name == "INCONCLUSIVE"
+
+
+def test_the_quick_profile_never_clears_a_model():
+    assert verdict(scored(0.0, 2000), [PASSED], smoke=True).name == "INCONCLUSIVE"
+    assert verdict(scored(0.8, 2000), [PASSED], smoke=True).name == "LEAKAGE DETECTED"
+
+
+def test_a_failed_control_leaves_no_headline():
+    found = verdict(scored(3.0), [PASSED, FAILED])
+    assert (found.name, found.exit_code, found.auc) == ("INVALID", 5, None)
+    assert "Members and held-out pictures differ without any model: blind AUC 0.62" in found.words
+
+
+def test_no_promising_words():
+    words = " ".join(
+        verdict(scored(shift, n), [c]).words for shift in (0, 1) for n in (50, 2000) for c in (PASSED, FAILED)
+    )
+    assert not {"private", "safe", "anonymous", "compliant", "secure"} & set(words.lower().split())
+
+
+def test_false_alarms_are_as_rare_as_they_say():
+    """400 re-splits of pictures that nobody was trained on: 1 % nominal, and three standard errors."""
+    pool = np.random.default_rng(0).standard_t(4, 3000)
+    alarms = 0
+    for seed in range(400):
+        order = np.random.default_rng(seed).permutation(3000)
+        m, h, c = pool[order[:1000]], pool[order[1000:2000]], pool[order[2000:]]
+        alarms += detected(Scored("primary", (m, h), m, h, c))
+    assert alarms / 400 <= 0.01 + 3 * (0.01 * 0.99 / 400) ** 0.5
+
+
+# --- controls --------------------------------------------------------------------------------------------------------
+
+
+def flat(count: int, seed: int, contrast: float = 1.0) -> Pictures:
+    x = torch.randn(count, 3, 10, 10, generator=torch.Generator().manual_seed(seed))
+    smooth = torch.tanh(contrast * torch.nn.functional.avg_pool2d(x, 3, 1)).permute(0, 2, 3, 1)
+    images = ((smooth + 1) * 127.5).round().to(torch.uint8).numpy()
+    return Pictures(images, tuple(f"{seed}-{i}" for i in range(count)))
+
+
+def subject(contrast: float) -> Subject:
+    spec = ModelSpec(model=ModelConfig(), process=ProcessConfig(), image_size=(8, 8), channels=3)
+    return Subject(Path(), "", spec, {}, flat(400, 1, contrast), flat(400, 2), flat(400, 3), certified=True)
+
+
+def test_blind_passes_one_pool_and_fails_another_contrast():
+    assert blind(subject(1.0)).passed
+    shifted = blind(subject(0.9))
+    assert not shifted.passed
+    assert shifted.value > 0.6
+
+
+# --- generated pictures ----------------------------------------------------------------------------------------------
+
+
+def test_copies_are_found_at_their_rate():
+    members, heldout, fresh = flat(300, 1), flat(300, 2), flat(200, 4)
+    noise = np.random.default_rng(0).integers(-2, 3, size=(20, *members.images.shape[1:]))
+    copied = np.clip(members.images[:20].astype(int) + noise, 0, 255).astype(np.uint8)
+    made = np.concatenate([fresh.images[:180], copied])
+    preferred, ratio, tiles = generation.copies(made, members, heldout)
+    assert ratio.value == pytest.approx(0.1, abs=0.01)
+    assert ratio.low < 0.1 < ratio.high
+    assert ratio.baseline == 0
+    assert tiles.value == pytest.approx(0.1, abs=0.01)
+    assert preferred.value > 0.52
+
+
+def test_held_out_pictures_as_a_generator_prefer_nobody():
+    preferred, ratio, tiles = generation.copies(flat(300, 5).images, flat(300, 1), flat(300, 2))
+    assert preferred.low < 0.5 < preferred.high
+    assert (ratio.value, tiles.value) == (0, pytest.approx(0, abs=0.03))
+    assert "none in 300: less than 0.0099 of pictures (95 %)" in ratio.note
+
+
+def test_a_memorised_set_is_preferred_and_its_interval_counts_neighbours():
+    members, heldout = flat(300, 1), flat(300, 2)
+    made = np.repeat(members.images[:5], 100, axis=0)  # five pictures, a hundred times each
+    p, low, _ = generation.preference(*(generation.pixels(x) for x in (made, members.images, heldout.images)))
+    assert p == 1
+    assert low < 0.6  # five neighbours are no proof of much
+
+
+# --- two audits ------------------------------------------------------------------------------------------------------
+
+
+def kept(folder: Path, shift: float, error: float, seed: int = 0, n: int = 400, name: str = "LEAKAGE DETECTED") -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    pool, own = rng.normal(size=(2, n)), np.random.default_rng(seed + 1).normal(size=(2, n))
+    members, heldout = pool[0] + shift + 0.3 * own[0], pool[1] + 0.3 * own[1]
+    ids = {"member_ids": [f"m{i}" for i in range(n)], "heldout_ids": [f"h{i}" for i in range(n)]}
+    np.savez(folder / "scores.npz", **ids, **{"primary/members": members, "primary/heldout": heldout})
+    page = {"schema": "maskdm-audit/1", "statistic": "v", "verdict": {"name": name}, "error": {"heldout": error}}
+    (folder / "audit.json").write_text(json.dumps(page))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("shifts", "errors", "words"),
+    [
+        ((1.0, 0.6), (0.05, 0.0505), "A leaks more than B at equal held-out error"),
+        ((0.6, 1.0), (0.05, 0.0505), "B leaks more than A at equal held-out error"),
+        ((1.0, 0.6), (0.05, 0.06), "A leaks more than B, but their held-out errors differ"),
+        ((0.8, 0.8), (0.05, 0.05), "No difference that these pictures show"),
+    ],
+)
+def test_pairs(shifts, errors, words, tmp_path, capsys):
+    a, b = (kept(tmp_path / n, s, e, i) for i, (n, s, e) in enumerate(zip("ab", shifts, errors, strict=True)))
+    assert audit("compare", a, b) == 0
+    said = capsys.readouterr().out
+    assert words in said
+    assert "on the same 400 members and 400 held-out pictures" in said
+
+
+def test_pairs_that_cannot_be_compared(tmp_path):
+    a = read_audit(kept(tmp_path / "a", 1, 0.05))
+    for number, (changes, message) in enumerate(
+        [({"n": 50}, "50 members and 50 held-out pictures are in both"), ({"name": "INVALID"}, "is INVALID")]
+    ):
+        b = read_audit(kept(tmp_path / f"b{number}", 1, 0.05, **changes))
+        with pytest.raises(InputError, match=message):
+            compare(a, b)
