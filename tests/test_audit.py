@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ import torch
 from conftest import train, write_photos
 from PIL import Image
 
-from maskdm.audit import generation, statistics
+from maskdm.audit import generation, measure, statistics
+from maskdm.audit.attacks import PRIMARY, primary
+from maskdm.audit.audit import by_class, by_group
 from maskdm.audit.compare import compare, read_audit
-from maskdm.audit.measure import Control, Scored, blind
+from maskdm.audit.eye import Gaussian, Memoriser
+from maskdm.audit.measure import Control, Scored, blind, tensor
 from maskdm.audit.subject import Pictures, Subject
 from maskdm.audit.verdict import EXIT, FEWEST, detected, verdict
 from maskdm.cli import main
@@ -82,7 +86,7 @@ def test_pages_name_no_picture_and_show_none(audited):
     html = (folder / "report.html").read_text()
     assert html.index("INCONCLUSIVE") < html.index("Attacks")
     assert "What this audit cannot show" in html
-    assert "n/a (needs 10,000)" in html
+    assert "n/a: needs 1,000 at 1 % and 10,000 at 0.1 % held-out pictures, has" in html
     assert "<img" not in html
     assert (folder / "roc.svg").read_text().startswith("<svg xmlns=")
 
@@ -109,6 +113,37 @@ def test_the_same_again(audited, tmp_path):
     assert first["attacks"] == again["attacks"]
     assert first["generation"] == again["generation"]
     assert first["controls"] == again["controls"]
+
+
+ENCODER = """
+import numpy as np
+
+def halves(images):
+    return images.reshape(len(images), -1)[:, ::2] / np.float64(255)
+"""
+
+
+def test_the_full_profile_and_an_encoder_of_ones_own(audited, tmp_path, monkeypatch, capsys):
+    (tmp_path / "features_of_mine.py").write_text(ENCODER)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ("--profile", "full", "--num", "5", "--encoder", "features_of_mine:halves", "--output", tmp_path / "out")
+    assert audit(audited, *words) == EXIT["INCONCLUSIVE"]
+    record = json.loads((tmp_path / "out" / "audit.json").read_text())
+    names = [attack["name"] for attack in record["attacks"]]
+    assert {"gradient", "masked 0.17", "secmi 0.32", "pian 0.32"} <= set(names)
+    assert all(
+        0 <= attack["auc"] <= 1 and attack["low"] <= attack["auc"] <= attack["high"] for attack in record["attacks"]
+    )
+    assert any("features_of_mine:halves" in share["name"] for share in record["generation"])
+    assert record["pictures"]["generated"] == 5
+
+
+def test_pictures_that_were_made_before(audited, tmp_path):
+    assert main(["sample", str(audited), "--num", "9", "--steps", "2", "--output", str(tmp_path / "made")]) == 0
+    words = ("--generated", tmp_path / "made", "--output", tmp_path / "out")
+    assert audit(audited, *QUICK, *words) == EXIT["INCONCLUSIVE"]
+    record = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert record["pictures"]["generated"] == 9  # without the grid of all of them
 
 
 # --- which weights, which pictures -----------------------------------------------------------------------------------
@@ -315,6 +350,48 @@ def test_blind_passes_one_pool_and_fails_another_contrast():
     shifted = blind(subject(0.9))
     assert not shifted.passed
     assert shifted.value > 0.6
+
+
+def test_no_attack_is_load_bearing(monkeypatch):
+    """A model that knows the members a little is caught without any one of the five."""
+    few = subject(1.0)
+    known, nobody = Memoriser(tensor(few.members.images)), tensor(few.calibration.images)
+    null = Gaussian(nobody.mean(0), nobody.var(0))
+
+    class Dose:
+        device = torch.device("cpu")
+
+        def level(self, sigma):
+            return sigma
+
+        def eps(self, x, sigma, label=None):
+            return 0.2 * known.eps(x, sigma) + 0.8 * null.eps(x, sigma)
+
+    for left_out in (None, *PRIMARY):
+        monkeypatch.setattr(measure, "PRIMARY", tuple(name for name in PRIMARY if name != left_out))
+        found = measure.score(Dose(), primary(1), few, batch_size=200)[0]
+        assert verdict(found, [PASSED]).name == "LEAKAGE DETECTED", left_out
+
+
+def test_classes_and_groups_by_themselves():
+    spec = ModelSpec(
+        model=ModelConfig(), process=ProcessConfig(), image_size=(8, 8), channels=3, class_names=("a", "b", "c")
+    )
+    labels = np.arange(400) % 40  # of a and b ten each, of the others none that is known
+    labels = np.where(labels < 20, 0, np.where(labels < 38, 1, 2))
+    groups = tuple(f"g{i // 4}" for i in range(400))
+    roles = [replace(flat(400, seed), labels=labels, groups=groups) for seed in (1, 2, 3)]
+    found = Subject(Path(), "", spec, {}, *roles, certified=True)
+    one = scored(0.0, 400)
+    shifted = Scored("primary", one.raw, one.members + (labels == 1), one.heldout, one.calibration)
+    classes = dict(by_class(shifted, found))
+    assert set(classes) == {"a", "b"}  # of c there are too few
+    assert classes["b"].value > 0.65
+    assert classes["a"].interval(0.999)[0] < 0.5
+    grouped = by_group(Scored("primary", one.raw, one.members + 0.5, one.heldout, one.calibration), found)
+    assert grouped is not None
+    assert grouped.members == 100
+    assert grouped.value > statistics.auc(one.members + 0.5, one.heldout).value + 0.1  # four pictures tell more
 
 
 # --- generated pictures ----------------------------------------------------------------------------------------------

@@ -108,4 +108,5 @@ def histogram(scored: Scored, width: float = 426.0, height: float = 240.0) -> Ht
         viewBox=f"0 0 {width:g} {height:g}",
         role="img",
         aria_label="Calibrated scores of members and of held-out pictures",
+        class_="roc",
     )

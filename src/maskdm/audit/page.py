@@ -76,8 +76,12 @@ def _sections(found: Audit, record: Mapping[str, Any], roc: Html, include_traini
         page.section("What was audited", _pairs(subject_rows(record)), empty=""),
         page.section(
             "Attacks",
-            page.table(ATTACK_COLUMNS, attack_rows(record), numbers=set(ATTACK_COLUMNS[1:])),
-            tag("p", ATTACK_NOTE, class_="muted"),
+            tag(
+                "div",
+                page.table(ATTACK_COLUMNS, attack_rows(record), numbers=set(ATTACK_COLUMNS[1:])),
+                class_="attacks",
+            ),
+            tag("p", attack_note(record), class_="muted"),
             empty="",
         ),
         page.section("How well members are found", roc, charts.histogram(found.primary), empty=""),
@@ -104,14 +108,14 @@ ATTACK_COLUMNS = [
     "attack",
     "AUC",
     "95 %",
-    "uncalibrated",
+    "raw AUC",
     "accuracy",
     "found at 1 %",
     "found at 0.1 %",
     "epsilon ≥",
     "p",
 ]
-ATTACK_NOTE = (
+NOTE = (
     "Primary is the mean of five calibrated attacks, fixed before anything was seen; all others are secondary, their p "
     "adjusted for their number (Holm). AUC: chance that a member scores above a held-out picture, one half tells "
     "nothing. Found: share of members called so at a threshold that takes at most that share of held-out pictures for "
@@ -140,10 +144,23 @@ def subject_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
             "error of the estimated picture",
             f"{record['error']['members']:.4f} on members, {record['error']['heldout']:.4f} on held-out pictures",
         ),
-        ("all members at once", f"p = {record['set_p']:.2g} that they score no higher than held-out pictures"),
+        ("all members at once", f"p {_equals(record['set_p'])} that they score no higher than held-out pictures"),
         ("statistic, profile, seed", f"{record['statistic']}, {record['profile']}, {record['seed']}"),
         ("took", wording.duration(record["seconds"])),
     ]
+
+
+def attack_note(record: Mapping[str, Any]) -> str:
+    """What the columns mean, and what is missing in them."""
+    heldout = record["pictures"]["heldout"]
+    lacking = [f"{needed:,} at {share}" for share, needed in (("1 %", 1000), ("0.1 %", 10_000)) if heldout < needed]
+    needs = f" n/a: needs {' and '.join(lacking)} held-out pictures, has {heldout:,}." if lacking else ""
+    return NOTE + needs
+
+
+def _equals(p: float) -> str:
+    said = p_value(p)
+    return said if said.startswith("<") else f"= {said}"
 
 
 def attack_rows(record: Mapping[str, Any]) -> list[list[str]]:
@@ -162,18 +179,23 @@ def attack_rows(record: Mapping[str, Any]) -> list[list[str]]:
                 f"{each['low']:.3f} to {each['high']:.3f}",
                 f"{each['raw_auc']:.3f}",
                 f"{each['balanced_accuracy']:.3f}",
-                _point(low, 1000),
-                _point(each["at_fpr"]["0.001"], 10_000),
+                _point(low),
+                _point(each["at_fpr"]["0.001"]),
                 "n/a" if low is None else f"{low['epsilon_lower_bound']:.2f}",
-                f"{each['p']:.2g}",
+                p_value(each["p"]),
             ]
         )
     return rows
 
 
-def _point(point: Mapping[str, Any] | None, needed: int) -> str:
+def p_value(p: float) -> str:
+    """Down to where the normal law means something."""
+    return f"{p:.2g}" if p >= 1e-15 else "< 1e-15"
+
+
+def _point(point: Mapping[str, Any] | None) -> str:
     if point is None:
-        return f"n/a (needs {needed:,})"
+        return "n/a"
     low, high = point["tpr_interval"]
     return f"{point['tpr']:.1%} ({low:.1%} to {high:.1%})"
 
@@ -263,7 +285,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     """The same for a terminal or a model card."""
     parts = [f"# {record['verdict']['name']}", record["verdict"]["words"], *record["remarks"]]
     parts.append("\n".join(f"- {key}: {value}" for key, value in subject_rows(record)))
-    parts += ["## Attacks", _table(ATTACK_COLUMNS, attack_rows(record)), ATTACK_NOTE]
+    parts += ["## Attacks", _table(ATTACK_COLUMNS, attack_rows(record)), attack_note(record)]
     parts += ["## Controls", _table(CONTROL_COLUMNS, control_rows(record))]
     if record["generation"]:
         parts += ["## Generated pictures", _table(SHARE_COLUMNS, share_rows(record))]

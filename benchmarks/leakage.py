@@ -1,0 +1,173 @@
+"""Does masked pre-training leak less? Members told from held-out pictures, against what the model has learned.
+
+    python benchmarks/leakage.py --data fashion-mnist/ --output leakage.json
+    python benchmarks/leakage.py --data fashion-mnist/ --seeds 0 1 2 --arms scratch masked
+
+Arms, on 256 member pictures, 16 x 16:
+
+    scratch         trained on members alone
+    masked          pre-trained on the same members, 75 % hidden, then trained on them whole
+    public-masked   pre-trained on 5,000 other pictures, 75 % hidden, then trained on the members
+    public          pre-trained on the same other pictures, nothing hidden, then trained on the members
+
+The last is the arm that separates masking from public pictures. Every arm is audited several times while it is trained
+on members, and the leak (AUC of the primary statistic) is compared at equal held-out error, by straight lines between
+audits: the null hypothesis is that masking makes no difference there. `--data` is a folder with the files of
+Fashion-MNIST (train-images-idx3-ubyte.gz).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import torch
+from fashion import idx
+
+from maskdm.audit import attacks, measure
+from maskdm.audit.audit import errors
+from maskdm.audit.eye import ModelEye
+from maskdm.audit.subject import of_run
+from maskdm.training.console import Console
+from maskdm.training.settings import resolve
+from maskdm.training.start import start
+from maskdm.training.weights import load
+
+MEMBERS, POOL, PUBLIC = 256, 2560, 5000
+NETWORK = (
+    "model.patch_size=2",
+    "model.width=96",
+    "model.depth=5",
+    "model.heads=4",
+    "process.prediction=eps",
+    "data.image_size=16",
+    "data.salt=public",
+    "train.mixed_precision=no",
+    "eval.samples=0",
+    "eval.heldout_images=0",
+    "ema.sigma_rel=0.05",
+)
+STAGE = {"batch_size": 64, "lr": 1e-3, "warmup_steps": 50}
+MASK = {"kind": "patch", "ratio": 0.75}
+PARTS = 5
+"""Audits along an arm."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One audit: how far, what was learned, what leaks."""
+
+    arm: str
+    seed: int
+    part: int
+    heldout_error: float
+    member_error: float
+    auc: float
+    error: float
+
+
+def train(folder: Path, data: Path, stages: list[dict[str, object]], seed: int, *split: str) -> Path:
+    """A run in `folder`."""
+    words = [f"data.path={data}", *NETWORK, f"stages={json.dumps(stages)}", f"train.seed={seed}", *split]
+    config = resolve(overrides=words)
+    return start(config, output_dir=folder, name="run", resume="never", console=Console(quiet=True))
+
+
+def arms(steps: int) -> dict[str, tuple[dict[str, object] | None, dict[str, object] | None]]:
+    """Name -> (a stage on public pictures or None, a masked stage on members or None)."""
+    before = {"name": "pretrain", "steps": steps, **STAGE}
+    return {
+        "scratch": (None, None),
+        "masked": (None, {**before, "mask": MASK}),
+        "public-masked": ({**before, "mask": MASK}, None),
+        "public": (before, None),
+    }
+
+
+def audited(run: Path, stage: str, arm: str, seed: int, part: int) -> Point:
+    """One stage of a run."""
+    subject = of_run(run, f"{stage}-ema", Console(quiet=True), seed=0).sized(MEMBERS, 600, 500, 0)
+    denoiser = load(run, weights=f"{stage}-ema")
+    primary = measure.score(ModelEye(denoiser), attacks.primary(4), subject, batch_size=256)[0]
+    members, heldout = errors(denoiser, subject, 256)
+    found = primary.auc
+    return Point(arm, seed, part, heldout, members, found.value, found.error)
+
+
+def run_arm(name: str, seed: int, steps: int, pool: Path, public: Path, folder: Path) -> list[Point]:
+    """Trains and audits one arm."""
+    outside, inside = arms(steps)[name]
+    share = 1 - MEMBERS / POOL
+    split = (f"data.heldout={share / 2:.4f}", f"data.calibration={share / 2:.4f}")
+    own = [{"name": f"part{i}", "steps": steps // PARTS, **STAGE} for i in range(PARTS)]
+    if outside is not None:
+        before = train(folder, public, [outside], seed, "data.heldout=0", "data.calibration=0")
+        own[0]["init_from"] = str(before)
+    run = train(folder, pool, [*([inside] if inside else []), *own], seed, *split)
+    return [audited(run, f"part{i}", name, seed, i) for i in range(PARTS)]
+
+
+def at_error(points: list[Point], error: float) -> float | None:
+    """The leak where the held-out error was `error`, on the way down; None where it never was."""
+    for here, there in pairwise(points):
+        if here.heldout_error >= error >= there.heldout_error:
+            way = (here.heldout_error - error) / max(here.heldout_error - there.heldout_error, 1e-12)
+            return here.auc + way * (there.auc - here.auc)
+    return None
+
+
+def table(points: list[Point], names: list[str], seeds: list[int]) -> list[str]:
+    """The leak at equal held-out error: the best one that all arms of a seed reach."""
+    lines = ["arm            best held-out error    AUC at equal error    AUC at the end"]
+    by = {(n, s): [p for p in points if (p.arm, p.seed) == (n, s)] for n in names for s in seeds}
+    level = {s: max(min(p.heldout_error for p in by[n, s]) for n in names) for s in seeds}
+    for name in names:
+        best = [min(p.heldout_error for p in by[name, s]) for s in seeds]
+        equal = [found for s in seeds if (found := at_error(by[name, s], level[s] + 1e-9)) is not None]
+        last = [by[name, s][-1].auc for s in seeds]
+        lines.append(f"{name:14} {spread(best, 4):22} {spread(equal, 3):21} {spread(last, 3)}")
+    return lines
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean and deviation over seeds."""
+    if not values:
+        return "never"
+    said = f"{mean(values):.{digits}f}"
+    return f"{said} ± {stdev(values):.{digits}f} ({len(values)})" if len(values) > 1 else f"{said} ({len(values)})"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(arms(1)), choices=list(arms(1)))
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--output", type=Path)
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    images = idx(a.data / "train-images-idx3-ubyte.gz")[..., None]
+    points: list[Point] = []
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        np.savez(folder / "pool.npz", images=images[:POOL])
+        np.savez(folder / "public.npz", images=images[POOL : POOL + PUBLIC])
+        for seed in a.seeds:
+            for name in a.arms:
+                points += run_arm(name, seed, a.steps, folder / "pool.npz", folder / "public.npz", folder / "runs")
+                for p in points[-PARTS:]:
+                    print(f"{p.arm:14} seed {p.seed} part {p.part}: held-out {p.heldout_error:.4f}, AUC {p.auc:.3f}")
+                if a.output is not None:
+                    a.output.write_text(json.dumps([asdict(p) for p in points], indent=2) + "\n")
+    print("\n".join(table(points, a.arms, a.seeds)))
+
+
+if __name__ == "__main__":
+    main()
