@@ -130,7 +130,7 @@ def test_the_full_profile_and_an_encoder_of_ones_own(audited, tmp_path, monkeypa
     assert audit(audited, *words) == EXIT["INCONCLUSIVE"]
     record = json.loads((tmp_path / "out" / "audit.json").read_text())
     names = [attack["name"] for attack in record["attacks"]]
-    assert {"gradient", "masked 0.17", "secmi 0.32", "pian 0.32"} <= set(names)
+    assert {"gradient", "masked 0.17", "secmi 0.32", "pian 0.32", "sima 0.17, no class"} <= set(names)
     assert all(
         0 <= attack["auc"] <= 1 and attack["low"] <= attack["auc"] <= attack["high"] for attack in record["attacks"]
     )
@@ -144,6 +144,17 @@ def test_pictures_that_were_made_before(audited, tmp_path):
     assert audit(audited, *QUICK, *words) == EXIT["INCONCLUSIVE"]
     record = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert record["pictures"]["generated"] == 9  # without the grid of all of them
+
+
+def test_a_backbone_of_ones_own(own_run, tmp_path, capsys):
+    for seed, name in enumerate(("theirs", "others")):
+        images = np.random.default_rng(seed).integers(256, size=(40, 8, 8), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images)
+    words = (*QUICK, "--members", tmp_path / "theirs.npz", "--nonmembers", tmp_path / "others.npz")
+    assert audit(own_run, *words) == 2
+    assert "its backbone is ownnet:Net, got none" in capsys.readouterr().err
+    assert audit(own_run, *words, "--backbone", "ownnet:Net", "--output", tmp_path / "out") in (4, 5)
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 # --- which weights, which pictures -----------------------------------------------------------------------------------

@@ -34,6 +34,20 @@ def test_delong_agrees_with_the_bootstrap():
     assert s.auc(m, h).error == pytest.approx(np.std(drawn), rel=0.1)
 
 
+def test_pictures_of_one_group_count_as_one():
+    rng = np.random.default_rng(4)
+    people = np.repeat(np.arange(60), 10)
+    drawn = []
+    for _ in range(400):  # people are drawn, and each brings ten pictures that are alike
+        m, h = (rng.normal(0, 1, 60)[people] + 0.3 * rng.normal(size=600) for _ in range(2))
+        drawn.append(s.auc(m, h).value)
+    robust, naive = s.auc(m, h, (people, people)).error, s.auc(m, h).error
+    assert robust == pytest.approx(np.std(drawn), rel=0.25)
+    assert naive < 0.5 * robust
+    alone = np.arange(600)
+    assert s.auc(m, h, (alone, alone)).error == pytest.approx(naive, rel=1e-6)
+
+
 def test_a_perfect_attack_has_an_error_all_the_same():
     found = s.auc(np.arange(50) + 100.0, np.arange(50.0))
     assert found.value == 1

@@ -205,10 +205,15 @@ def primary(draws: int) -> list[Attack]:
     return [attack for attack in standard(draws) if attack.name in PRIMARY]
 
 
-def full(draws: int = 4, *, white_box: bool = True, by_masks: bool = True) -> list[Attack]:
+def unlabelled(attack: Attack) -> Attack:
+    """The same on the unconditional answer of a model with classes."""
+    return Attack(f"{attack.name}, no class", attack.calls, lambda eye, x_0, label: attack.size(eye, x_0, None))
+
+
+def full(draws: int = 4, *, classes: bool = False, by_masks: bool = True) -> list[Attack]:
     """The default, and what costs more."""
-    more = [gradients()] if white_box else []
-    return [*standard(draws), *([masked(SIGMAS[1], 32)] if by_masks else []), *more]
+    without = [unlabelled(attack) for attack in primary(draws)] if classes else []
+    return [*standard(draws), *without, *([masked(SIGMAS[1], 32)] if by_masks else []), gradients()]
 
 
 def scores(

@@ -108,7 +108,8 @@ def chosen(profile: Profile, denoiser: Denoiser, draws: int) -> list[Attack]:
         return attacks.quick(draws)
     if profile == "standard":
         return attacks.standard(draws)
-    return attacks.full(draws, by_masks=denoiser.patch_size < min(denoiser.image_size))
+    by_masks = denoiser.patch_size < min(denoiser.image_size)
+    return attacks.full(draws, classes=bool(denoiser.class_names), by_masks=by_masks)
 
 
 def calls(subject: Subject, size: Size, options: Options, listed: Sequence[Attack]) -> int:

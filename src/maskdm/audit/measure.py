@@ -28,6 +28,9 @@ MEMORISED = 256
 Report = Callable[[int], object]
 
 
+Groups = tuple[Sequence[str], Sequence[str], Sequence[str]]
+
+
 @dataclass(frozen=True)
 class Scored:
     """The scores of one attack, calibrated: what is left over of them, in units of its spread on calibration pictures.
@@ -37,6 +40,7 @@ class Scored:
         raw: scores before calibration, of members and held-out pictures.
         members, heldout: calibrated.
         calibration: of the calibration pictures, each from a regression on others.
+        groups: of members, held-out and calibration pictures, where they have any: they were split together.
     """
 
     name: str
@@ -44,16 +48,17 @@ class Scored:
     members: Float64
     heldout: Float64
     calibration: Float64
+    groups: Groups | None = None
 
     @property
     def auc(self) -> Auc:
         """Of the calibrated scores."""
-        return statistics.auc(self.members, self.heldout)
+        return statistics.auc(self.members, self.heldout, self.groups and self.groups[:2])
 
     @property
     def raw_auc(self) -> Auc:
         """Of the scores as they were."""
-        return statistics.auc(*self.raw)
+        return statistics.auc(*self.raw, self.groups and self.groups[:2])
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,8 @@ def score(
     raw = [_scores(eye, attacks, role, batch_size, flips, report) for role in roles]
     statistics_of = Statistics.of(subject.calibration.images)
     inputs = [statistics_of(role.images) for role in roles]
-    found = [calibrated(attack.name, [part[attack.name] for part in raw], inputs) for attack in attacks]
+    groups = groups_of(subject)
+    found = [calibrated(attack.name, [part[attack.name] for part in raw], inputs, groups) for attack in attacks]
     return [combined([each for each in found if each.name in PRIMARY]), *found]
 
 
@@ -113,7 +119,13 @@ def _scores(
     return {name: np.maximum(found[name], mirrored[name]) for name in found}
 
 
-def calibrated(name: str, raw: Sequence[Float64], inputs: Sequence[Float64]) -> Scored:
+def groups_of(subject: Subject) -> Groups | None:
+    """Of the pictures of all three roles, where all have some."""
+    a, b, c = (role.groups for role in (subject.members, subject.heldout, subject.calibration))
+    return None if a is None or b is None or c is None else (a, b, c)
+
+
+def calibrated(name: str, raw: Sequence[Float64], inputs: Sequence[Float64], groups: Groups | None = None) -> Scored:
     """From raw scores and statistics of members, held-out and calibration pictures; fitted on the last alone."""
     members, heldout, calibration = raw
     ridge = Ridge.fit(inputs[2], calibration)
@@ -123,6 +135,7 @@ def calibrated(name: str, raw: Sequence[Float64], inputs: Sequence[Float64]) -> 
         ridge.left(inputs[0], members),
         ridge.left(inputs[1], heldout),
         cross_fitted(inputs[2], calibration),
+        groups,
     )
 
 
@@ -134,6 +147,7 @@ def combined(parts: Sequence[Scored]) -> Scored:
         np.mean([p.members for p in parts], axis=0),
         np.mean([p.heldout for p in parts], axis=0),
         np.mean([p.calibration for p in parts], axis=0),
+        parts[0].groups,
     )
 
 
@@ -151,12 +165,20 @@ def blind(subject: Subject) -> Control:
     for k in range(FOLDS):
         said[fold == k] = Ridge.fit(x[fold != k], y[fold != k])(x[fold == k])
     # Each fold by itself: between folds the mean of the others shifts answers against the truth.
-    values = [statistics.auc(said[(fold == k) & (y > 0)], said[(fold == k) & (y < 0)]) for k in range(FOLDS)]
+    values = [_of_fold(said, y, fold == k, subject) for k in range(FOLDS)]
     value = float(np.mean([each.value for each in values]))
     error = float(np.sqrt(np.sum([each.error**2 for each in values]))) / FOLDS
     half = statistics.NORMAL.inv_cdf((1 + LEVEL) / 2) * error
     wanted = "members and held-out pictures cannot be told apart without a model"
     return Control("blind", value, value - half, value + half, value - half <= 0.5, wanted)
+
+
+def _of_fold(said: Float64, y: Float64, here: np.ndarray, subject: Subject) -> Auc:
+    clusters = None
+    if subject.members.groups is not None and subject.heldout.groups is not None:
+        names = np.array([*subject.members.groups, *subject.heldout.groups])
+        clusters = (names[here & (y > 0)].tolist(), names[here & (y < 0)].tolist())
+    return statistics.auc(said[here & (y > 0)], said[here & (y < 0)], clusters)
 
 
 def control_score(eye: Eye, subject: Subject, *, draws: int, batch_size: int, report: Report) -> Auc:
@@ -183,7 +205,8 @@ def memoriser(found: Auc) -> Control:
 
 def null(scored: Scored) -> Control:
     """Calibration pictures against held-out ones on the model itself: neither was trained on."""
-    found = statistics.auc(scored.calibration, scored.heldout)
+    clusters = None if scored.groups is None else (scored.groups[2], scored.groups[1])
+    found = statistics.auc(scored.calibration, scored.heldout, clusters)
     return _half("calibration against held-out", found, "two sets that were never trained on look alike")
 
 

@@ -51,15 +51,21 @@ class Auc:
         return NORMAL.cdf((0.5 - self.value) / self.error)
 
 
-def auc(members: ArrayLike, heldout: ArrayLike) -> Auc:
+Clusters = tuple[Sequence[object], Sequence[object]]
+"""The groups that members and held-out pictures belong to: people, scenes."""
+
+
+def auc(members: ArrayLike, heldout: ArrayLike, clusters: Clusters | None = None) -> Auc:
     """With the error from placement values, in O(n log n).
 
-    Where all placements are equal (a perfect attack) DeLong's error is zero; then it is that of one misplaced picture.
+    Pictures of one cluster are alike and were split together: with `clusters` the error counts them as one (Obuchowski
+    1997). Where all placements are equal (a perfect attack) the error is zero; then it is that of one picture amiss.
     """
     m, h = np.asarray(members, np.float64), np.asarray(heldout, np.float64)
     above, below = _placements(m, h), _placements(h, m)
     value = float(above.mean())
-    error = math.sqrt(_variance(above) / len(m) + _variance(below) / len(h))
+    own = clusters or (None, None)
+    error = math.sqrt(_variance_of_mean(above, own[0]) + _variance_of_mean(below, own[1]))
     return Auc(value, max(error, 0.5 / min(len(m), len(h)) / 1.96), len(m), len(h))
 
 
@@ -80,6 +86,14 @@ def _placements(x: Float64, y: Float64) -> Float64:
     ordered = np.sort(y)
     found: Float64 = (np.searchsorted(ordered, x, "left") + np.searchsorted(ordered, x, "right")) / (2 * len(y))
     return found
+
+
+def _variance_of_mean(x: Float64, clusters: Sequence[object] | None) -> float:
+    if clusters is None:
+        return _variance(x) / len(x)
+    _, number = np.unique(np.array(clusters, dtype=str), return_inverse=True)
+    sums = np.bincount(number, weights=x - x.mean())
+    return float(np.square(sums).sum()) / len(x) ** 2 * len(sums) / max(len(sums) - 1, 1)
 
 
 def _variance(x: Float64) -> float:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskdm.commands.parsing import Commands, command
+from maskdm.commands.parsing import Commands, command, own_backbone
 from maskdm.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def add(commands: Commands) -> None:
     p.add_argument("--profile", choices=["quick", "standard", "full"], default="standard", help="default: standard")
     p.add_argument("--stage", metavar="NAME|N", help="the weights as this stage left them (default: the last)")
     p.add_argument("--weights", choices=["ema", "raw"], default="ema", help="of a run (default: ema)")
+    p.add_argument("--backbone", metavar="MODULE:CLASS", help="the class of a backbone of your own")
     p.add_argument("--members", metavar="DATA", help="pictures that the model was trained on, where no run says so")
     p.add_argument("--nonmembers", metavar="DATA", help="pictures of the same source that it was not trained on")
     p.add_argument("--num", type=int, metavar="N", help="pictures to generate (default: by the profile)")
@@ -117,7 +118,7 @@ def _one(a: argparse.Namespace, path: Path) -> int:
         check_folder(output, "--output")
     encoders = tuple((name, _encoder(name)) for name in a.encoder)
     subject, flips = _subject(a, path, console)
-    denoiser = load(subject.weights, device=runtime.device)
+    denoiser = load(subject.weights, device=runtime.device, backbone=own_backbone(a.backbone))
     made = None if a.generated is None else _pictures(a.generated, subject, console)
     options = Options(a.profile, a.seed, a.batch_size, flips, made, encoders)
     size = SIZES[a.profile]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskdm.commands.parsing import Commands, command
+from maskdm.commands.parsing import Commands, command, own_backbone
 from maskdm.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "--model-weights", default="ema", metavar="ema|raw", help="of a run, or of a stage: pretrain-ema (default: ema)"
     )
+    p.add_argument("--backbone", metavar="MODULE:CLASS", help="the class of a backbone of your own")
     p.add_argument(
         "--mixed-precision",
         choices=["auto", "bf16", "fp16", "no"],
@@ -155,7 +156,13 @@ def _is_model(subject: Path) -> bool:
 def _denoiser(a: argparse.Namespace, runtime: Runtime) -> Denoiser:
     from maskdm.training.weights import load
 
-    return load(a.subject, weights=a.model_weights, device=runtime.device, mixed_precision=a.mixed_precision)
+    return load(
+        a.subject,
+        weights=a.model_weights,
+        device=runtime.device,
+        backbone=own_backbone(a.backbone),
+        mixed_precision=a.mixed_precision,
+    )
 
 
 def _reference(a: argparse.Namespace, console: Console, denoiser: Denoiser | None) -> Real:

@@ -45,3 +45,19 @@ def numbers(text: str, option: str) -> list[int]:
             raise InputError(f"{option}: got {text!r}, wanted at most {MOST_NUMBERS:,} at a time")
         found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     return found
+
+
+def own_backbone(name: str | None) -> type | None:
+    """The class that --backbone names: whoever names it wants it imported."""
+    from maskdm.training import build
+    from maskdm.training.config import ModelConfig
+
+    if name is None:
+        return None
+    if ":" not in name:
+        raise InputError(f"--backbone: got {name!r}, wanted module:Class; for one of ours leave it out")
+    try:
+        found = build.constructor(ModelConfig.model_construct(backbone=name))
+    except InputError as error:
+        raise InputError(str(error).replace("model.backbone", "--backbone", 1)) from None
+    return found if isinstance(found, type) else None

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskdm.commands.parsing import Commands, command, numbers
+from maskdm.commands.parsing import Commands, command, numbers, own_backbone
 from maskdm.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _sample_as(a: argparse.Namespace, runtime: Runtime, seeds: list[int] | None)
     from maskdm.training.console import Console
     from maskdm.training.weights import load
 
-    own = _backbone(a.backbone)
+    own = own_backbone(a.backbone)
     denoiser = load(
         a.model,
         weights=a.weights,
@@ -230,22 +230,7 @@ def _guide(a: argparse.Namespace, denoiser: Denoiser) -> Denoiser | None:
     if not stage.is_file() and not Path(a.guide).exists():
         stages = sorted(file.name.removesuffix("-ema.safetensors") for file in stage.parent.glob("*-ema.safetensors"))
         raise InputError(f"--guide: got {a.guide!r}, wanted {', '.join([*stages, 'another run or a weights file'])}")
-    return load(stage if stage.is_file() else Path(a.guide), device=denoiser.device, backbone=_backbone(a.backbone))
-
-
-def _backbone(name: str | None) -> type | None:
-    from maskdm.training import build
-    from maskdm.training.config import ModelConfig
-
-    if name is None:
-        return None
-    if ":" not in name:
-        raise InputError(f"--backbone: got {name!r}, wanted module:Class; for one of ours leave it out")
-    try:
-        found = build.constructor(ModelConfig.model_construct(backbone=name))
-    except InputError as error:
-        raise InputError(str(error).replace("model.backbone", "--backbone", 1)) from None
-    return found if isinstance(found, type) else None
+    return load(stage if stage.is_file() else Path(a.guide), device=denoiser.device, backbone=own_backbone(a.backbone))
 
 
 def _interval(text: str | None) -> tuple[float, float]:
