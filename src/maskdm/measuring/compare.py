@@ -21,10 +21,12 @@ from maskdm.measuring.comparison import PRETRAINED, Comparison, arm_config, chec
 from maskdm.measuring.pace import key_of, paces
 from maskdm.training import runtime as machine
 from maskdm.training import stages
+from maskdm.training.batches import TrainingSet
 from maskdm.training.config import Config
 from maskdm.training.console import Console
 from maskdm.training.flops import training_flops
 from maskdm.training.run import finished, list_runs, read_config, read_metrics, same_settings
+from maskdm.training.runtime import Runtime
 from maskdm.training.start import Data, Prepared, Scorer, prepare, read_data, start, task_of
 from maskdm.training.step import Task
 from maskdm.training.transfer import Read
@@ -155,7 +157,15 @@ def costs(arms: Mapping[str, Prepared], comparison: Comparison, folder: Path) ->
 
 def seconds(runs: Mapping[str, Prepared], folder: Path) -> dict[str, list[float]]:
     """Of an image in every stage of every run, at the paces kept in `folder`."""
-    tasks = {name: list(_stage_tasks(prepared)) for name, prepared in runs.items()}
+    data: dict[tuple[int, int], TrainingSet] = {}  # pictures are placed once, however many runs learn from them
+    tasks: dict[str, list[Task]] = {}
+    for name, prepared in runs.items():
+        runtime = machine.start(prepared.config.train)
+        key = (id(prepared.pictures), len(prepared.spec.class_names))
+        if key not in data:
+            members = np.flatnonzero([role == "member" for role in prepared.roles])
+            data[key] = task_of(prepared, runtime, members).data
+        tasks[name] = list(_stage_tasks(prepared, data[key], runtime))
     known = paces({key_of(task): task for found in tasks.values() for task in found}, folder / PACES)
     return {name: [known[key_of(task)] for task in found] for name, found in tasks.items()}
 
@@ -171,19 +181,12 @@ def paced(prepared: Prepared, each: Sequence[float]) -> Prepared:
     return replace(prepared, config=prepared.config.model_copy(update={"stages": tuple(long)}))
 
 
-def _stage_tasks(prepared: Prepared) -> Iterator[Task]:
-    """Every stage of an arm as a task of its own."""
-    runtime = machine.start(prepared.config.train)
-    members = np.flatnonzero([role == "member" for role in prepared.roles])
+def _stage_tasks(prepared: Prepared, data: TrainingSet, runtime: Runtime) -> Iterator[Task]:
+    """Every stage of a run as a task of its own."""
     for stage, masks in zip(prepared.config.stages, prepared.masks, strict=True):
         alone = stage.model_copy(update={"init_from": "none"})
-        config = prepared.config.model_copy(
-            update={
-                "stages": (alone,),
-                "eval": prepared.config.eval.model_copy(update={"heldout_every": 1}),
-            }
-        )
-        yield task_of(replace(prepared, config=config, masks=(masks,)), runtime, members)
+        config = prepared.config.model_copy(update={"stages": (alone,)})
+        yield Task(config, prepared.spec, data, [masks], runtime)
 
 
 def spend(prepared: Prepared, cost: Sequence[float], comparison: Comparison, arm: str) -> Prepared:
