@@ -255,10 +255,11 @@ def test_a_given_split_is_not_certified(tmp_path):
         (["{run}", "--encoder", "nothing"], "--encoder: got 'nothing', wanted module:callable"),
         (["{run}", "--encoder", "json:nothing"], "--encoder: json:nothing cannot be imported"),
         (["{run}", "{run}"], "audit: got 2 runs, wanted one"),
-        (["{run}/weights/ema.safetensors"], "is no run; give a run's folder, or --members"),
+        (["{run}/weights/ema.safetensors"], "belongs to a run; audit it by --weights or --stage: maskdm audit"),
+        (["{run}/samples"], "is no run; give a run's folder, or --members"),
         (["{run}/weights/ema.safetensors", "--stage", "0"], "is no run, and has no stages"),
         (["compare", "{run}"], "audit compare: got 1 audits, wanted two"),
-        (["compare", "{run}", "gone"], "gone holds no audit that can be read"),
+        (["compare", "{run}", "gone"], "gone holds no audit; run maskdm audit first"),
     ],
 )
 def test_refusals(words, message, audited, capsys):

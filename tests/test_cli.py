@@ -98,6 +98,7 @@ COMMANDS = {
         "--minutes",
         "--seeds",
         "-n --dry-run",
+        "--show",
         "--list",
     ],
     "audit": [

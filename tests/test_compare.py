@@ -64,7 +64,14 @@ def test_shipped_comparisons_are_whole(name):
         ("share: 1,", "", ["share above 0", "arms.plain"]),
         ("petaflops: 0.000003", "petaflops: 1, minutes: 1", ["budget", "one of them"]),
         ("looks: 4", "looks: 0", ["looks"]),
-        ("looks: 4", "look: 4", ["look"]),
+        ("looks: 4", "look: 4", ["unknown key 'look' (did you mean looks?)", "known here: title"]),
+        ("budget: {", "budgt: {", ["unknown key 'budgt' (did you mean budget?)"]),
+        (
+            "  plain:\n    - {share: 1, batch_size: 8, lr: 1.0e-3}",
+            "  plain: {stages.0.lr: 1}",
+            ["arms.plain.stages.0.lr"],
+        ),
+        ("seeds: [0]", "seeds: [a]", ["seeds.0: got 'a', wanted"]),
         ("lr: 1.0e-3}\n  masked", "rate: 1.0e-3}\n  masked", ["arm plain", "rate"]),
         ("patch_size: 2", "patchsize: 2", ["arm plain", "patchsize"]),
     ],
@@ -179,12 +186,14 @@ def test_the_whole_way_and_going_on(small, digits_npz, tmp_path, capsys):
     said = capsys.readouterr()
     runs = list_runs(tmp_path / "out")
     assert len(runs) == 4
-    assert [line.split()[0] for line in said.out.splitlines()] == ["plain", "masked"]
+    assert [line.split()[0] for line in said.out.splitlines()] == ["arm", "plain", "masked"]
     page = (tmp_path / "out" / "compare.html").read_text()
     assert "Small" in page
     assert "4 of 4 runs done" in page
     assert page.count("<img") == 4
     assert "masked against plain" in page
+    assert "patch: 4 of 16 patches visible" in page  # the settings of every arm
+    assert "digits.npz: " in page
     for folder in runs:
         looks = [e for e in read_metrics(folder) if e["event"] == "heldout"]
         assert 5 <= len(looks) <= 9
@@ -234,7 +243,7 @@ def test_arms_may_start_from_a_model_and_have_settings_of_their_own(small, digit
     ("old", "new", "message"),
     [
         ("pretrained.other", "pretrained.another", "arm after to start from one of pretrained"),
-        ("model.depth: 5", "process.kind: flow", "arms plain and own differ in process.kind"),
+        ("model.depth: 5", "eval.heldout_images: 9", "arms plain and own differ in eval.heldout_images"),
         ("model.depth: 5", "data.heldout: 0.5", "arms plain and own differ in data.heldout"),
         ("images: 16, batch", "imges: 16, batch", "pretrained other: "),
         ("  other: {stages", "  plain: {stages", "not both an arm's and a pre-trained model's, got plain"),
@@ -247,6 +256,21 @@ def test_wrong_transfers_are_one_line(old, new, message, small, digits_npz, tmp_
     said = capsys.readouterr().err.splitlines()[-1]
     assert message in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_shipped_file_can_be_shown_and_used(tmp_path, digits_npz, capsys):
+    assert run("compare", "--show", "digits") == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    assert run("compare", tmp_path / "mine.yaml", "--data", digits_npz, "--dry-run") == 0
+    assert "8 runs, 2 minutes of training in all" in capsys.readouterr().err
+    assert run("compare", "--show", "none") == 2
+    assert "--show: got 'none', wanted one of digits" in capsys.readouterr().err
+
+
+def test_pretrained_models_need_pictures_of_their_own(small, digits_npz, tmp_path, capsys):
+    small.write_text(TRANSFER)
+    assert run("compare", small, "--data", digits_npz, "--output-dir", tmp_path / "out") == 2
+    assert "pretrained other: has the pictures of the arms; give others with --pretrain-data" in capsys.readouterr().err
 
 
 def test_pretrain_data_in_vain(small, digits_npz, capsys):
@@ -266,11 +290,26 @@ def test_stages_of_a_recipe_are_stretched_to_the_budget(small, digits_npz, tmp_p
     assert first + second == pytest.approx(plain, rel=0.02)
 
 
+def test_an_arm_may_be_a_recipe_and_another_process(small, digits_npz, tmp_path):
+    own = "{recipe: digits, settings: {process.kind: flow, process.schedule: cosine}}"
+    small.write_text(SMALL + f"  own: {own}\n")
+    comparison = read_comparison(str(small)).model_copy(update={"budget": Budget(petaflops=0.001)})
+    todo = compare.plan(comparison, [f"data.path={digits_npz}"], Console(quiet=True))
+    found = lengths(comparison, todo, tmp_path)
+    plain, recipe = found["plain"].config, found["own"].config
+    assert (recipe.process.kind, recipe.model.width) == ("flow", 96)
+    assert recipe.data == plain.data
+    assert recipe.eval.heldout_images == plain.eval.heldout_images == 8
+    steps = [stage.images or 0 for stage in recipe.stages]
+    assert [stage.name for stage in recipe.stages] == ["pretrain", "finetune"]
+    assert steps[0] / steps[1] == pytest.approx(1.5, rel=0.05)  # 3,000 and 2,000 steps of as many images
+
+
 def test_scores_are_part_of_the_verdict(small, digits_npz, tmp_path, capsys):
     words = ["eval.scores=pixels", "eval.score_images=8"]
     assert run("compare", small, "--data", digits_npz, "--output-dir", tmp_path / "out", *words) == 0
     said = capsys.readouterr().out
-    assert "Frechet distance" in said.splitlines()[1]
+    assert "Frechet distance" in said.splitlines()[2]
     page = (tmp_path / "out" / "compare.html").read_text()
     assert "over the baseline" in page
     assert "Frechet distance on pixels, n = 8" in page

@@ -39,12 +39,22 @@ def pictures(count: int, side: int = 8, channels: int = 3, seed: int = 0) -> np.
 # --- closed forms ----------------------------------------------------------------------------------------------------
 
 
-def test_kid_of_one_source_is_zero_within_its_error():
+@pytest.mark.parametrize(("n", "m"), [(200, 300), (20, 300), (6, 40)])
+def test_kid_of_one_source_is_zero_within_its_error(n, m):
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(2, 3000, 16))
-    value, error = kernel_distance(x, y, subsets=50, subset_size=500)
-    assert abs(value) < 5 * error + 1e-3
-    assert 0 < error < 0.01
+    found = [kernel_distance(rng.normal(size=(n, 16)), rng.normal(size=(m, 16))) for _ in range(300)]
+    values, errors = np.array(found).T
+    assert abs(values.mean()) < 4 * values.std() / 300**0.5
+    assert np.sqrt((errors**2).mean()) == pytest.approx(values.std(), rel=0.3)
+
+
+def test_the_error_of_a_kid_is_that_of_other_pictures():
+    """Two sources that differ."""
+    rng = np.random.default_rng(1)
+    found = [kernel_distance(rng.normal(0.3, 1, (150, 16)), rng.normal(size=(200, 16))) for _ in range(300)]
+    values, errors = np.array(found).T
+    assert np.sqrt((errors**2).mean()) == pytest.approx(values.std(), rel=0.25)
+    assert values.mean() > 3 * values.std()
 
 
 def test_kid_of_the_whole_sets_is_the_unbiased_sum():
@@ -54,7 +64,7 @@ def test_kid_of_the_whole_sets_is_the_unbiased_sum():
     pairs = [(i, j) for i in range(7) for j in range(7)]
     within = sum(kernel(s[i], s[j]) for s in (x, y) for i, j in pairs if i != j) / 42
     between = sum(kernel(x[i], y[j]) for i, j in pairs) / 49
-    assert kernel_distance(x, y, subsets=2)[0] == pytest.approx(within - 2 * between)
+    assert kernel_distance(x, y)[0] == pytest.approx(within - 2 * between)
 
 
 def test_kid_grows_with_the_shift():
@@ -379,7 +389,7 @@ def test_a_run_is_compared_with_its_held_out_pictures(photos, tmp_path, capsys):
     assert "Frechet distance on pixels, training pictures" in said
     found = json.loads(output.read_text())
     assert {score["n"] for score in found["scores"]} >= {12}
-    (kept,) = (run / "eval").glob("quality-in-pixels.json")
+    (kept,) = (run / "eval").glob("ema-weights-in-pixels-12-pictures-against-held-out-pictures.json")
     command = json.loads(kept.read_text())["command"]
     assert command == shlex.join(["maskdm", "eval", str(run), *words])
     assert main(shlex.split(command)[1:]) == 0  # makes the same numbers again

@@ -191,7 +191,7 @@ def test_an_unfinished_run_says_where_it_is(tmp_path: Path) -> None:
     assert "Unfinished in stage 2 of 2, finetune: 3,000 steps, 320,000 images" in text
     assert "1,000 of 2,000" in text
     assert "No samples yet." in text
-    assert "No scores yet." in text
+    assert "None by maskdm eval" in text
 
 
 def test_a_stopped_run_says_why(tmp_path: Path) -> None:

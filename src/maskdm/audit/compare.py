@@ -51,9 +51,11 @@ def read_audit(folder: Path) -> Kept:
         with np.load(folder / "scores.npz", allow_pickle=False) as arrays:
             ids = [[str(each) for each in arrays[f"{role}_ids"]] for role in ("member", "heldout")]
             scores = [arrays[f"primary/{role}"].tolist() for role in ("members", "heldout")]
+    except FileNotFoundError:
+        raise InputError(f"audit compare: {folder} holds no audit; run maskdm audit first") from None
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"audit compare: {folder} holds no audit that can be read ({type(error).__name__}); run maskdm audit first"
+            f"audit compare: the audit in {folder} cannot be read ({type(error).__name__}); audit again"
         ) from None
     if record.get("schema") != SCHEMA or record.get("statistic") is None:
         raise InputError(f"audit compare: {folder} has schema {record.get('schema')}, wanted {SCHEMA}; audit it again")
@@ -67,8 +69,12 @@ def compare(a: Kept, b: Kept) -> str:
     Raises:
         InputError: too few pictures that both were asked about in the same roles, or another statistic.
     """
-    if a.record["statistic"] != b.record["statistic"]:
-        raise InputError("audit compare: the two used different statistics; audit both again with one version")
+    for key in ("statistic", "profile"):
+        one, other = a.record.get(key), b.record.get(key)
+        if one != other:
+            raise InputError(
+                f"audit compare: the {key} of A is {one}, of B {other}; audit both again with the same one"
+            )
     for kept in (a, b):
         if kept.record["verdict"]["name"] == "INVALID":
             raise InputError(f"audit compare: the audit in {kept.folder} is INVALID, so its scores mean nothing")
@@ -85,13 +91,17 @@ def compare(a: Kept, b: Kept) -> str:
     errors = [float(kept.record["error"]["heldout"]) for kept in (a, b)]
     return "\n".join(
         [
-            f"A  {a.folder}: AUC {statistics.auc(*first).value:.3f}, held-out error {errors[0]:.4f}",
-            f"B  {b.folder}: AUC {statistics.auc(*second).value:.3f}, held-out error {errors[1]:.4f}",
-            f"A less B on the same {len(members):,} members and {len(heldout):,} held-out pictures: AUC {value:+.3f} "
+            f"A  {_named(a)}: AUC {statistics.auc(*first).value:.3f}, held-out error {errors[0]:.4f}",
+            f"B  {_named(b)}: AUC {statistics.auc(*second).value:.3f}, held-out error {errors[1]:.4f}",
+            f"A minus B on the same {len(members):,} members and {len(heldout):,} held-out pictures: AUC {value:+.3f} "
             f"(95 % CI {low:+.3f} to {high:+.3f})",
             _words(low, high, errors),
         ]
     )
+
+
+def _named(kept: Kept) -> str:
+    return f"{kept.folder} ({kept.record.get('subject', {}).get('weights', 'weights unknown')})"
 
 
 def _words(low: float, high: float, errors: list[float]) -> str:

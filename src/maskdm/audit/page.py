@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from maskdm.audit import charts
+from maskdm.audit.attacks import PRIMARY
 from maskdm.audit.audit import Audit
 from maskdm.audit.generation import nearest, pixels
 from maskdm.measuring import page, wording
@@ -116,13 +117,16 @@ ATTACK_COLUMNS = [
     "p",
 ]
 NOTE = (
-    "Primary is the mean of five calibrated attacks, fixed before anything was seen; all others are secondary, their p "
-    "adjusted for their number (Holm). AUC: chance that a member scores above a held-out picture, one half tells "
+    f"Primary is the mean of {', '.join(PRIMARY)}, fixed before anything was seen; it alone decides, at 99 %. "
+    "The others are secondary: of so many some intervals miss one half by chance, so their p is adjusted for their "
+    "number (Holm). Numbers behind a name are sigma, the noise at which the model is asked. Loss: its error; sima: "
+    "what it finds in the clean picture; pia, pian: whether it answers alike when its answer is mixed in; secmi: "
+    "whether a step on and back returns. AUC: chance that a member scores above a held-out picture, one half tells "
     "nothing. Found: share of members called so at a threshold that takes at most that share of held-out pictures for "
-    "members; epsilon: what differential privacy at least would have to allow, a lower bound from these attacks."
+    "members. Epsilon: what differential privacy at least would have to allow, a lower bound from these attacks."
 )
 CONTROL_COLUMNS = ["control", "value", "99 % interval", "outcome", "wanted"]
-SHARE_COLUMNS = ["generated pictures that are", "share", "held-out in their place", "n", "note"]
+SHARE_COLUMNS = ["generated pictures that are", "share", "the same of held-out pictures", "n", "note"]
 
 
 def subject_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -144,7 +148,7 @@ def subject_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
             "error of the estimated picture",
             f"{record['error']['members']:.4f} on members, {record['error']['heldout']:.4f} on held-out pictures",
         ),
-        ("all members at once", f"p {_equals(record['set_p'])} that they score no higher than held-out pictures"),
+        ("all members at once", all_at_once(record["set_p"])),
         ("statistic, profile, seed", f"{record['statistic']}, {record['profile']}, {record['seed']}"),
         ("took", wording.duration(record["seconds"])),
     ]
@@ -158,9 +162,11 @@ def attack_note(record: Mapping[str, Any]) -> str:
     return NOTE + needs
 
 
-def _equals(p: float) -> str:
+def all_at_once(p: float) -> str:
+    """Whether members score higher on average, in words."""
     said = p_value(p)
-    return said if said.startswith("<") else f"= {said}"
+    equals = said if said.startswith("<") else f"= {said}"
+    return f"p {equals}: how often chance alone makes so large a difference of their means"
 
 
 def attack_rows(record: Mapping[str, Any]) -> list[list[str]]:
@@ -241,7 +247,7 @@ def _by_class(record: Mapping[str, Any]) -> list[Html]:
                 f"{each['members']:,}",
             ]
         )
-    columns = ["of", "AUC", "95 %", "members"]
+    columns = ["class", "AUC", "95 %", "members"]
     return (
         [page.section("Classes and groups", page.table(columns, rows, numbers=set(columns[1:])), empty="")]
         if rows
@@ -262,9 +268,13 @@ def _neighbours(found: Audit) -> Html:
     to_members, rows = nearest(pixels(made), pixels(known))
     to_heldout, columns = nearest(pixels(made), pixels(others))
     order = np.argsort(to_members[:, 0] / np.maximum(to_heldout[:, 0], 1e-12))[:NEIGHBOURS]
-    strips = [np.concatenate([made[i], known[rows[i, 0]], others[columns[i, 0]]], axis=1) for i in order]
+    gap = np.full((made.shape[1], max(made.shape[2] // 8, 1), made.shape[3]), 255, np.uint8)
+    strips = [np.concatenate([made[i], gap, known[rows[i, 0]], gap, others[columns[i, 0]]], axis=1) for i in order]
     figures = [tag("figure", _image(strip)) for strip in strips]
-    said = "Generated, its nearest member, its nearest held-out picture. These are training pictures."
+    said = (
+        f"The {len(order)} generated pictures whose nearest member is nearest, compared with the nearest held-out "
+        "picture. Left: generated. Middle: its nearest member, a training picture. Right: its nearest held-out picture."
+    )
     caption = tag("p", said, class_="muted")
     return tag("div", caption, tag("div", *figures, class_="grids"))
 

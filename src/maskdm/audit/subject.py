@@ -111,6 +111,9 @@ def of_run(run: Path, which: str, console: Console, *, seed: int, group_by: str 
         InputError: no such run or weights, no held-out or calibration pictures, or anything that is not as recorded.
     """
     if not (run / "config.yaml").is_file():
+        owner = run.parent.parent
+        if run.is_file() and (owner / "config.yaml").is_file():
+            raise InputError(f"audit: {run} belongs to a run; audit it by --weights or --stage: maskdm audit {owner}")
         raise InputError(
             f"audit: {run} is no run; give a run's folder, or --members and --nonmembers with a weights file"
         )

@@ -35,13 +35,18 @@ def add(commands: Commands) -> None:
         "5 invalid.",
     )
     p.add_argument("subject", metavar="RUN|FILE", nargs="+", type=Path, help="a run, or weights; or: compare A B")
-    p.add_argument("--profile", choices=["quick", "standard", "full"], default="standard", help="default: standard")
+    p.add_argument(
+        "--profile",
+        choices=["quick", "standard", "full"],
+        default="standard",
+        help="how much: quick (an alarm, never an all-clear), standard, full (default: standard)",
+    )
     p.add_argument("--stage", metavar="NAME|N", help="the weights as this stage left them (default: the last)")
     p.add_argument("--weights", choices=["ema", "raw"], default="ema", help="of a run (default: ema)")
     p.add_argument("--backbone", metavar="MODULE:CLASS", help="the class of a backbone of your own")
     p.add_argument("--members", metavar="DATA", help="pictures that the model was trained on, where no run says so")
     p.add_argument("--nonmembers", metavar="DATA", help="pictures of the same source that it was not trained on")
-    p.add_argument("--num", type=int, metavar="N", help="pictures to generate (default: by the profile)")
+    p.add_argument("--num", type=int, metavar="N", help="pictures to generate, 0 for none (default: by the profile)")
     p.add_argument("--generated", metavar="DATA", help="pictures that the model made before, instead")
     p.add_argument(
         "--encoder", metavar="MODULE:CALLABLE", action="append", default=[], help="another way to compare pictures"
@@ -61,7 +66,7 @@ def add(commands: Commands) -> None:
 
 
 def _audit(a: argparse.Namespace) -> int:
-    if str(a.subject[0]) == "compare" and not a.subject[0].exists():
+    if str(a.subject[0]) == "compare" and (len(a.subject) > 1 or not a.subject[0].exists()):
         return _compare(a.subject[1:])
     if len(a.subject) != 1:
         raise InputError(
@@ -142,6 +147,8 @@ def _one(a: argparse.Namespace, path: Path) -> int:
     print(f"{found.verdict.name}\n{found.verdict.words}")
     for remark in subject.remarks:
         print(remark)
+    if found.made is None:
+        print("No pictures were generated: copies were not looked for.")
     console.say(f"report  {report}")
     code = found.verdict.exit_code
     allowed = a.fail_above_auc is not None and found.verdict.auc is not None and found.verdict.auc <= a.fail_above_auc

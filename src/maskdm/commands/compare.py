@@ -19,7 +19,8 @@ def add(commands: Commands) -> None:
         "  maskdm compare masks --data photos/\n"
         "  maskdm compare mine.yaml --data photos/ --output-dir compare --seeds 0,1,2 --minutes 30\n"
         "  maskdm compare masks --data photos/ --dry-run\n"
-        "  maskdm compare --list\n\n"
+        "  maskdm compare --list\n"
+        "  maskdm compare --show masks\n\n"
         "Run the same command again to go on. Arms are trained one after another; let nothing else run meanwhile.\n"
         "key.sub=value settings hold for every arm.",
     )
@@ -32,21 +33,28 @@ def add(commands: Commands) -> None:
     p.add_argument("--minutes", type=float, metavar="M", help="another budget than the file's")
     p.add_argument("--seeds", metavar="0,1", help="other seeds than the file's")
     p.add_argument("-n", "--dry-run", action="store_true", help="check all arms and list them, train nothing")
+    p.add_argument("--show", metavar="NAME", help="print a shipped comparison, to write one like it, and leave")
     p.add_argument("--list", action="store_true", help="list the shipped comparisons, and leave")
     p.set_defaults(run=_compare, settings_follow=True)
 
 
 def _compare(a: argparse.Namespace, rest: Words) -> None:
+    from maskdm import __version__
     from maskdm.data.pictures import check_folder, make_folder
     from maskdm.interop.official import read_any
     from maskdm.measuring import compare
-    from maskdm.measuring.compare_page import write_page
-    from maskdm.measuring.comparison import Budget, comparisons, read_comparison
+    from maskdm.measuring.compare_page import About, write_page
+    from maskdm.measuring.comparison import Budget, comparisons, read_comparison, shown
+    from maskdm.measuring.pace import machine
     from maskdm.measuring.scoring import scorer
     from maskdm.measuring.verdict import lines, verdicts
     from maskdm.training import start
     from maskdm.training.console import Console
+    from maskdm.training.runtime import join
 
+    if a.show is not None:
+        print(shown(a.show), end="")
+        return
     if a.list:
         for name, header in comparisons().items():
             print(f"{name:18} {header}")
@@ -72,19 +80,31 @@ def _compare(a: argparse.Namespace, rest: Words) -> None:
     console = Console()
     check_folder(a.output_dir, "--output-dir")
     todo = compare.plan(comparison, words, console, pretrain_words=elsewhere)
+    runs = [*todo.pretrained.items(), *todo.arms.items()]
     if a.dry_run:
-        for (name, seed), prepared in [*todo.pretrained.items(), *todo.arms.items()]:
+        for (name, seed), prepared in runs:
             console.say(f"{name}, seed {seed}")
             for line in start.plan(prepared):
                 console.say(f"  {line}")
+        minutes = sum(stage.minutes or 0 for _, prepared in runs for stage in prepared.config.stages)
+        console.say(f"{len(runs)} runs" + (f", {minutes:g} minutes of training in all" if minutes else ""))
         return
     make_folder(a.output_dir)
+    first = next(iter(todo.arms.values()))
+    about = About(
+        stages={arm: start.plan(found) for (arm, seed), found in todo.arms.items() if seed == comparison.seeds[0]},
+        data=f"{Path(first.config.data.path).name}: {first.counts['member']:,} pictures to train on, "
+        f"{first.counts['heldout']:,} held out",
+        machine=machine(join(first.config.train.device, "train.device")),
+        version=__version__,
+        command=a.typed,
+    )
     done: list[compare.Outcome] = []
     for found in compare.compare(
         comparison, todo, output_dir=a.output_dir, console=console, read=read_any, scorer=scorer
     ):
         done.append(found)
         so_far = verdicts(done, comparison.baseline) if any(o.arm == comparison.baseline for o in done) else []
-        path = write_page(a.output_dir, comparison, done, so_far)
+        path = write_page(a.output_dir, comparison, done, so_far, about=about)
     print("\n".join(lines(verdicts(done, comparison.baseline))))
     console.say(f"page  {path}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from maskdm.training.console import Console
     from maskdm.training.runtime import Runtime
 
+LEAST_RESAMPLES = 20
 MOST_KNOWN = 10_000
 """Training pictures that others are compared with, at most: a sample of them says as much, and takes minutes."""
 
@@ -82,8 +83,12 @@ def _eval(a: argparse.Namespace) -> None:
 
     check(a.features, a.weights)
     check_counts(a.num, a.batch_size)
-    if a.bootstrap < 0:
-        raise InputError(f"--bootstrap: got {a.bootstrap}, wanted 0 or more")
+    if a.bootstrap != 0 and a.bootstrap < LEAST_RESAMPLES:
+        raise InputError(f"--bootstrap: got {a.bootstrap}, wanted 0 (none) or at least {LEAST_RESAMPLES}")
+    if a.num < 2:
+        raise InputError(f"--num: got {a.num}, wanted at least 2")
+    if not a.subject.exists():
+        raise InputError(f"eval: {a.subject} does not exist; give a run, a .safetensors file, or pictures")
     if a.output is not None:
         check_folder(a.output.parent, "--output")
     runtime = join(a.device, "--device")
@@ -104,7 +109,9 @@ def _eval(a: argparse.Namespace) -> None:
 def _score(a: argparse.Namespace, made: np.ndarray, real: Real, features: Features, console: Console) -> None:
     """Scores, for whoever reads, for the run's report, and for programs."""
     from maskdm import __version__
+    from maskdm.data.pictures import make_folder
     from maskdm.measuring import evaluate
+    from maskdm.measuring.report import write_report
     from maskdm.training.start import usual_cache
 
     reference = real.reference
@@ -116,11 +123,13 @@ def _score(a: argparse.Namespace, made: np.ndarray, real: Real, features: Featur
     note = evaluate.remark(len(made), None if reference.real is None else len(reference.real))
     print("\n".join([f"features   {features.name}", *evaluate.lines(scores), note]))
     if _is_model(a.subject) and a.subject.is_dir():
-        path = evaluate.write(
-            a.subject / "eval", scores, title=f"Quality in {features.name}", command=a.typed, note=note
-        )
+        against = "held-out pictures" if a.reference is None else Path(a.reference).name
+        title = f"{a.model_weights} weights in {features.name}, {len(made):,} pictures against {against}"
+        path = evaluate.write(a.subject / "eval", scores, title=title, command=a.typed, note=note)
         console.say(f"scores  {path}")
+        console.say(f"report  {write_report(a.subject)}")
     if a.output is not None:
+        make_folder(a.output.parent)
         page = {
             "command": a.typed,
             "maskdm": __version__,
@@ -129,6 +138,7 @@ def _score(a: argparse.Namespace, made: np.ndarray, real: Real, features: Featur
             "scores": [asdict(score) for score in scores],
         }
         a.output.write_text(json.dumps(page, indent=2) + "\n")
+        console.say(f"scores  {a.output}")
 
 
 @dataclass(frozen=True)
@@ -178,6 +188,8 @@ def _reference(a: argparse.Namespace, console: Console, denoiser: Denoiser | Non
             return Real(Reference(None, statistics))
     pictures = _load(a.reference, console, (*denoiser.image_size, denoiser.channels) if denoiser else None)
     height, width, channels = pictures.images.shape[1:]
+    if denoiser is not None and any(size != (height, width) for size in pictures.source_sizes):
+        console.warn(f"--reference: its pictures are resized to the model's {height} x {width} x {channels}")
     return Real(
         Reference(_all(pictures)),
         (height, width, channels),

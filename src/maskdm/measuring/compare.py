@@ -127,6 +127,12 @@ def plan(comparison: Comparison, words: Sequence[str], console: Console, *, pret
         for name in comparison.pretrained:
             config = pretrained_config(comparison, name, seed, [*words, *pretrain_words])
             before[name, seed] = prepared(config)
+    pictures = next(iter(arms.values())).pictures
+    same = next((name for (name, _), found in before.items() if found.pictures is pictures), None)
+    if same is not None:
+        raise InputError(
+            f"pretrained {same}: has the pictures of the arms; give others with --pretrain-data, or set its data.path"
+        )
     return Plan(arms, before)
 
 
@@ -232,6 +238,8 @@ def compare(
     scorer: Scorer | None = None,
 ) -> Iterator[Outcome]:
     """Trains what has not been trained yet, one after another, and reads what came out."""
+
+    console.say("measuring what an image costs in every stage")
 
     def trained(prepared: Prepared, name: str, what: str) -> Path:
         run = finished_run(output_dir, prepared.config)

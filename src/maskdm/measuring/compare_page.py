@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from maskdm.measuring import page, wording
@@ -13,13 +14,27 @@ from maskdm.measuring.markup import Html, tag
 from maskdm.measuring.run_folder import Grid, read_picture
 from maskdm.measuring.verdict import Verdict
 
+
+@dataclass(frozen=True)
+class About:
+    """What stands below a page: settings of the arms, data, machine, version, command."""
+
+    stages: Mapping[str, Sequence[str]]
+    data: str
+    machine: str
+    version: str
+    command: str
+
+
 Looks = tuple[str, Sequence[Look]]
 """An arm, and what one of its seeds gave."""
 COLOURS = 3
 """Lines that one chart can tell apart."""
 
 
-def write_page(folder: Path, comparison: Comparison, outcomes: Sequence[Outcome], found: Sequence[Verdict]) -> Path:
+def write_page(
+    folder: Path, comparison: Comparison, outcomes: Sequence[Outcome], found: Sequence[Verdict], *, about: About
+) -> Path:
     """`compare.html` in `folder`; of an unfinished comparison, what there is so far."""
     runs = len(comparison.arms) * len(comparison.seeds)
     seeds = wording.plural(len(comparison.seeds), "seed")
@@ -35,10 +50,23 @@ def write_page(folder: Path, comparison: Comparison, outcomes: Sequence[Outcome]
         _curves(comparison, outcomes),
         _runs(outcomes),
         _grids(outcomes),
+        _about(about),
     )
     path = folder / "compare.html"
     path.write_text(page.whole(f"{comparison.title} · maskdm", body), encoding="utf-8", newline="\n")
     return path
+
+
+def _about(about: About) -> Html:
+    """What was compared, so that the page can stand alone."""
+    stages = [[arm, line] for arm, lines in about.stages.items() for line in lines]
+    facts = [["data", about.data], ["machine", about.machine], ["maskdm", about.version], ["command", about.command]]
+    return page.section(
+        "What was compared",
+        page.table(["arm", "stages"], stages, numbers=()),
+        page.table(["", ""], facts, numbers=()),
+        empty="",
+    )
 
 
 def _budget(comparison: Comparison) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -20,8 +21,9 @@ Stages = Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
 
 PRETRAINED = "pretrained."
 """What stands before the name of a pre-trained model in an arm's `init_from`."""
-SAME = {"data": {"flip", "store", "cache_dir"}, "process": set[str](), "eval": {"heldout_every"}}
-"""Sections that all arms share, but for these settings: else their held-out errors could not be compared."""
+SAME = {"data": {"flip", "store", "cache_dir"}, "eval": {"heldout_every"}}
+"""Sections that all arms share, but for these settings: else their held-out errors could not be compared. Processes may
+differ: the error is that of the estimated image at equal noise shares (`maskdm.method.loss.fixed_questions`)."""
 
 
 class Budget(Section):
@@ -43,7 +45,7 @@ class Arm(Section):
     """One way of training; in a file, a list alone is its stages."""
 
     recipe: str | None = None
-    """Instead of the comparison's."""
+    """Instead of the comparison's, but for its pictures and what is measured (sections data and eval)."""
     settings: Settings = Field(default_factory=dict)
     """Over the comparison's."""
     stages: Stages | None = None
@@ -114,6 +116,17 @@ def comparisons() -> dict[str, str]:
     return shipped("comparisons")
 
 
+def shown(name: str) -> str:
+    """The text of a shipped comparison.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name not in comparisons():
+        raise InputError(f"--show: got {name!r}, wanted one of {', '.join(comparisons())}")
+    return (resources.files("maskdm") / "comparisons" / f"{name}.yaml").read_text()
+
+
 def read_comparison(name: str) -> Comparison:
     """A file, or a shipped comparison by its name.
 
@@ -133,10 +146,29 @@ def read_comparison(name: str) -> Comparison:
         # Through JSON: only there do lists count as tuples while "3" still is no number.
         return Comparison.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        what = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{name}: {place or 'comparison'}: wanted {what[:1].lower()}{what[1:]}") from None
+        raise InputError(f"{name}: {_readable(error)}") from None
+
+
+def _readable(error: ValidationError) -> str:
+    """The first fault in one line; an unknown key before what may be missing because of it."""
+    faults = error.errors(include_url=False)
+    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
+    *above, last = (str(part) for part in fault["loc"]) if fault["loc"] else ("comparison",)
+    place = ".".join([*above, last])
+    if fault["type"] == "extra_forbidden":
+        section = Arm if above[:1] == ["arms"] else Pretrained if above[:1] == ["pretrained"] else Comparison
+        known = list((Budget if above[:1] == ["budget"] else section).model_fields)
+        close = difflib.get_close_matches(last, known, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"unknown key {place!r}{hint}; known here: {', '.join(known)}"
+    if fault["type"] == "missing":
+        return f"{place}: missing"
+    if fault["type"] == "value_error":
+        return f"{place}: wanted {fault['msg'].removeprefix('Value error, ')}"
+    if above == ["arms"] or place.endswith("stages"):
+        return f"{place}: wanted a list of stages such as [{{share: 1, batch_size: 8}}]"
+    said = fault["msg"].removeprefix("Input should be ")
+    return f"{place}: got {fault['input']!r}, wanted {said[:1].lower()}{said[1:]}"
 
 
 def arm_config(comparison: Comparison, name: str, seed: int, words: Sequence[str]) -> Config:
@@ -148,8 +180,13 @@ def arm_config(comparison: Comparison, name: str, seed: int, words: Sequence[str
         for stage, given in zip(stages, arm.stages, strict=True):
             stage["minutes"] = given["share"]
     quiet = ["eval.heldout_every=1000000000000", "eval.samples_every=1000000000000"]
-    overrides = [*_words(comparison.settings), *quiet, *_words(arm.settings), *_stages(stages), *words]
-    return _resolved(f"arm {name}", arm.recipe or comparison.recipe, [*overrides, f"train.seed={seed}"])
+    shared = [*_words(comparison.settings), *quiet]
+    own = [*_words(arm.settings), *_stages(stages), *words, f"train.seed={seed}"]
+    if arm.recipe is None:
+        return _resolved(f"arm {name}", comparison.recipe, [*shared, *own])
+    config = _resolved(f"arm {name}", arm.recipe, own)
+    usual = _resolved("settings", comparison.recipe, [*shared, *words])
+    return config.model_copy(update={"data": usual.data, "eval": usual.eval})
 
 
 def pretrained_config(comparison: Comparison, name: str, seed: int, words: Sequence[str]) -> Config:
@@ -163,7 +200,7 @@ def check_alike(configs: Mapping[str, Config]) -> None:
     """Refuses arms whose held-out errors could not be compared.
 
     Raises:
-        InputError: two that differ in their pictures, their process or what is measured.
+        InputError: two that differ in their pictures or in what is measured.
     """
     name, first = next(iter(configs.items()))
     for section, free in SAME.items():
@@ -194,4 +231,4 @@ def _resolved(what: str, recipe: str | None, overrides: Sequence[str]) -> Config
     try:
         return resolve(recipe=recipe, overrides=overrides)
     except InputError as error:
-        raise InputError(f"{what}: {error}") from None
+        raise InputError(f"{what}: {str(error).replace('in the command line', 'in its settings')}") from None

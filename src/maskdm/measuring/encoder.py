@@ -72,7 +72,7 @@ def trained(
     try:
         network.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError):
-        say(f"training an encoder on {len(images):,} reference pictures, {STEPS} steps")
+        say(f"training an encoder on {len(images):,} pictures, {STEPS} steps")
         _train(network, images, labels, device)
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = folder / f".{key}.safetensors"

@@ -83,7 +83,8 @@ def evaluate(
     scores.append(Score("KID x 1000", 1000 * kid, n, error=1000 * error))
     if min(len(ours), len(real)) > K:
         found = metrics.manifolds(real, ours, K)
-        scores += [Score(name, value, n) for name, value in found._asdict().items()]
+        of = {"precision": n, "density": n, "recall": len(real), "coverage": len(real)}
+        scores += [Score(name, value, of[name]) for name, value in found._asdict().items()]
     if known is not None:
         near, usual = (metrics.nearest_cosine(part, known) for part in (ours, real))
         scores.append(Score("cosine distance to the nearest training picture, generated", float(near.mean()), n))
@@ -97,7 +98,10 @@ def remark(n: int, real: int | None) -> str:
     least = n if real is None else min(n, real)
     said = f"{n:,} generated pictures against {'given statistics' if real is None else f'{real:,}'}"
     if least < FEW:
-        said += "; so few raise a Frechet distance: compare only those of as many pictures (KID does not depend on it)"
+        said += (
+            "; so few raise a Frechet distance: compare only those of as many pictures (the expectation of KID does "
+            "not depend on it, only its error)"
+        )
     return said
 
 
@@ -113,7 +117,7 @@ def read_statistics(path: Path) -> tuple[Float64, Float64] | None:
                 return None
             mu, sigma = (np.asarray(archive[key], np.float64) for key in ("mu", "sigma"))
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"--reference: {path} cannot be read ({' '.join(str(error).split())})") from None
+        raise InputError(f"--reference: {path} cannot be read as an .npz ({type(error).__name__})") from None
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise InputError(f"--reference: {path} has mu {mu.shape} and sigma {sigma.shape}, wanted (D,) and (D, D)")
     return mu, sigma

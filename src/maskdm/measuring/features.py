@@ -181,9 +181,9 @@ def _file(path: Path) -> Callable[[Tensor], Tensor]:
             with warnings.catch_warnings():  # deprecated, and what published feature networks come as
                 warnings.simplefilter("ignore", DeprecationWarning)
                 network = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
-    except Exception as error:  # of many kinds
+    except Exception:  # of many kinds
         raise InputError(
-            f"--features: {path} is no TorchScript or torch.export file ({type(error).__name__})"
+            f"--features: {path} is no TorchScript or torch.export file that this torch can read"
         ) from None
 
     def extract(x: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def _network(name: str, which: Published, folder: Path | None, say: Callable[[st
         kind = getattr(transformers, which.network)
         network, told = kind.from_pretrained(str(folder or which.hub), output_loading_info=True)
     except Exception as error:  # of many kinds: no connection, another architecture, damaged files
-        reason = " ".join(str(error).split())[:120]
+        reason = " ".join(str(error).split()).partition(". ")[0]
         raise InputError(
             f"--features {name}: {folder or which.hub} cannot be read ({type(error).__name__}: {reason}); get the "
             f"files of {which.hub} elsewhere, and give their folder with --weights"

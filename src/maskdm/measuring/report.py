@@ -157,7 +157,9 @@ def _moment(grid: Grid, history: History) -> str:
 
 
 def _scores(scores: Iterable[Scores]) -> Html:
-    return page.section("Scores", *map(_score_table, scores), empty="No scores yet.")
+    return page.section(
+        "Scores", *map(_score_table, scores), empty="None by maskdm eval; those along the way are below."
+    )
 
 
 def _score_table(scores: Scores) -> Html:

@@ -156,8 +156,8 @@ def _ratio(values: Sequence[float]) -> Ratio | None:
 
 def lines(found: Sequence[Verdict]) -> list[str]:
     """For a person."""
-    width = max(len(verdict.arm) for verdict in found)
-    said = []
+    width = max(3, *(len(verdict.arm) for verdict in found))
+    said = [f"{'arm':{width}}  last held-out error, mean and deviation over seeds; against the baseline"]
     for v in found:
         distance = "" if v.distance is None else f"  distance {v.distance}"
         said.append(f"{v.arm:{width}}  {v.final}{distance}  {v.words}")
