@@ -184,6 +184,8 @@ def test_the_whole_way_and_going_on(small, digits_npz, tmp_path, capsys):
     words = ("compare", small, "--data", digits_npz, "--output-dir", tmp_path / "out", "--seeds", "0,1")
     assert run(*words) == 0
     said = capsys.readouterr()
+    assert "measuring what an image costs in every stage" in said.err
+    assert "  masked: hide " in said.err
     runs = list_runs(tmp_path / "out")
     assert len(runs) == 4
     assert [line.split()[0] for line in said.out.splitlines()] == ["arm", "plain", "masked"]

@@ -376,6 +376,7 @@ def test_statistics_alone_give_the_distance_alone(tmp_path):
 def test_few_pictures_are_remarked_on():
     assert "so few raise a Frechet distance" in remark(1000, 200)
     assert "precision" not in remark(1000, 200)
+    assert remark(4, 200).endswith("precision and recall need more than 5")
     assert remark(50_000, 50_000) == "50,000 generated pictures against 50,000"
 
 

@@ -71,9 +71,10 @@ def _compare(a: argparse.Namespace, rest: Words) -> None:
     if a.minutes is not None:
         changes["budget"] = Budget(minutes=a.minutes)
     if a.seeds is not None:
-        changes["seeds"] = tuple(numbers(a.seeds, "--seeds"))
-        if len(set(numbers(a.seeds, "--seeds"))) < len(numbers(a.seeds, "--seeds")):
+        seeds = numbers(a.seeds, "--seeds")
+        if len(set(seeds)) < len(seeds):
             raise InputError(f"--seeds: got {a.seeds!r}, wanted different numbers such as 0,1,2")
+        changes["seeds"] = tuple(seeds)
     comparison = comparison.model_copy(update=changes)
     words = [*([f"data.path={a.data}"] if a.data is not None else []), *rest]
     elsewhere = [f"data.path={a.pretrain_data}"] if a.pretrain_data is not None else []

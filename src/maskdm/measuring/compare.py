@@ -123,7 +123,8 @@ def plan(comparison: Comparison, words: Sequence[str], console: Console, *, pret
             if twin is not None:
                 raise InputError(f"arms {twin} and {arm} have the same settings; change one or leave it out")
         check_alike(configs)
-        arms |= {(arm, seed): _in_minutes(prepared(config), comparison) for arm, config in configs.items()}
+        for arm, config in configs.items():
+            arms[arm, seed] = _in_minutes(prepared(config), comparison, arm)
         for name in comparison.pretrained:
             config = pretrained_config(comparison, name, seed, [*words, *pretrain_words])
             before[name, seed] = prepared(config)
@@ -136,8 +137,17 @@ def plan(comparison: Comparison, words: Sequence[str], console: Console, *, pret
     return Plan(arms, before)
 
 
-def _in_minutes(prepared: Prepared, comparison: Comparison) -> Prepared:
-    """Minutes that are shares of the budget as minutes of it, to be shown; the rest is for `spend`."""
+def _in_minutes(prepared: Prepared, comparison: Comparison, arm: str) -> Prepared:
+    """Minutes that are shares of the budget as minutes of it, to be shown; the rest is for `spend`.
+
+    Raises:
+        InputError: stages of a recipe whose lengths have no common measure.
+    """
+    if comparison.arms[arm].stages is None:
+        timed = sum(stage.minutes is not None for stage in prepared.config.stages)
+        if timed not in (0, len(prepared.config.stages)):
+            raise InputError(f"arm {arm}: some stages are minutes long and some images; give it stages with shares")
+        return prepared
     budget = comparison.budget.minutes
     if budget is None:
         return prepared
@@ -219,9 +229,6 @@ def _stretched(prepared: Prepared, cost: Sequence[float]) -> list[float]:
     for stage, each in zip(prepared.config.stages, cost, strict=True):
         steps = stages.total_steps(stage)
         spent.append(stage.minutes if steps is None and stage.minutes else (steps or 0) * stage.batch_size * each)
-    timed = sum(stage.minutes is not None for stage in prepared.config.stages)
-    if timed not in (0, len(spent)):
-        raise InputError("an arm without stages of its own: some stages are minutes long, some images; give all shares")
     return [part / sum(spent) for part in spent]
 
 
@@ -262,6 +269,9 @@ def compare(
     }
     pace = seconds(before, output_dir) if before else {}
     cost = costs({arm: found for (arm, seed), found in todo.arms.items() if seed == first}, comparison, output_dir)
+    for arm in comparison.arms:
+        lengths = spend(todo.arms[arm, first], cost[arm], comparison, arm).config.stages
+        console.say(f"  {arm}: {', '.join(f'{stage.name} {stage.images:,} images' for stage in lengths)}")
     number, whole = 0, len(todo.pretrained) + len(todo.arms)
     for seed in comparison.seeds:
         origins: dict[str, Path] = {}

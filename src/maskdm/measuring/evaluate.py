@@ -102,6 +102,8 @@ def remark(n: int, real: int | None) -> str:
             "; so few raise a Frechet distance: compare only those of as many pictures (the expectation of KID does "
             "not depend on it, only its error)"
         )
+    if real is not None and least <= K:
+        said += f"; precision and recall need more than {K}"
     return said
 
 
