@@ -23,8 +23,8 @@ import torch
 
 from maskdm.training.batches import order
 from maskdm.training.flops import training_flops
+from maskdm.training.prepare import synthetic
 from maskdm.training.settings import resolve
-from maskdm.training.start import synthetic
 from maskdm.training.store import OnHost
 from maskdm.training.trial import Trial
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from maskdm.method.mask_plan import constant
 from maskdm.method.masking import Masking, masking
 from maskdm.method.patches import patch_grid
+from maskdm.training.prepare import synthetic
 from maskdm.training.settings import resolve
-from maskdm.training.start import synthetic
 from maskdm.training.step import Task
 from maskdm.training.trial import Trial
 

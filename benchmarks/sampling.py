@@ -24,9 +24,9 @@ from maskdm.data.manifest import read_manifest
 from maskdm.measuring.metrics import frechet_distance, gaussian
 from maskdm.method.sampling import sample
 from maskdm.training.console import Console
+from maskdm.training.prepare import prepare
 from maskdm.training.run import read_config
 from maskdm.training.runtime import pick_device
-from maskdm.training.start import prepare
 from maskdm.training.weights import load
 
 WAYS: tuple[tuple[str, int, Literal["auto", "no"]], ...] = (

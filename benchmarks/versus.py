@@ -32,9 +32,9 @@ import torch
 from torch import Tensor, nn
 
 from maskdm.measuring.bench import matrix_peak
+from maskdm.training.prepare import synthetic
 from maskdm.training.runtime import Runtime
 from maskdm.training.settings import resolve
-from maskdm.training.start import synthetic
 from maskdm.training.trial import Trial
 
 WIDTH, DEPTH, HEADS, PATCH, SIDE = 512, 13, 8, 4, 64

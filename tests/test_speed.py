@@ -17,8 +17,8 @@ from maskdm.measuring import plan as planning
 from maskdm.measuring.bench import Row, bench, maskings
 from maskdm.training import memory, stages, step, trial
 from maskdm.training.checkpoint import Progress
+from maskdm.training.prepare import synthetic
 from maskdm.training.settings import resolve
-from maskdm.training.start import synthetic
 from maskdm.training.trial import Need, Trial, choose_micro_batch, even
 from maskdm.training.weights import load
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from maskdm.data.cache import ImageSet, load_images
-from maskdm.data.manifest import Role, read_manifest
-from maskdm.data.sources import open_source
+from maskdm.data.cache import ImageSet
+from maskdm.data.manifest import Manifest, read_manifest
+from maskdm.data.roles import Role, group_names
 from maskdm.errors import InputError
 from maskdm.training.config import ModelSpec
 from maskdm.training.console import Console
+from maskdm.training.prepare import load_as, prepare
 from maskdm.training.run import read_config
-from maskdm.training.start import prepare, usual_cache
 from maskdm.training.weights import find, read
 
 ROLES: tuple[Role, ...] = ("member", "heldout", "calibration")
@@ -108,70 +108,75 @@ def of_run(run: Path, which: str, console: Console, *, seed: int, group_by: str 
     """A run's weights, and its own split; of each role at most 10,000 pictures, at random.
 
     Raises:
-        InputError: no such run or weights, no held-out or calibration pictures, or anything that is not as recorded.
+        InputError: no such run or weights, too few pictures of a role, or anything that is not as recorded.
     """
-    if not (run / "config.yaml").is_file():
-        owner = run.parent.parent
-        if run.is_file() and (owner / "config.yaml").is_file():
-            raise InputError(f"audit: {run} belongs to a run; audit it by --weights or --stage: maskdm audit {owner}")
-        raise InputError(
-            f"audit: {run} is no run; give a run's folder, or --members and --nonmembers with a weights file"
-        )
+    _require_run(run)
     path = find(run, which)
-    found = read(path)
-    manifest = read_manifest(run)
+    found, manifest = read(path), read_manifest(run)
     if found.facts.get("manifest_sha256") != manifest.sha256:
         raise InputError(
             f"audit: {path} was not trained by the manifest of {run}; put back the files of one run, or train it again"
         )
-    config = read_config(run)
-    pictures = prepare(config, console).pictures
+    pictures = prepare(read_config(run), console).pictures
     manifest.check(pictures)  # by the bytes of every file
-    for name in ROLES:
-        count = len(manifest.indices(name))
-        if count < LEAST:
-            raise InputError(
-                f"audit: {run} has {count} pictures of the role {name}, wanted at least {LEAST}; without them "
-                "membership cannot be told: train with more data.heldout and data.calibration, or give --members and "
-                "--nonmembers"
-            )
-    good = [record for record in manifest.records if record.sha256_px is not None]
-    groups = _groups(pictures, group_by, [record.group for record in good])
-
-    def part(name: Role) -> Pictures:
-        rows = manifest.indices(name)
-        if len(rows) > MOST:
-            rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MOST])
-        return Pictures(
-            pictures.images[rows],
-            tuple(str(good[row].sha256_px) for row in rows),
-            None if pictures.labels is None or not found.spec.class_names else pictures.labels[rows],
-            None if groups is None else tuple(groups[row] for row in rows),
-        )
-
-    members, heldout, calibration = (part(role) for role in ROLES)
-    for pictures_of_role in (members, heldout, calibration):
-        _check_pixels(pictures_of_role)
+    members, heldout, calibration = _roles(run, manifest, pictures, found.spec, seed, group_by)
+    certified = manifest.head.split == "keyed"
     remarks = []
-    if manifest.head.split != "keyed":
+    if not certified:
         remarks.append("the held-out pictures were given (data.heldout_by), not drawn: the split is not certified")
     if manifest.head.parent_sha256 is not None:
         remarks.append(
             "training began with another run's weights: what that run saw is not asked about here, audit it by itself"
         )
-    certified = manifest.head.split == "keyed"
     return Subject(
-        path,
-        _sha256(path),
-        found.spec,
-        found.facts,
-        members,
-        heldout,
-        calibration,
-        certified,
-        tuple(remarks),
-        manifest.sha256,
+        weights=path,
+        sha256=_sha256(path),
+        spec=found.spec,
+        facts=found.facts,
+        members=members,
+        heldout=heldout,
+        calibration=calibration,
+        certified=certified,
+        remarks=tuple(remarks),
+        manifest=manifest.sha256,
     )
+
+
+def _require_run(run: Path) -> None:
+    if (run / "config.yaml").is_file():
+        return
+    owner = run.parent.parent
+    if run.is_file() and (owner / "config.yaml").is_file():
+        raise InputError(f"audit: {run} belongs to a run; audit it by --weights or --stage: maskdm audit {owner}")
+    raise InputError(f"audit: {run} is no run; give a run's folder, or --members and --nonmembers with a weights file")
+
+
+def _roles(
+    run: Path, manifest: Manifest, pictures: ImageSet, spec: ModelSpec, seed: int, group_by: str | None
+) -> list[Pictures]:
+    """Members, held-out and calibration pictures, each as the manifest names it to the last pixel."""
+    good = [record for record in manifest.records if record.sha256_px is not None]
+    groups = _groups(pictures, group_by, [record.group for record in good])
+    found = []
+    for role in ROLES:
+        rows = manifest.indices(role)
+        if len(rows) < LEAST:
+            raise InputError(
+                f"audit: {run} has {len(rows)} pictures of the role {role}, wanted at least {LEAST}; without them "
+                "membership cannot be told: train with more data.heldout and data.calibration, or give --members and "
+                "--nonmembers"
+            )
+        if len(rows) > MOST:
+            rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MOST])
+        part = Pictures(
+            pictures.images[rows],
+            tuple(str(good[row].sha256_px) for row in rows),
+            None if pictures.labels is None or not spec.class_names else pictures.labels[rows],
+            None if groups is None else tuple(groups[row] for row in rows),
+        )
+        _check_pixels(part)
+        found.append(part)
+    return found
 
 
 def of_folders(weights: Path, which: str, members: str, nonmembers: str, console: Console, seed: int) -> Subject:
@@ -182,7 +187,7 @@ def of_folders(weights: Path, which: str, members: str, nonmembers: str, console
     path = find(weights, which)
     found = read(path)
     given = ((members, "--members"), (nonmembers, "--nonmembers"))
-    sets = [load_as(name, option, found.spec, console) for name, option in given]
+    sets = [pictures_of(name, option, found.spec, console) for name, option in given]
     parts = [_pictures(images, found.spec) for images in sets]
     known = set(parts[0].ids)
     both = sum(digest in known for digest in parts[1].ids)
@@ -207,17 +212,10 @@ def of_folders(weights: Path, which: str, members: str, nonmembers: str, console
     )
 
 
-def load_as(name: str, option: str, spec: ModelSpec, console: Console) -> ImageSet:
-    """Pictures in the size that a model makes."""
+def pictures_of(data: str, option: str, spec: ModelSpec, console: Console) -> ImageSet:
+    """Pictures that `option` names, in the size that a model makes."""
     try:
-        return load_images(
-            open_source(name),
-            cache_dir=usual_cache(),
-            say=console.warn,
-            image_size=spec.image_size,
-            channels=spec.channels,
-            progress=console.bar,
-        )
+        return load_as(data, console, (*spec.image_size, spec.channels))
     except InputError as error:
         raise InputError(f"{option}: {error}") from None
 
@@ -235,8 +233,6 @@ def _pictures(images: ImageSet, spec: ModelSpec) -> Pictures:
 
 def _groups(pictures: ImageSet, group_by: str | None, recorded: Sequence[str | None]) -> list[str] | None:
     """The names of groups: by `--group-by`, else as recorded, else none."""
-    from maskdm.data.roles import group_names
-
     if group_by is not None:
         return group_names(pictures.names, group_by)
     if any(name is None for name in recorded):

@@ -10,8 +10,6 @@ from maskdm.commands.parsing import Commands, command, own_backbone
 from maskdm.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from maskdm.audit.generation import Encode
     from maskdm.audit.subject import Subject
     from maskdm.training.console import Console
@@ -112,7 +110,9 @@ def _one(a: argparse.Namespace, path: Path) -> int:
         write_scores,
     )
     from maskdm.audit.page import write_pages
+    from maskdm.audit.subject import pictures_of
     from maskdm.data.pictures import check_folder, make_folder
+    from maskdm.measuring.evaluate import without_grid
     from maskdm.training.console import Console
     from maskdm.training.runtime import join
     from maskdm.training.weights import load
@@ -124,7 +124,9 @@ def _one(a: argparse.Namespace, path: Path) -> int:
     encoders = tuple((name, _encoder(name)) for name in a.encoder)
     subject, flips = _subject(a, path, console)
     denoiser = load(subject.weights, device=runtime.device, backbone=own_backbone(a.backbone))
-    made = None if a.generated is None else _pictures(a.generated, subject, console)
+    made = None
+    if a.generated is not None:
+        made = without_grid(pictures_of(a.generated, "--generated", subject.spec, console))
     options = Options(a.profile, a.seed, a.batch_size, flips, made, encoders)
     size = SIZES[a.profile]
     if a.num is not None or made is not None:
@@ -172,16 +174,6 @@ def _subject(a: argparse.Namespace, path: Path, console: Console) -> tuple[Subje
         return of_folders(path, which, a.members, a.nonmembers, console, a.seed), False
     subject = of_run(path, which, console, seed=a.seed, group_by=a.group_by)
     return subject, read_config(path).data.flip > 0
-
-
-def _pictures(data: str, subject: Subject, console: Console) -> np.ndarray:
-    import numpy as np
-
-    from maskdm.audit.subject import load_as
-
-    pictures = load_as(data, "--generated", subject.spec, console)
-    sampled = any(name.startswith("seed-") for name in pictures.names)
-    return pictures.images[np.flatnonzero([not (sampled and name == "grid.png") for name in pictures.names])]
 
 
 def _encoder(name: str) -> Encode:

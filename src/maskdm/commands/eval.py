@@ -76,9 +76,11 @@ def add(commands: Commands) -> None:
 
 def _eval(a: argparse.Namespace) -> None:
     from maskdm.data.pictures import check_folder
+    from maskdm.measuring.evaluate import without_grid
     from maskdm.measuring.features import check
     from maskdm.method.sampling import check_counts
     from maskdm.training.console import Console
+    from maskdm.training.prepare import load_as
     from maskdm.training.runtime import join
 
     check(a.features, a.weights)
@@ -98,7 +100,11 @@ def _eval(a: argparse.Namespace) -> None:
             denoiser = _denoiser(a, runtime) if _is_model(a.subject) else None
             reference = _reference(a, console, denoiser)
             features = _features(a, runtime, console, reference) if runtime.main else None
-        made = _made(a, denoiser, reference, runtime, console) if denoiser else _loaded(a, console, reference)
+        made = (
+            _made(a, denoiser, reference, runtime, console)
+            if denoiser
+            else without_grid(load_as(str(a.subject), console, reference.shape))
+        )
         if features is not None:
             _score(a, made, reference, features, console)
         runtime.barrier()
@@ -112,7 +118,7 @@ def _score(a: argparse.Namespace, made: np.ndarray, real: Real, features: Featur
     from maskdm.data.pictures import make_folder
     from maskdm.measuring import evaluate
     from maskdm.measuring.report import write_report
-    from maskdm.training.start import usual_cache
+    from maskdm.training.prepare import usual_cache
 
     reference = real.reference
     total = sum(len(part) for part in (made, reference.real, reference.known) if part is not None)
@@ -177,6 +183,7 @@ def _denoiser(a: argparse.Namespace, runtime: Runtime) -> Denoiser:
 
 def _reference(a: argparse.Namespace, console: Console, denoiser: Denoiser | None) -> Real:
     from maskdm.measuring.evaluate import Reference, read_statistics
+    from maskdm.training.prepare import load_as
 
     if a.reference is None:
         if not (a.subject / "config.yaml").is_file():
@@ -186,7 +193,7 @@ def _reference(a: argparse.Namespace, console: Console, denoiser: Denoiser | Non
         statistics = read_statistics(Path(a.reference))
         if statistics is not None:
             return Real(Reference(None, statistics))
-    pictures = _load(a.reference, console, (*denoiser.image_size, denoiser.channels) if denoiser else None)
+    pictures = load_as(a.reference, console, (*denoiser.image_size, denoiser.channels) if denoiser else None)
     height, width, channels = pictures.images.shape[1:]
     if denoiser is not None and any(size != (height, width) for size in pictures.source_sizes):
         console.warn(f"--reference: its pictures are resized to the model's {height} x {width} x {channels}")
@@ -205,8 +212,8 @@ def _own(run: Path, console: Console) -> Real:
 
     from maskdm.data.manifest import read_manifest
     from maskdm.measuring.evaluate import Reference
+    from maskdm.training.prepare import prepare
     from maskdm.training.run import read_config
-    from maskdm.training.start import prepare
 
     pictures = prepare(read_config(run), console).pictures
     manifest = read_manifest(run)
@@ -228,15 +235,16 @@ def _own(run: Path, console: Console) -> Real:
 
 
 def _features(a: argparse.Namespace, runtime: Runtime, console: Console, real: Real) -> Features:
+    from maskdm.measuring.encoder import on_members
     from maskdm.measuring.features import pick
-    from maskdm.training.start import usual_cache
+    from maskdm.training.prepare import usual_cache
 
     def pictures() -> tuple[np.ndarray, np.ndarray | None]:
         """What an encoder is trained on: of training and reference pictures whichever are more."""
         reference, known = real.reference.real, real.reference.known
         if reference is None:
             raise InputError("--features: encoder is trained on the reference, which has no pictures but statistics")
-        if known is not None and len(known) >= len(reference):
+        if known is not None and on_members(len(known), len(reference)):
             return known, real.known_labels
         return reference, real.labels
 
@@ -250,34 +258,10 @@ def _features(a: argparse.Namespace, runtime: Runtime, console: Console, real: R
     )
 
 
-def _load(path: str, console: Console, size: tuple[int, int, int] | None) -> ImageSet:
-    from maskdm.data.cache import load_images
-    from maskdm.data.sources import open_source
-    from maskdm.training.start import usual_cache
-
-    return load_images(
-        open_source(path),
-        cache_dir=usual_cache(),
-        say=console.warn,
-        image_size="auto" if size is None else size[:2],
-        channels="auto" if size is None else size[2],
-        progress=console.bar,
-    )
-
-
 def _all(pictures: ImageSet) -> np.ndarray:
     import numpy as np
 
     return pictures.images[np.arange(len(pictures))]
-
-
-def _loaded(a: argparse.Namespace, console: Console, real: Real) -> np.ndarray:
-    """Pictures that were made before, in the size of the reference; without the grid that `sample` lays beside them."""
-    import numpy as np
-
-    pictures = _load(str(a.subject), console, real.shape)
-    sampled = any(name.startswith("seed-") for name in pictures.names)
-    return pictures.images[np.flatnonzero([not (sampled and name == "grid.png") for name in pictures.names])]
 
 
 def _made(a: argparse.Namespace, denoiser: Denoiser, real: Real, runtime: Runtime, console: Console) -> np.ndarray:

@@ -99,22 +99,20 @@ def _ratios(text: str) -> list[float]:
 
 def _task(a: argparse.Namespace, rest: Words, console: Console) -> Task | None:
     """The task on the pictures that were given, or None where there are none."""
-    import numpy as np
-
     from maskdm.training import runtime as machine
-    from maskdm.training.start import describe, prepare, task_of
+    from maskdm.training.prepare import prepare, task_of
+    from maskdm.training.start import describe
 
     config = resolved(a, settings_words(a, rest))
     if not config.data.path:
         return None
     prepared, runtime = prepare(config, console), machine.start(config.train)
     describe(prepared, runtime, console)
-    members = np.flatnonzero([role == "member" for role in prepared.roles])
-    return task_of(prepared, runtime, members)
+    return task_of(prepared, runtime, prepared.rows("member"))
 
 
 def _synthetic(a: argparse.Namespace, rest: Words) -> Task:
     """The task on noise in memory."""
-    from maskdm.training.start import synthetic
+    from maskdm.training.prepare import synthetic
 
     return synthetic(resolved(a, settings_words(a, rest)))

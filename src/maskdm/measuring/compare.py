@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-import numpy as np
-
 from maskdm.errors import InputError
 from maskdm.measuring.comparison import PRETRAINED, Comparison, arm_config, check_alike, pretrained_config
 from maskdm.measuring.pace import key_of, paces
@@ -25,9 +23,10 @@ from maskdm.training.batches import TrainingSet
 from maskdm.training.config import Config
 from maskdm.training.console import Console
 from maskdm.training.flops import training_flops
+from maskdm.training.prepare import Data, Prepared, prepare, read_data, task_of
 from maskdm.training.run import finished, list_runs, read_config, read_metrics, same_settings
 from maskdm.training.runtime import Runtime
-from maskdm.training.start import Data, Prepared, Scorer, prepare, read_data, start, task_of
+from maskdm.training.start import Scorer, start
 from maskdm.training.step import Task
 from maskdm.training.transfer import Read
 
@@ -179,8 +178,7 @@ def seconds(runs: Mapping[str, Prepared], folder: Path) -> dict[str, list[float]
         runtime = machine.start(prepared.config.train)
         key = (id(prepared.pictures), len(prepared.spec.class_names))
         if key not in data:
-            members = np.flatnonzero([role == "member" for role in prepared.roles])
-            data[key] = task_of(prepared, runtime, members).data
+            data[key] = task_of(prepared, runtime, prepared.rows("member")).data
         tasks[name] = list(_stage_tasks(prepared, data[key], runtime))
     known = paces({key_of(task): task for found in tasks.values() for task in found}, folder / PACES)
     return {name: [known[key_of(task)] for task in found] for name, found in tasks.items()}

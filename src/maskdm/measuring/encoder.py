@@ -81,6 +81,11 @@ def trained(
     return network.eval().requires_grad_(False), key
 
 
+def on_members(members: int, heldout: int) -> bool:
+    """Whether the encoder of a run is trained on its members, or on the held-out pictures, where these are more."""
+    return members >= heldout
+
+
 def _train(network: Encoder, images: np.ndarray, labels: np.ndarray | None, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.05)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from maskdm.data.cache import ImageSet
 from maskdm.errors import InputError
 from maskdm.measuring import metrics
 from maskdm.measuring.features import Features, cached
@@ -91,6 +92,12 @@ def evaluate(
         name = "cosine distance to the nearest training picture, reference"
         scores.append(Score(name, float(usual.mean()), len(real)))
     return scores
+
+
+def without_grid(pictures: ImageSet) -> np.ndarray:
+    """All pictures of a set, (N, H, W, C) uint8, but for the grid that `maskdm sample` lays beside those it made."""
+    sampled = any(name.startswith("seed-") for name in pictures.names)
+    return pictures.images[np.flatnonzero([not (sampled and name == "grid.png") for name in pictures.names])]
 
 
 def remark(n: int, real: int | None) -> str:

@@ -12,12 +12,13 @@ import numpy as np
 
 from maskdm.errors import InputError
 from maskdm.measuring import metrics
+from maskdm.measuring.encoder import on_members
 from maskdm.measuring.features import Features, cached, pick
 from maskdm.measuring.metrics import Float64
 from maskdm.training.console import Console
 from maskdm.training.loop import Scores
+from maskdm.training.prepare import Prepared, cache_dir
 from maskdm.training.runtime import Runtime
-from maskdm.training.start import Prepared, cache_dir
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ def scorer(prepared: Prepared, runtime: Runtime, console: Console) -> Scorer:
     """
     wanted, cache = prepared.config.eval.scores, cache_dir(prepared.config)
     assert wanted is not None, "asked for only where scores are"
-    rows = {role: np.flatnonzero([r == role for r in prepared.roles]) for role in ("member", "heldout")}
-    real = prepared.pictures.images[rows["heldout"]]
+    members, heldout = prepared.rows("member"), prepared.rows("heldout")
+    real = prepared.pictures.images[heldout]
 
     def pictures() -> tuple[np.ndarray, np.ndarray | None]:
-        chosen = larger(rows["member"], rows["heldout"])
+        chosen = members if on_members(len(members), len(heldout)) else heldout
         labels = prepared.pictures.labels
         return prepared.pictures.images[chosen], None if labels is None else labels[chosen]
 
@@ -70,7 +71,7 @@ def scorer(prepared: Prepared, runtime: Runtime, console: Console) -> Scorer:
     except InputError as error:
         raise InputError(f"eval.scores: {str(error).removeprefix('--features: ')}") from None
     labels = prepared.pictures.labels if prepared.spec.class_names else None
-    like = None if labels is None else labels_like(labels[rows["heldout"]], prepared.config.eval.score_images)
+    like = None if labels is None else labels_like(labels[heldout], prepared.config.eval.score_images)
     return Scorer(features, cached(features, real, cache / "features", lambda images: None), like)
 
 
@@ -78,8 +79,3 @@ def labels_like(labels: np.ndarray, num: int) -> list[int]:
     """`num` labels, as often as they occur among `labels`, in the same order."""
     chosen: list[int] = labels[np.linspace(0, len(labels) - 1, num).round().astype(int)].tolist()
     return chosen
-
-
-def larger(members: np.ndarray, heldout: np.ndarray) -> np.ndarray:
-    """Rows of the pictures that an encoder is trained on: of a run, whichever are more."""
-    return members if len(members) >= len(heldout) else heldout

@@ -1,85 +1,33 @@
-"""From settings to a run: pictures read and split, network and masks checked, folder opened, loop started.
-
-Everything that can be wrong is looked at before the folder is made, so that bad input leaves nothing behind.
-"""
+"""From a prepared task to a run: told, folder opened, split on record, loop started; bad input leaves nothing behind."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
 
 from maskdm import __version__
-from maskdm.data.cache import ImageSet, load_images
 from maskdm.data.manifest import Manifest, read_manifest, write_manifest
-from maskdm.data.roles import Role, assign_roles, given_roles, group_names, matching, read_salt
-from maskdm.data.sources import open_source, settled_path
 from maskdm.errors import InputError
-from maskdm.method.mask_plan import MaskPlan
-from maskdm.method.patches import patch_grid
-from maskdm.method.times import sampling_times
 from maskdm.training import build, checkpoint, transfer
 from maskdm.training import runtime as machine
-from maskdm.training.batches import TrainingSet
-from maskdm.training.config import Config, ModelSpec, as_size, to_dict
+from maskdm.training.config import Config, to_dict
 from maskdm.training.console import Console
 from maskdm.training.loop import Score, Training, train
-from maskdm.training.masks import mask_plans, remarks
+from maskdm.training.masks import remarks
 from maskdm.training.monitor import HeldOut, check_trackers, trackers
+from maskdm.training.prepare import Prepared, prepare, task_of
 from maskdm.training.run import Run, check_writable, find_resumable, find_run, open_run, write_env
 from maskdm.training.runtime import Runtime
 from maskdm.training.stages import total_steps
-from maskdm.training.step import Task
-from maskdm.training.store import place
 from maskdm.training.transfer import Read
 from maskdm.training.weights import Facts
 
-Scorer = Callable[["Prepared", Runtime, Console], Score]
+Scorer = Callable[[Prepared, Runtime, Console], Score]
 """Makes what scores pictures along the way (`eval.scores`)."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """All pictures that could be read, and of every one of them its role and, where there are groups, its group."""
-
-    pictures: ImageSet
-    roles: list[Role]
-    groups: list[str] | None
-
-
-ReadData = Callable[[Config, Console], Data]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Settings with nothing left on `auto` that decides the model, and the pictures they speak of.
-
-    Attributes:
-        config: the settings.
-        pictures: all that could be read.
-        roles: of every picture, in the same order.
-        groups: likewise, or None.
-        spec: the model.
-        masks: of every stage, on the model's grid.
-    """
-
-    config: Config
-    pictures: ImageSet
-    roles: list[Role]
-    groups: list[str] | None
-    spec: ModelSpec
-    masks: tuple[MaskPlan, ...]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Pictures of every role."""
-        return {role: self.roles.count(role) for role in get_args(Role)} | {"excluded": len(self.pictures.bad)}
 
 
 def start(
@@ -144,81 +92,6 @@ def dry_run(
     console.say(f"would go on with {found}" if found else f"would begin a run in {output_dir}")
     for line in plan(prepared):
         console.say(line)
-
-
-def prepare(config: Config, console: Console, read: ReadData | None = None) -> Prepared:
-    """Reads (by `read_data`, if nothing else is given) and splits the pictures, settles the model, checks its masks."""
-    if not config.data.path:
-        raise InputError("--data: missing; give a folder of pictures, a .zip, .tar or .npz, or hf:NAME")
-    if not isinstance(config.data.image_size, str):  # what can be refused before anything is decoded
-        patch_grid(as_size(config.data.image_size), config.model.patch_size)
-    config = config.model_copy(update={"model": build.settled(config.model)})
-    side = config.model.patch_size
-    with torch.device("meta"):
-        build.backbone(ModelSpec(model=config.model, process=config.process, image_size=(side, side), channels=3))
-    build.check_process(config.process)
-    data = (read or read_data)(config, console)
-    pictures = data.pictures
-    height, width, channels = pictures.images.shape[1:]
-    settled = config.data.model_copy(
-        update={"path": settled_path(config.data.path), "image_size": (height, width), "channels": channels}
-    )
-    config = config.model_copy(update={"data": settled})
-    spec = ModelSpec(
-        model=config.model,
-        process=config.process,
-        image_size=(height, width),
-        channels=channels,
-        class_names=pictures.class_names if config.model.classes == "auto" else (),
-    )
-    try:
-        sampling_times(build.process(spec.process), build.prediction(spec.process), config.eval.sample_steps)
-    except InputError as error:
-        raise InputError(f"eval.sample_steps: {error}") from None
-    return Prepared(config, pictures, data.roles, data.groups, spec, mask_plans(config, spec))
-
-
-def read_data(config: Config, console: Console) -> Data:
-    """Reads and splits the pictures."""
-    data, cache = config.data, cache_dir(config)
-    pictures = load_images(
-        open_source(data.path),
-        cache_dir=cache,
-        say=console.warn,
-        image_size=data.image_size,
-        channels=data.channels,
-        background=data.background,
-        on_bad_image=data.on_bad_image,
-        keep=data.store != "stream",
-        progress=console.bar,
-    )
-    groups = group_names(pictures.names, data.group_by)
-    salt = read_salt(data.salt, cache)
-    if data.heldout_by is not None:
-        given = matching(pictures.names, data.heldout_by)
-        roles = given_roles(
-            pictures.sha256_px, groups, given, salt=salt, files=pictures.sha256, calibration=data.calibration
-        )
-    else:
-        roles = assign_roles(
-            pictures.sha256_px,
-            groups,
-            salt=salt,
-            files=pictures.sha256,
-            heldout=data.heldout,
-            calibration=data.calibration,
-        )
-    return Data(pictures, roles, groups)
-
-
-def cache_dir(config: Config) -> Path:
-    """Where decoded pictures are kept."""
-    return usual_cache() if config.data.cache_dir == "auto" else Path(config.data.cache_dir).expanduser()
-
-
-def usual_cache() -> Path:
-    """The same where nobody says otherwise."""
-    return Path(os.environ.get("MASKDM_CACHE") or Path.home() / ".cache" / "maskdm")
 
 
 def check_batches(config: Config, runtime: Runtime) -> None:
@@ -344,32 +217,6 @@ def _run(
         track=trackers(config.log.track, run.path, to_dict(config)) if runtime.main else (),
     )
     train(training)
-
-
-def task_of(prepared: Prepared, runtime: Runtime, members: np.ndarray) -> Task:
-    """What is learned from the pictures in the rows `members`, on this machine."""
-    config, spec, pictures = prepared.config, prepared.spec, prepared.pictures
-    images = place(pictures.images, runtime.device, config.data.store, runtime.local_world_size)
-    labels = pictures.labels if spec.class_names else None
-    return Task(config, spec, TrainingSet(images, members, labels, len(spec.class_names)), prepared.masks, runtime)
-
-
-SYNTHETIC = 512
-"""Pictures of a synthetic set: more than a cache of the CPU holds."""
-
-
-def synthetic(config: Config) -> Task:
-    """The same with pictures of noise in memory, at 64 px and in RGB where the settings leave that to the data."""
-    data = config.data
-    height, width = as_size(64 if isinstance(data.image_size, str) else data.image_size)
-    channels = 3 if isinstance(data.channels, str) else data.channels
-    config = config.model_copy(update={"model": build.settled(config.model)})
-    spec = ModelSpec(model=config.model, process=config.process, image_size=(height, width), channels=channels)
-    build.check_process(config.process)
-    runtime = machine.start(config.train)
-    images = np.random.default_rng(0).integers(256, size=(SYNTHETIC, height, width, channels), dtype=np.uint8)
-    store = place(images, runtime.device, data.store, runtime.local_world_size)
-    return Task(config, spec, TrainingSet(store, np.arange(SYNTHETIC), None, 0), mask_plans(config, spec), runtime)
 
 
 def _record_manifest(prepared: Prepared, run: Run, read: Read) -> None:
