@@ -385,6 +385,17 @@ def test_no_attack_is_load_bearing(monkeypatch):
         assert verdict(found, [PASSED]).name == "LEAKAGE DETECTED", left_out
 
 
+def test_pictures_of_groups_are_not_counted_as_independent():
+    """Ten pictures of one person stand out: no finding about the others."""
+    quiet = scored(0.0, 2000)
+    m = quiet.members.copy()
+    m[:60] += 6
+    names = ["one"] * 60 + [f"p{i}" for i in range(1940)]
+    groups = (names, [f"h{i}" for i in range(2000)], [f"c{i}" for i in range(2000)])
+    assert detected(Scored("primary", (m, quiet.heldout), m, quiet.heldout, quiet.calibration))
+    assert not detected(Scored("primary", (m, quiet.heldout), m, quiet.heldout, quiet.calibration, groups))
+
+
 def test_classes_and_groups_by_themselves():
     spec = ModelSpec(
         model=ModelConfig(), process=ProcessConfig(), image_size=(8, 8), channels=3, class_names=("a", "b", "c")

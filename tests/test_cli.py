@@ -368,7 +368,7 @@ def test_ctrl_c_before_there_is_anything_to_save(digits_npz, tiny, tmp_path, mon
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("maskdm.training.start.load_images", interrupt)
+    monkeypatch.setattr("maskdm.training.prepare.load_images", interrupt)
     assert main(["train", "--data", str(digits_npz), "--output-dir", str(tmp_path / "runs"), *tiny]) == 130
     assert capsys.readouterr().err == "maskdm: interrupted before anything was to be saved\n"
     assert snapshot(tmp_path) == {}

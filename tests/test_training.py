@@ -362,6 +362,17 @@ def test_keep_and_latest(digits_npz, tmp_path):
     assert (folder / "checkpoints" / "latest").resolve().name == "step-0000040"
 
 
+def test_killed_while_an_old_checkpoint_was_removed_after_the_last_save(digits_npz, tmp_path):
+    folder = run(settings(digits_npz), tmp_path)
+    left = folder / "checkpoints" / ".step-0000001"
+    left.mkdir()
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:-1]))  # as if its end had not been recorded
+    assert run(settings(digits_npz), tmp_path) == folder
+    assert not left.exists()
+    assert read_metrics(folder)[-1]["event"] == "end"
+
+
 def test_fp16_and_bf16_train(digits_npz, tmp_path):
     for precision in ("fp16", "bf16"):
         folder = run(settings(digits_npz, f"train.mixed_precision={precision}"), tmp_path)

@@ -181,7 +181,7 @@ VERSION = "maskdm-audit-v1"
 
 
 def quick(draws: int = 2) -> list[Attack]:
-    """Ten calls a picture."""
+    """Nine calls a picture."""
     return [
         *(sima(sigma) for sigma in SIGMAS[:3]),
         *pia(SIGMAS[1:2]),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from maskdm.audit.generation import Encode, Share
 from maskdm.audit.measure import Control, Scored, tensor
 from maskdm.audit.subject import Subject, described
 from maskdm.audit.verdict import Verdict, verdict
+from maskdm.data.manifest import write_private
 from maskdm.errors import InputError, StorageError
 from maskdm.method.denoiser import Denoiser
 from maskdm.method.loss import fixed_questions, image_error
@@ -34,7 +35,6 @@ from maskdm.training.console import Console
 Profile = Literal["quick", "standard", "full"]
 SCHEMA = "maskdm-audit/1"
 FEWEST_OF_A_CLASS = 30
-EXPOSED = 20
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ SIZES: dict[Profile, Size] = {
     "standard": Size(2000, 2000, 1000, 4, 1000),
     "full": Size(10_000, 10_000, 5000, 4, 10_000),
 }
+ASKED = 1000
+"""Pictures of each role on which errors are measured, at most."""
 UNTRAINED = 500
 """Pictures of each role that the untrained network is asked about, at most."""
 
@@ -119,7 +121,7 @@ def calls(subject: Subject, size: Size, options: Options, listed: Sequence[Attac
     few = sum(min(len(role), UNTRAINED) for role in (subject.members, subject.heldout, subject.calibration))
     fresh = sum(attack.calls for attack in attacks.primary(size.draws)) * few
     made = 0 if options.made is not None else size.made * STEPS
-    return pictures * each + fresh + made + len(subject.members) + len(subject.heldout)
+    return pictures * each + fresh + made + min(len(subject.members), ASKED) + min(len(subject.heldout), ASKED)
 
 
 def seconds_a_call(denoiser: Denoiser, subject: Subject, batch_size: int) -> float:
@@ -223,7 +225,7 @@ def audit(
         errors(denoiser, subject, options.batch_size),
         by_class(primary, subject),
         by_group(primary, subject),
-        statistics.welch(primary.members, primary.heldout),
+        set_level(primary),
         time.perf_counter() - since,
         made,
     )
@@ -251,9 +253,9 @@ def generate(denoiser: Denoiser, count: int, options: Options, console: Console)
 
 @torch.no_grad()
 def errors(denoiser: Denoiser, subject: Subject, batch_size: int) -> tuple[float, float]:
-    """Mean squared error of the estimated image on members and on held-out pictures."""
+    """Mean squared error of the estimated image on members and on held-out pictures, 1,000 of each at most."""
     found = []
-    for role in (subject.members, subject.heldout):
+    for role in (subject.members.some(ASKED, 0), subject.heldout.some(ASKED, 0)):
         x_0 = tensor(role.images)
         t, eps = fixed_questions(denoiser, x_0.shape)
         labels = None if role.labels is None else torch.from_numpy(role.labels)
@@ -276,8 +278,21 @@ def by_class(primary: Scored, subject: Subject) -> tuple[tuple[str, statistics.A
     for number, name in enumerate(subject.spec.class_names):
         m, h = primary.members[members == number], primary.heldout[heldout == number]
         if min(len(m), len(h)) >= FEWEST_OF_A_CLASS:
-            found.append((name, statistics.auc(m, h)))
+            clusters = None
+            if subject.members.groups is not None and subject.heldout.groups is not None:
+                clusters = (
+                    np.array(subject.members.groups)[members == number].tolist(),
+                    np.array(subject.heldout.groups)[heldout == number].tolist(),
+                )
+            found.append((name, statistics.auc(m, h, clusters)))
     return tuple(found)
+
+
+def set_level(primary: Scored) -> float:
+    """p that members score no higher on average; pictures of one group count as one."""
+    if primary.groups is None:
+        return statistics.welch(primary.members, primary.heldout)
+    return statistics.welch(_means(primary.members, primary.groups[0]), _means(primary.heldout, primary.groups[1]))
 
 
 def by_group(primary: Scored, subject: Subject) -> statistics.Auc | None:
@@ -370,22 +385,19 @@ def write_scores(path: Path, found: Audit) -> None:
     for each in found.scored:
         arrays |= {f"{each.name}/members": each.members, f"{each.name}/heldout": each.heldout}
         arrays |= {f"{each.name}/raw_members": each.raw[0], f"{each.name}/raw_heldout": each.raw[1]}
-    private(path, lambda aside: np.savez(aside, **arrays))
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    private(path, content.getvalue())
 
 
-def private(path: Path, write: Callable[[Any], object]) -> None:
+def private(path: Path, content: bytes) -> None:
     """A file that only its owner reads, whole or not at all: it says who was in the training set."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            write(file)
-        aside.replace(path)
+        write_private(path, content)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, page: Mapping[str, Any]) -> None:
     """The record."""
-    private(path, lambda file: file.write((json.dumps(page, indent=2) + "\n").encode()))
+    private(path, (json.dumps(page, indent=2) + "\n").encode())

@@ -25,6 +25,8 @@ LEVEL = 0.99
 """Of the intervals by which controls are judged: several of them are, and each may be wrong by chance."""
 MEMORISED = 256
 """Members that a closed form knows by heart."""
+AT_ONCE = 512
+"""Pictures that are floats at one time."""
 Report = Callable[[int], object]
 
 
@@ -108,6 +110,15 @@ def score(
 
 
 def _scores(
+    eye: Eye, attacks: Sequence[Attack], pictures: Pictures, batch_size: int, flips: bool, report: Report
+) -> Mapping[str, Float64]:
+    starts = range(0, len(pictures), AT_ONCE)
+    some = (pictures.take(np.arange(start, min(start + AT_ONCE, len(pictures)))) for start in starts)
+    found = [_scores_of(eye, attacks, part, batch_size, flips, report) for part in some]
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+
+def _scores_of(
     eye: Eye, attacks: Sequence[Attack], pictures: Pictures, batch_size: int, flips: bool, report: Report
 ) -> Mapping[str, Float64]:
     labels = None if pictures.labels is None else torch.from_numpy(pictures.labels)

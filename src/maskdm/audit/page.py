@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from maskdm.audit import charts
 from maskdm.audit.attacks import PRIMARY
 from maskdm.audit.audit import Audit
 from maskdm.audit.generation import nearest, pixels
+from maskdm.data.pictures import to_picture
 from maskdm.measuring import page, wording
 from maskdm.measuring.markup import Html, tag
+from maskdm.measuring.run_folder import Picture
 
 STATES = {
     "LEAKAGE DETECTED": "bad",
@@ -280,12 +280,10 @@ def _neighbours(found: Audit) -> Html:
 
 
 def _image(pixels: np.ndarray) -> Html:
-    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
-    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if mode == "L" else pixels), mode)
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    data = base64.b64encode(out.getvalue()).decode("ascii")
-    return tag("img", src=f"data:image/png;base64,{data}", alt="three pictures side by side", class_="pixelated")
+    picture, out = to_picture(pixels), io.BytesIO()
+    picture.save(out, "PNG")
+    alt = "generated, nearest member, nearest held-out picture"
+    return page.image(Picture(out.getvalue(), picture.width, picture.height), alt)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

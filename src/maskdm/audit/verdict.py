@@ -49,7 +49,12 @@ class Verdict:
 
 
 def detected(primary: Scored) -> bool:
-    """Whether the AUC, or the members found at 1 % false positives, are more than chance allows."""
+    """Whether the AUC, or the members found at 1 % false positives, are more than chance allows.
+
+    The second counts pictures as independent, and is left out where they are of groups.
+    """
+    if primary.groups is not None:
+        return primary.auc.lower(LEVEL) > 0.5
     point = statistics.operating(primary.members, primary.heldout, 0.01)
     level = 2 * LEVEL - 1  # a two-sided interval whose ends are bounds of LEVEL
     at_low_fpr = point is not None and point.tpr_interval(level)[0] > point.fpr_interval(level)[1]

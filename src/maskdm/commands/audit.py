@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskdm.commands.parsing import Commands, command, own_backbone
+from maskdm.commands.parsing import Commands, add_machine, command, own_backbone
 from maskdm.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ def add(commands: Commands) -> None:
         "--include-training-images", action="store_true", help="show nearest members in the report (private)"
     )
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of pictures (default: 0)")
-    p.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures at once (default: 64)")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    add_machine(p)
     p.add_argument("--output", "-o", "--out", type=Path, metavar="DIR", help="default: audit, in the run's folder")
     p.set_defaults(run=_audit)
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maskdm.commands.parsing import Commands, command, numbers
 from maskdm.commands.words import Words, check_words
 from maskdm.errors import InputError
+
+if TYPE_CHECKING:
+    from maskdm.measuring.compare import Plan
+    from maskdm.measuring.compare_page import About
+    from maskdm.measuring.comparison import Comparison
+    from maskdm.training.console import Console
 
 
 def add(commands: Commands) -> None:
@@ -39,18 +46,10 @@ def add(commands: Commands) -> None:
 
 
 def _compare(a: argparse.Namespace, rest: Words) -> None:
-    from maskdm import __version__
-    from maskdm.data.pictures import check_folder, make_folder
-    from maskdm.interop.official import read_any
+    from maskdm.data.pictures import check_folder
     from maskdm.measuring import compare
-    from maskdm.measuring.compare_page import About, write_page
-    from maskdm.measuring.comparison import Budget, comparisons, read_comparison, shown
-    from maskdm.measuring.pace import machine
-    from maskdm.measuring.scoring import scorer
-    from maskdm.measuring.verdict import lines, verdicts
-    from maskdm.training import start
+    from maskdm.measuring.comparison import comparisons, shown
     from maskdm.training.console import Console
-    from maskdm.training.runtime import join
 
     if a.show is not None:
         print(shown(a.show), end="")
@@ -59,53 +58,86 @@ def _compare(a: argparse.Namespace, rest: Words) -> None:
         for name, header in comparisons().items():
             print(f"{name:18} {header}")
         return
+    comparison = _comparison(a)
+    check_words(rest, "compare")
+    check_folder(a.output_dir, "--output-dir")
+    words = [*([f"data.path={a.data}"] if a.data is not None else []), *rest]
+    elsewhere = [f"data.path={a.pretrain_data}"] if a.pretrain_data is not None else []
+    console = Console()
+    todo = compare.plan(comparison, words, console, pretrain_words=elsewhere)
+    (_list if a.dry_run else _run)(a, comparison, todo, console)
+
+
+def _comparison(a: argparse.Namespace) -> Comparison:
+    """The file, and what the command line says instead."""
+    from maskdm.measuring.comparison import Budget, comparisons, read_comparison
+
     if a.config is None:
         raise InputError(f"comparison: missing; give a file, or one of {', '.join(comparisons())}")
-    check_words(rest, "compare")
-    if a.minutes is not None and not a.minutes > 0:
-        raise InputError(f"--minutes: got {a.minutes:g}, wanted more than 0")
     comparison = read_comparison(a.config)
     if a.pretrain_data is not None and not comparison.pretrained:
         raise InputError("--pretrain-data: given, but no arm starts from another model; leave it out")
     changes: dict[str, object] = {}
     if a.minutes is not None:
+        if not a.minutes > 0:
+            raise InputError(f"--minutes: got {a.minutes:g}, wanted more than 0")
         changes["budget"] = Budget(minutes=a.minutes)
     if a.seeds is not None:
         seeds = numbers(a.seeds, "--seeds")
         if len(set(seeds)) < len(seeds):
             raise InputError(f"--seeds: got {a.seeds!r}, wanted different numbers such as 0,1,2")
         changes["seeds"] = tuple(seeds)
-    comparison = comparison.model_copy(update=changes)
-    words = [*([f"data.path={a.data}"] if a.data is not None else []), *rest]
-    elsewhere = [f"data.path={a.pretrain_data}"] if a.pretrain_data is not None else []
-    console = Console()
-    check_folder(a.output_dir, "--output-dir")
-    todo = compare.plan(comparison, words, console, pretrain_words=elsewhere)
+    return comparison.model_copy(update=changes)
+
+
+def _list(a: argparse.Namespace, comparison: Comparison, todo: Plan, console: Console) -> None:
+    """What would be trained, for --dry-run."""
+    from maskdm.training.start import plan
+
     runs = [*todo.pretrained.items(), *todo.arms.items()]
-    if a.dry_run:
-        for (name, seed), prepared in runs:
-            console.say(f"{name}, seed {seed}")
-            for line in start.plan(prepared):
-                console.say(f"  {line}")
-        minutes = sum(stage.minutes or 0 for _, prepared in runs for stage in prepared.config.stages)
-        console.say(f"{len(runs)} runs" + (f", {minutes:g} minutes of training in all" if minutes else ""))
-        return
+    for (name, seed), prepared in runs:
+        console.say(f"{name}, seed {seed}")
+        for line in plan(prepared):
+            console.say(f"  {line}")
+    minutes = sum(stage.minutes or 0 for _, prepared in runs for stage in prepared.config.stages)
+    console.say(f"{len(runs)} runs" + (f", {minutes:g} minutes of training in all" if minutes else ""))
+
+
+def _run(a: argparse.Namespace, comparison: Comparison, todo: Plan, console: Console) -> None:
+    """Trains, and writes the page anew after every run."""
+    from maskdm.data.pictures import make_folder
+    from maskdm.interop.official import read_any
+    from maskdm.measuring.compare import Outcome, compare
+    from maskdm.measuring.compare_page import write_page
+    from maskdm.measuring.scoring import scorer
+    from maskdm.measuring.verdict import lines, verdicts
+
     make_folder(a.output_dir)
-    first = next(iter(todo.arms.values()))
-    about = About(
-        stages={arm: start.plan(found) for (arm, seed), found in todo.arms.items() if seed == comparison.seeds[0]},
-        data=f"{Path(first.config.data.path).name}: {first.counts['member']:,} pictures to train on, "
-        f"{first.counts['heldout']:,} held out",
-        machine=machine(join(first.config.train.device, "train.device")),
-        version=__version__,
-        command=a.typed,
-    )
-    done: list[compare.Outcome] = []
-    for found in compare.compare(
-        comparison, todo, output_dir=a.output_dir, console=console, read=read_any, scorer=scorer
-    ):
+    about = _about(a, comparison, todo)
+    done: list[Outcome] = []
+    for found in compare(comparison, todo, output_dir=a.output_dir, console=console, read=read_any, scorer=scorer):
         done.append(found)
         so_far = verdicts(done, comparison.baseline) if any(o.arm == comparison.baseline for o in done) else []
         path = write_page(a.output_dir, comparison, done, so_far, about=about)
     print("\n".join(lines(verdicts(done, comparison.baseline))))
     console.say(f"page  {path}")
+
+
+def _about(a: argparse.Namespace, comparison: Comparison, todo: Plan) -> About:
+    from maskdm import __version__
+    from maskdm.measuring.compare_page import About
+    from maskdm.measuring.pace import machine
+    from maskdm.training import runtime
+    from maskdm.training.start import plan
+
+    arms = {arm: found for (arm, seed), found in todo.arms.items() if seed == comparison.seeds[0]}
+    first = arms[comparison.baseline]
+    counts = first.counts
+    return About(
+        stages={arm: plan(found) for arm, found in arms.items()},
+        data=f"{Path(first.config.data.path).name}: {counts['member']:,} pictures to train on, "
+        f"{counts['heldout']:,} held out",
+        machine=machine(runtime.start(first.config.train)),
+        version=__version__,
+        command=a.typed,
+    )

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskdm.commands.parsing import Commands, command, own_backbone
+from maskdm.commands.parsing import Commands, add_machine, command, own_backbone
 from maskdm.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def add(commands: Commands) -> None:
         help="arithmetic of a model (default: no, float32)",
     )
     p.add_argument("--bootstrap", type=int, default=0, metavar="B", help="resamples for an interval of the distance")
-    p.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures at once (default: 64)")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    add_machine(p)
     p.add_argument("--output", "-o", type=Path, metavar="FILE.json", help="also write the scores there")
     p.set_defaults(run=_eval)
 
@@ -100,11 +99,10 @@ def _eval(a: argparse.Namespace) -> None:
             denoiser = _denoiser(a, runtime) if _is_model(a.subject) else None
             reference = _reference(a, console, denoiser)
             features = _features(a, runtime, console, reference) if runtime.main else None
-        made = (
-            _made(a, denoiser, reference, runtime, console)
-            if denoiser
-            else without_grid(load_as(str(a.subject), console, reference.shape))
-        )
+        if denoiser is not None:
+            made = _made(a, denoiser, reference, runtime, console)
+        else:
+            made = without_grid(load_as(str(a.subject), console, reference.shape))
         if features is not None:
             _score(a, made, reference, features, console)
         runtime.barrier()

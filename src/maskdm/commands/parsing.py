@@ -34,6 +34,12 @@ def command(commands: Commands, name: str, summary: str, examples: str) -> Parse
     return parser
 
 
+def add_machine(p: argparse.ArgumentParser) -> None:
+    """Where a model is asked, and how many pictures at once."""
+    p.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures at once (default: 64)")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+
+
 def numbers(text: str, option: str) -> list[int]:
     """ "0-3,7" -> [0, 1, 2, 3, 7]."""
     found: list[int] = []

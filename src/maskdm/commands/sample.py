@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskdm.commands.parsing import Commands, command, numbers, own_backbone
+from maskdm.commands.parsing import Commands, add_machine, command, numbers, own_backbone
 from maskdm.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def add(commands: Commands) -> None:
         "--weights", metavar="ema|raw", default="ema", help="of a run, or of a stage of it: pretrain-ema (default: ema)"
     )
     p.add_argument("--backbone", metavar="MODULE:CLASS", help="the class of a backbone of your own")
-    p.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures at once (default: 64)")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    add_machine(p)
     p.add_argument(
         "--mixed-precision",
         choices=["auto", "bf16", "fp16", "no"],

@@ -39,6 +39,7 @@ __all__ = [
     "read_manifest",
     "read_salt",
     "write_manifest",
+    "write_private",
 ]
 
 RECORDS = "manifest.jsonl"
@@ -147,8 +148,8 @@ def write_manifest(
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / RECORDS, lines)
-        _replace(folder / HEAD, (json.dumps(vars(head), indent=2) + "\n").encode("ascii"))
+        write_private(folder / RECORDS, lines)
+        write_private(folder / HEAD, (json.dumps(vars(head), indent=2) + "\n").encode("ascii"))
     except OSError as error:
         raise InputError(
             f"the manifest cannot be written into {shown(folder)}: {error.strerror}; give a writable run folder"
@@ -187,7 +188,7 @@ def _bad_names(image_set: ImageSet) -> list[str]:
     return [name for name, _ in image_set.bad]
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_private(path: Path, content: bytes) -> None:
     """The file is there with all its content or as it was before, and only its owner can read it."""
     handle, aside = tempfile.mkstemp(prefix=path.name + ".tmp-", dir=path.parent)  # created with mode 0600
     try:

@@ -97,7 +97,7 @@ def bench(task: Task, masks: Sequence[Masking], *, rounds: int = ROUNDS) -> tupl
     trial = Trial(task)
 
     def step(which: Task) -> float:
-        trial.task = which
+        trial.use(which)
         return trial.step()
 
     most = []

@@ -66,13 +66,16 @@ def measure(tasks: Mapping[str, Task]) -> dict[str, float]:
     trials: dict[str, Trial] = {}
     turns: list[tuple[str, Moment, Task, Trial]] = []
     for key, task in tasks.items():
-        trial = trials.setdefault(task.spec.model_dump_json() + task.config.train.model_dump_json(), Trial(task))
+        network = task.spec.model_dump_json() + task.config.train.model_dump_json()
+        if network not in trials:  # one network, however many stages are tried on it
+            trials[network] = Trial(task)
+        trial = trials[network]
         moments = dict.fromkeys(task.masks[0].moments)
         turns += [(key, moment, replace(task, masks=[MaskPlan((moment,))]), trial) for moment in moments]
     taken: dict[tuple[str, Moment], list[float]] = {}
     for number in range(ROUNDS + 1):
         for key, moment, task, trial in turns:
-            trial.task = task
+            trial.use(task)
             steps = trial.steps(SECONDS, least=1) if number else [trial.step()]
             if number:  # the first round warms up
                 taken.setdefault((key, moment), []).extend(steps)

@@ -89,8 +89,7 @@ def save(folder: Path, state: State, tensors: Whole, model: Weights, keep: int) 
     """Writes checkpoint `step-N` into `folder`, points `latest` at it, and removes all but the newest `keep`."""
     final = folder / NAME.format(state.progress.step)
     temporary = folder / f".{final.name}.{os.getpid()}"
-    for left in folder.glob(".step-*"):  # of a killed process; this one holds the run's lock
-        shutil.rmtree(left)
+    clear(folder)
     try:
         _write(temporary, state, tensors, model)
         if final.exists():  # a resumed run that ends where it began: the same step is the same state
@@ -105,6 +104,12 @@ def save(folder: Path, state: State, tensors: Whole, model: Weights, keep: int) 
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old.rename(folder / f".{old.name}"))  # renamed first: what is called step-* is whole
     return final
+
+
+def clear(folder: Path) -> None:
+    """Removes what a killed process left; who calls this holds the run's lock."""
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left)
 
 
 def _write(folder: Path, state: State, tensors: Whole, model: Weights) -> None:

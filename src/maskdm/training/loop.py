@@ -87,6 +87,7 @@ def train(training: Training) -> State:
         checkpoint.restore(found, state, training.runtime)
     if training.runtime.main:
         training.run.rewind(progress.recorded)
+        checkpoint.clear(training.run.checkpoints)
     with interruptible() as signals:
         if found:
             publish(training, state, found)

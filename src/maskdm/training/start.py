@@ -1,4 +1,4 @@
-"""From a prepared task to a run: told, folder opened, split on record, loop started; bad input leaves nothing behind."""
+"""From a prepared task to a run: folder opened, split on record, loop started; bad input leaves nothing behind."""
 
 from __future__ import annotations
 

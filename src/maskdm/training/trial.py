@@ -35,6 +35,11 @@ class Trial:
         self._model = task.runtime.wrap(self.state.model)
         self._learner = build.denoiser(task.spec, self._model)
 
+    def use(self, task: Task) -> None:
+        """Another task for the same network, with its own micro-batch."""
+        at_once = task.stage(self.state.progress).micro_batch
+        self.task, self.state.progress.micro_batch = task, at_once if isinstance(at_once, int) else None
+
     def step(self) -> float:
         """One step to its very end: seconds."""
         since = time.perf_counter()
