@@ -41,7 +41,7 @@ from maskdm.training.weights import load
 
 MEMBERS, POOL, PUBLIC = 256, 2560, 5000
 NETWORK = (
-    "model.patch_size=2",
+    "model.patch_size=4",
     "model.width=96",
     "model.depth=5",
     "model.heads=4",
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(arms(1)), choices=list(arms(1)))
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--output", type=Path)
     a = parser.parse_args()
     torch.set_num_threads(1)
