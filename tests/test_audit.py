@@ -16,10 +16,10 @@ from PIL import Image
 
 from maskdm.audit import generation, measure, statistics
 from maskdm.audit.attacks import PRIMARY, primary
-from maskdm.audit.audit import by_class, by_group
 from maskdm.audit.compare import compare, read_audit
 from maskdm.audit.eye import Gaussian, Memoriser
 from maskdm.audit.measure import Control, Scored, blind, tensor
+from maskdm.audit.subgroups import by_class, by_group, least_like_others, most_exposed
 from maskdm.audit.subject import Pictures, Subject
 from maskdm.audit.verdict import EXIT, FEWEST, detected, verdict
 from maskdm.cli import main
@@ -103,7 +103,9 @@ def test_training_pictures_only_on_request(audited, tmp_path):
     words = (*QUICK, "--num", "4", "--include-training-images", "--output", tmp_path / "out")
     assert audit(audited, *words) == EXIT["INCONCLUSIVE"]
     report = tmp_path / "out" / "report.html"
-    assert report.read_text().count("<img") == 4
+    page = report.read_text()
+    assert page.count("generated, nearest member, nearest held-out picture") == 4
+    assert page.count('alt="a training picture"') == 10  # all of them
     assert stat.S_IMODE(report.stat().st_mode) == 0o600
 
 
@@ -415,6 +417,32 @@ def test_classes_and_groups_by_themselves():
     assert grouped is not None
     assert grouped.members == 100
     assert grouped.value > statistics.auc(one.members + 0.5, one.heldout).value + 0.1  # four pictures tell more
+
+
+def test_the_pictures_that_are_least_like_others():
+    """Every fourth picture has a square that no other has, and leaks; the others do not."""
+    rng = np.random.default_rng(0)
+    odd = np.arange(400) % 4 == 0
+    roles = [flat(400, seed) for seed in (1, 2, 3)]
+    for role in roles[:2]:
+        role.images[odd, 1:5, 1:5] = rng.integers(0, 256, (100, 4, 4, role.images.shape[-1]))
+    spec = ModelSpec(model=ModelConfig(), process=ProcessConfig(), image_size=(8, 8), channels=3)
+    found = Subject(Path(), "", spec, {}, *roles, certified=True)
+    one = scored(0.0, 400)
+    leaky = Scored("primary", one.raw, one.members + 2 * odd, one.heldout, one.calibration)
+    apart = least_like_others(leaky, found)
+    assert apart is not None
+    assert 90 <= apart.members <= 110
+    assert apart.value > 0.85 > 0.7 > leaky.auc.value
+    assert least_like_others(scored(0.0, 20), found.sized(20, 20, 20, 0)) is None
+
+
+def test_the_members_that_stand_out_most():
+    one = scored(0.0, 100)
+    members = np.arange(100.0)
+    rows, shares = most_exposed(Scored("primary", one.raw, members, np.arange(0.5, 100.5), one.calibration), 3)
+    assert rows.tolist() == [99, 98, 97]
+    assert shares.tolist() == pytest.approx([0.01, 0.02, 0.03])
 
 
 # --- generated pictures ----------------------------------------------------------------------------------------------

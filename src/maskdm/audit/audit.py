@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from maskdm import __version__
-from maskdm.audit import attacks, generation, measure, statistics
+from maskdm.audit import attacks, generation, measure, statistics, subgroups
 from maskdm.audit.attacks import VERSION, Attack
 from maskdm.audit.eye import ModelEye
 from maskdm.audit.generation import Encode, Share
@@ -34,7 +34,6 @@ from maskdm.training.console import Console
 
 Profile = Literal["quick", "standard", "full"]
 SCHEMA = "maskdm-audit/1"
-FEWEST_OF_A_CLASS = 30
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,7 @@ class Audit:
     gap: tuple[float, float]
     classes: tuple[tuple[str, statistics.Auc], ...]
     groups: statistics.Auc | None
+    apart: statistics.Auc | None
     set_p: float
     seconds: float
     made: np.ndarray | None
@@ -223,9 +223,10 @@ def audit(
         verdict(primary, controls, smoke=options.profile == "quick"),
         tuple(shares),
         errors(denoiser, subject, options.batch_size),
-        by_class(primary, subject),
-        by_group(primary, subject),
-        set_level(primary),
+        subgroups.by_class(primary, subject),
+        subgroups.by_group(primary, subject),
+        subgroups.least_like_others(primary, subject),
+        subgroups.set_level(primary),
         time.perf_counter() - since,
         made,
     )
@@ -269,46 +270,6 @@ def errors(denoiser: Denoiser, subject: Subject, batch_size: int) -> tuple[float
     return found[0], found[1]
 
 
-def by_class(primary: Scored, subject: Subject) -> tuple[tuple[str, statistics.Auc], ...]:
-    """The primary statistic of each class with enough pictures on both sides."""
-    members, heldout = subject.members.labels, subject.heldout.labels
-    if members is None or heldout is None:
-        return ()
-    found = []
-    for number, name in enumerate(subject.spec.class_names):
-        m, h = primary.members[members == number], primary.heldout[heldout == number]
-        if min(len(m), len(h)) >= FEWEST_OF_A_CLASS:
-            clusters = None
-            if subject.members.groups is not None and subject.heldout.groups is not None:
-                clusters = (
-                    np.array(subject.members.groups)[members == number].tolist(),
-                    np.array(subject.heldout.groups)[heldout == number].tolist(),
-                )
-            found.append((name, statistics.auc(m, h, clusters)))
-    return tuple(found)
-
-
-def set_level(primary: Scored) -> float:
-    """p that members score no higher on average; pictures of one group count as one."""
-    if primary.groups is None:
-        return statistics.welch(primary.members, primary.heldout)
-    return statistics.welch(_means(primary.members, primary.groups[0]), _means(primary.heldout, primary.groups[1]))
-
-
-def by_group(primary: Scored, subject: Subject) -> statistics.Auc | None:
-    """Of groups (people, scenes) by the mean of their pictures' scores: what somebody in several of them would ask."""
-    members, heldout = subject.members.groups, subject.heldout.groups
-    if members is None or heldout is None or min(len(set(members)), len(set(heldout))) < FEWEST_OF_A_CLASS:
-        return None
-    return statistics.auc(_means(primary.members, members), _means(primary.heldout, heldout))
-
-
-def _means(scores: statistics.Float64, groups: Sequence[str]) -> statistics.Float64:
-    _, number = np.unique(np.array(groups), return_inverse=True)
-    found: statistics.Float64 = np.bincount(number, weights=scores) / np.bincount(number)
-    return found
-
-
 # --- the record ------------------------------------------------------------------------------------------------------
 
 
@@ -341,6 +302,7 @@ def record(found: Audit, command: str) -> dict[str, Any]:
         "generation": [asdict(share) for share in found.shares],
         "classes": [{"class": name, **auc_row(value)} for name, value in found.classes],
         "groups": None if found.groups is None else auc_row(found.groups),
+        "least_like_others": None if found.apart is None else auc_row(found.apart),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from maskdm.audit import charts
+from maskdm.audit import charts, subgroups
 from maskdm.audit.attacks import PRIMARY
 from maskdm.audit.audit import Audit
 from maskdm.audit.generation import nearest, pixels
@@ -34,6 +34,7 @@ LIMITS = (
     "It is no guarantee. Only training with differential privacy gives one, and this model was not trained so.",
 )
 NEIGHBOURS = 16
+EXPOSED = 20
 
 
 def write_pages(folder: Path, found: Audit, record: Mapping[str, Any], *, include_training_images: bool) -> Path:
@@ -87,6 +88,12 @@ def _sections(found: Audit, record: Mapping[str, Any], roc: Html, include_traini
         ),
         page.section("How well members are found", roc, charts.histogram(found.primary), empty=""),
         page.section(
+            "The members that stand out most",
+            tag("p", exposed_note(found), class_="muted"),
+            *([_exposed(found)] if include_training_images else []),
+            empty="",
+        ),
+        page.section(
             "Controls",
             page.table(CONTROL_COLUMNS, control_rows(record), numbers={"value", "99 % interval"}),
             empty="",
@@ -97,7 +104,11 @@ def _sections(found: Audit, record: Mapping[str, Any], roc: Html, include_traini
             *([_neighbours(found)] if include_training_images and found.made is not None else []),
             empty="None were made: give --num, or pictures with --generated.",
         ),
-        *_by_class(record),
+        page.section(
+            "Parts of the pictures",
+            *([page.table(PART_COLUMNS, rows, numbers=set(PART_COLUMNS[1:]))] if (rows := part_rows(record)) else []),
+            empty="No part has 30 pictures on either side.",
+        ),
         page.section("What this audit cannot show", tag("ul", *(tag("li", each) for each in LIMITS)), empty=""),
         page.section("Made by", tag("p", tag("code", record["command"]), class_="command"), empty=""),
     ]
@@ -126,6 +137,7 @@ NOTE = (
     "members. Epsilon: what differential privacy at least would have to allow, a lower bound from these attacks."
 )
 CONTROL_COLUMNS = ["control", "value", "99 % interval", "outcome", "wanted"]
+PART_COLUMNS = ["part", "AUC", "95 %", "members"]
 SHARE_COLUMNS = ["generated pictures that are", "share", "the same of held-out pictures", "n", "note"]
 
 
@@ -232,26 +244,28 @@ def share_rows(record: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _by_class(record: Mapping[str, Any]) -> list[Html]:
-    rows = [
-        [each["class"], f"{each['auc']:.3f}", f"{each['low']:.3f} to {each['high']:.3f}", f"{each['members']:,}"]
-        for each in record["classes"]
+def part_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """One for each class, and for other parts of the pictures."""
+    parts = [(each["class"], each) for each in record["classes"]]
+    parts.append(("the quarter that is least like other pictures", record["least_like_others"]))
+    parts.append(("groups, by the mean of their pictures", record["groups"]))
+    return [
+        [name, f"{each['auc']:.3f}", f"{each['low']:.3f} to {each['high']:.3f}", f"{each['members']:,}"]
+        for name, each in parts
+        if each is not None
     ]
-    if record["groups"] is not None:
-        each = record["groups"]
-        rows.append(
-            [
-                "groups, by their means",
-                f"{each['auc']:.3f}",
-                f"{each['low']:.3f} to {each['high']:.3f}",
-                f"{each['members']:,}",
-            ]
-        )
-    columns = ["class", "AUC", "95 %", "members"]
+
+
+def exposed_note(found: Audit) -> str:
+    """How far out the first few members are, without saying who they are."""
+    rows, shares = subgroups.most_exposed(found.primary, EXPOSED)
+    heldout = found.primary.heldout
+    alone = int((found.primary.members > heldout.max()).sum())
     return (
-        [page.section("Classes and groups", page.table(columns, rows, numbers=set(columns[1:])), empty="")]
-        if rows
-        else []
+        f"Each of the first {len(rows)} scores higher than {1 - shares[-1]:.1%} of held-out pictures or more. "
+        f"{alone:,} members score higher than all {len(heldout):,} of them; by chance it would be about "
+        f"{len(found.primary.members) / (len(heldout) + 1):.1f}. Which they are is in scores.npz, for its owner "
+        "alone; --include-training-images shows them here."
     )
 
 
@@ -270,7 +284,8 @@ def _neighbours(found: Audit) -> Html:
     order = np.argsort(to_members[:, 0] / np.maximum(to_heldout[:, 0], 1e-12))[:NEIGHBOURS]
     gap = np.full((made.shape[1], max(made.shape[2] // 8, 1), made.shape[3]), 255, np.uint8)
     strips = [np.concatenate([made[i], gap, known[rows[i, 0]], gap, others[columns[i, 0]]], axis=1) for i in order]
-    figures = [tag("figure", _image(strip)) for strip in strips]
+    alt = "generated, nearest member, nearest held-out picture"
+    figures = [tag("figure", _image(strip, alt)) for strip in strips]
     said = (
         f"The {len(order)} generated pictures whose nearest member is nearest, compared with the nearest held-out "
         "picture. Left: generated. Middle: its nearest member, a training picture. Right: its nearest held-out picture."
@@ -279,10 +294,21 @@ def _neighbours(found: Audit) -> Html:
     return tag("div", caption, tag("div", *figures, class_="grids"))
 
 
-def _image(pixels: np.ndarray) -> Html:
+def _exposed(found: Audit) -> Html:
+    """The members with the highest scores, the highest first."""
+    rows, shares = subgroups.most_exposed(found.primary, EXPOSED)
+    known = found.subject.members.images
+    figures = [
+        tag("figure", _image(known[row], "a training picture"), tag("figcaption", f"{share:.1%}"))
+        for row, share in zip(rows, shares, strict=True)
+    ]
+    caption = tag("p", "Training pictures, with the share of held-out pictures that score higher.", class_="muted")
+    return tag("div", caption, tag("div", *figures, class_="grids"))
+
+
+def _image(pixels: np.ndarray, alt: str) -> Html:
     picture, out = to_picture(pixels), io.BytesIO()
     picture.save(out, "PNG")
-    alt = "generated, nearest member, nearest held-out picture"
     return page.image(Picture(out.getvalue(), picture.width, picture.height), alt)
 
 
@@ -295,6 +321,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     parts.append("\n".join(f"- {key}: {value}" for key, value in subject_rows(record)))
     parts += ["## Attacks", _table(ATTACK_COLUMNS, attack_rows(record)), attack_note(record)]
     parts += ["## Controls", _table(CONTROL_COLUMNS, control_rows(record))]
+    if rows := part_rows(record):
+        parts += ["## Parts of the pictures", _table(PART_COLUMNS, rows)]
     if record["generation"]:
         parts += ["## Generated pictures", _table(SHARE_COLUMNS, share_rows(record))]
     parts += ["## What this audit cannot show", "\n".join(f"- {each}" for each in LIMITS)]

@@ -54,7 +54,9 @@ def add(commands: Commands) -> None:
     p.add_argument("--estimate", action="store_true", help="say how long it would take, and leave")
     p.add_argument("--fail-above-auc", type=float, metavar="X", help="exit with 0 for leakage up to this AUC")
     p.add_argument(
-        "--include-training-images", action="store_true", help="show nearest members in the report (private)"
+        "--include-training-images",
+        action="store_true",
+        help="show members that stand out, and that generated pictures are near to, in the report (private)",
     )
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of pictures (default: 0)")
     add_machine(p)
@@ -89,8 +91,6 @@ def _check(a: argparse.Namespace) -> None:
         raise InputError("--num: given with --generated, which are made already; leave one out")
     if a.batch_size < 1:
         raise InputError(f"--batch-size: got {a.batch_size}, wanted at least 1")
-    if a.include_training_images and a.num == 0:
-        raise InputError("--include-training-images: shows what generated pictures are near to, and --num 0 makes none")
 
 
 def _one(a: argparse.Namespace, path: Path) -> int:
