@@ -1,6 +1,7 @@
 """Does masked pre-training leak less? Members told from held-out pictures, against what the model has learned.
 
-    python benchmarks/leakage.py --data fashion-mnist/ --output leakage.json
+    python benchmarks/leakage.py --data fashion-mnist/ --output leakage.json --plot leakage.svg
+    python benchmarks/leakage.py --show leakage.json --plot leakage.svg
     python benchmarks/leakage.py --data fashion-mnist/ --seeds 0 1 2 --arms scratch masked
 
 Arms, on 256 member pictures, 16 x 16:
@@ -28,12 +29,14 @@ from statistics import mean, stdev
 
 import numpy as np
 import torch
+from curves import curves
 from fashion import idx
 
 from maskdm.audit import attacks, measure
 from maskdm.audit.audit import errors
 from maskdm.audit.eye import ModelEye
 from maskdm.audit.subject import of_run
+from maskdm.measuring.verdict import T_95
 from maskdm.training.console import Console
 from maskdm.training.settings import resolve
 from maskdm.training.start import start
@@ -55,6 +58,7 @@ NETWORK = (
 )
 STAGE = {"batch_size": 64, "lr": 1e-3, "warmup_steps": 50}
 MASK = {"kind": "patch", "ratio": 0.75}
+PAIRS = (("masked", "scratch"), ("public-masked", "public"), ("public", "scratch"), ("public-masked", "scratch"))
 PARTS = 5
 """Audits along an arm."""
 
@@ -126,13 +130,36 @@ def table(points: list[Point], names: list[str], seeds: list[int]) -> list[str]:
     """The leak at equal held-out error: the best one that all arms of a seed reach."""
     lines = ["arm            best held-out error    AUC at equal error    AUC at the end"]
     by = {(n, s): [p for p in points if (p.arm, p.seed) == (n, s)] for n in names for s in seeds}
+    seeds = [s for s in seeds if all(by[n, s] for n in names)]
     level = {s: max(min(p.heldout_error for p in by[n, s]) for n in names) for s in seeds}
+    equal = {n: {s: auc for s in seeds if (auc := at_error(by[n, s], level[s] + 1e-9)) is not None} for n in names}
     for name in names:
         best = [min(p.heldout_error for p in by[name, s]) for s in seeds]
-        equal = [found for s in seeds if (found := at_error(by[name, s], level[s] + 1e-9)) is not None]
         last = [by[name, s][-1].auc for s in seeds]
-        lines.append(f"{name:14} {spread(best, 4):22} {spread(equal, 3):21} {spread(last, 3)}")
+        lines.append(f"{name:14} {spread(best, 4):22} {spread([*equal[name].values()], 3):21} {spread(last, 3)}")
+    lines.append("at equal error, of the same seed (95 %, Student's t over seeds)")
+    for one, other in PAIRS:
+        if one in names and other in names:
+            both = [equal[one][s] - equal[other][s] for s in seeds if s in equal[one] and s in equal[other]]
+            lines.append(f"{one} - {other}".ljust(30) + difference(both))
     return lines
+
+
+def difference(values: list[float]) -> str:
+    """A mean and its interval over seeds."""
+    if len(values) < 2:
+        return f"{values[0]:+.3f} (1)" if values else "never"
+    half = T_95[len(values) - 1] * stdev(values) / len(values) ** 0.5
+    return f"{mean(values):+.3f} ({mean(values) - half:+.3f} to {mean(values) + half:+.3f})"
+
+
+def plot(path: Path, points: list[Point]) -> None:
+    """The leak against the held-out error, a line for each arm and seed."""
+    arms: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for p in points:
+        arms.setdefault(p.arm, {}).setdefault(p.seed, []).append((p.heldout_error, p.auc))
+    lines = {name: list(by.values()) for name, by in arms.items()}
+    curves(path, lines, "held-out error", "AUC of members against held-out pictures")
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -146,12 +173,24 @@ def spread(values: list[float], digits: int) -> str:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=Path)
+    what.add_argument("--show", type=Path, metavar="JSON", help="the table of an earlier --output")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(arms(1)), choices=list(arms(1)))
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--plot", type=Path, metavar="SVG")
     a = parser.parse_args()
+    points = [Point(**each) for each in json.loads(a.show.read_text())] if a.show else measured(a)
+    found = [name for name in arms(1) if any(p.arm == name for p in points)]
+    print("\n".join(table(points, found, sorted({p.seed for p in points}))))
+    if a.plot is not None:
+        plot(a.plot, points)
+
+
+def measured(a: argparse.Namespace) -> list[Point]:
+    """All arms and seeds, each written as it ends."""
     torch.set_num_threads(1)
     images = idx(a.data / "train-images-idx3-ubyte.gz")[..., None]
     points: list[Point] = []
@@ -166,7 +205,7 @@ def main() -> None:
                     print(f"{p.arm:14} seed {p.seed} part {p.part}: held-out {p.heldout_error:.4f}, AUC {p.auc:.3f}")
                 if a.output is not None:
                     a.output.write_text(json.dumps([asdict(p) for p in points], indent=2) + "\n")
-    print("\n".join(table(points, a.arms, a.seeds)))
+    return points
 
 
 if __name__ == "__main__":

@@ -262,7 +262,7 @@ def exposed_note(found: Audit) -> str:
     heldout = found.primary.heldout
     alone = int((found.primary.members > heldout.max()).sum())
     return (
-        f"Each of the first {len(rows)} scores higher than {1 - shares[-1]:.1%} of held-out pictures or more. "
+        f"Each of the first {len(rows)} scores higher than at least {1 - shares[-1]:.1%} of held-out pictures. "
         f"{alone:,} members score higher than all {len(heldout):,} of them; by chance it would be about "
         f"{len(found.primary.members) / (len(heldout) + 1):.1f}. Which they are is in scores.npz, for its owner "
         "alone; --include-training-images shows them here."
