@@ -366,6 +366,22 @@ def test_blind_passes_one_pool_and_fails_another_contrast():
     assert shifted.value > 0.6
 
 
+def test_near_duplicates_on_one_side_are_no_difference():
+    """Groups of ten that look alike: who they are tells the sides apart, what they are of does not."""
+    passed = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        roles = []
+        for number in range(3):
+            one = flat(40, 10 * seed + number)
+            images = np.repeat(one.images, 10, axis=0)
+            noisy = np.clip(images + rng.integers(-3, 4, images.shape), 0, 255).astype(np.uint8)
+            groups = tuple(f"{number}-{i // 10}" for i in range(400))
+            roles.append(Pictures(noisy, tuple(f"{number}-{i}" for i in range(400)), groups=groups))
+        passed.append(blind(replace(subject(1.0), members=roles[0], heldout=roles[1], calibration=roles[2])).passed)
+    assert sum(passed) >= 9
+
+
 def test_no_attack_is_load_bearing(monkeypatch):
     """A model that knows the members a little is caught without any one of the five."""
     few = subject(1.0)
@@ -396,6 +412,24 @@ def test_pictures_of_groups_are_not_counted_as_independent():
     groups = (names, [f"h{i}" for i in range(2000)], [f"c{i}" for i in range(2000)])
     assert detected(Scored("primary", (m, quiet.heldout), m, quiet.heldout, quiet.calibration))
     assert not detected(Scored("primary", (m, quiet.heldout), m, quiet.heldout, quiet.calibration, groups))
+
+
+def test_groups_count_for_less_than_their_pictures():
+    """Pictures in fours that are all alike: as many as there are groups, in every number."""
+    one = scored(0.0, 500)
+    m, h, c = (np.repeat(x, 4) for x in (one.members, one.heldout, one.calibration))
+    groups = tuple([f"{role}{i // 4}" for i in range(2000)] for role in "mhc")
+    found, independent = Scored("primary", (m, h), m, h, c, groups), Scored("primary", (m, h), m, h, c)
+    fours = verdict(found, [PASSED])
+    assert fours.detectable == pytest.approx(verdict(one, [PASSED]).detectable, abs=2e-3)
+    assert fours.detectable > verdict(independent, [PASSED]).detectable + 0.02
+    narrow, wide = independent.operating(0.01), found.operating(0.01)
+    assert narrow is not None
+    assert wide is not None
+    assert wide.worth[0] == pytest.approx(500, abs=30)
+    assert wide.tpr_interval()[1] > narrow.tpr_interval()[1]
+    few = tuple([f"{role}{i // 100}" for i in range(2000)] for role in "mhc")
+    assert "20 groups are too few" in verdict(Scored("primary", (m, h), m, h, c, few), [PASSED]).words
 
 
 def test_classes_and_groups_by_themselves():
@@ -471,21 +505,58 @@ def test_held_out_pictures_as_a_generator_prefer_nobody():
 def test_a_memorised_set_is_preferred_and_its_interval_counts_neighbours():
     members, heldout = flat(300, 1), flat(300, 2)
     made = np.repeat(members.images[:5], 100, axis=0)  # five pictures, a hundred times each
-    p, low, _ = generation.preference(*(generation.pixels(x) for x in (made, members.images, heldout.images)))
+    known = generation.kinds_of(members, heldout)
+    p, low, _ = generation.preference(*(generation.pixels(x) for x in (made, members.images, heldout.images)), known)
     assert p == 1
     assert low < 0.6  # five neighbours are no proof of much
+
+
+def test_near_duplicates_hide_no_copy_and_make_none():
+    """Every member and held-out picture in three near copies: a copy is one whose next kind is far."""
+    rng = np.random.default_rng(0)
+
+    def threes(seed: int) -> Pictures:
+        images = np.repeat(flat(100, seed).images, 3, axis=0)
+        noisy = np.clip(images + rng.integers(-3, 4, images.shape), 0, 255).astype(np.uint8)
+        return Pictures(noisy, tuple(f"{seed}-{i}" for i in range(300)), groups=tuple(f"{i // 3}" for i in range(300)))
+
+    members, heldout = threes(1), threes(2)
+    made = np.concatenate([members.images[:30], flat(270, 5).images])
+    preferred, ratio, _ = generation.copies(made, members, heldout)
+    assert ratio.value == pytest.approx(0.1, abs=0.01)
+    assert preferred.baseline is not None
+    assert preferred.baseline_low is not None
+    assert preferred.baseline_high is not None
+    assert preferred.baseline_low < 0.5 < preferred.baseline_high
+    assert preferred.baseline > 0.3  # no half of the held-out pictures finds its near copies in the other
 
 
 # --- two audits ------------------------------------------------------------------------------------------------------
 
 
-def kept(folder: Path, shift: float, error: float, seed: int = 0, n: int = 400, name: str = "LEAKAGE DETECTED") -> Path:
+def kept(
+    folder: Path,
+    shift: float,
+    error: float,
+    seed: int = 0,
+    *,
+    n: int = 400,
+    name: str = "LEAKAGE DETECTED",
+    copies: int | None = None,
+) -> Path:
+    """An audit's files; with `copies` every picture is as many that are all alike."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     pool, own = rng.normal(size=(2, n)), np.random.default_rng(seed + 1).normal(size=(2, n))
-    members, heldout = pool[0] + shift + 0.3 * own[0], pool[1] + 0.3 * own[1]
-    ids = {"member_ids": [f"m{i}" for i in range(n)], "heldout_ids": [f"h{i}" for i in range(n)]}
-    np.savez(folder / "scores.npz", **ids, **{"primary/members": members, "primary/heldout": heldout})
+    members, heldout = (
+        np.repeat(each, copies or 1) for each in (pool[0] + shift + 0.3 * own[0], pool[1] + 0.3 * own[1])
+    )
+    arrays = {"primary/members": members, "primary/heldout": heldout}
+    for role in ("member", "heldout"):
+        arrays[f"{role}_ids"] = np.array([f"{role}{i}" for i in range(len(members))])
+        if copies is not None:
+            arrays[f"{role}_groups"] = np.arange(len(members)) // copies
+    np.savez(folder / "scores.npz", **arrays)
     page = {"schema": "maskdm-audit/1", "statistic": "v", "verdict": {"name": name}, "error": {"heldout": error}}
     (folder / "audit.json").write_text(json.dumps(page))
     return folder
@@ -506,6 +577,19 @@ def test_pairs(shifts, errors, words, tmp_path, capsys):
     said = capsys.readouterr().out
     assert words in said
     assert "on the same 400 members and 400 held-out pictures" in said
+
+
+def test_pairs_of_groups_count_as_groups(tmp_path):
+    said = {}
+    for copies in (None, 4):
+        a, b = (
+            kept(tmp_path / f"{n}{copies}", s, 0.05, i, copies=copies)
+            for i, (n, s) in enumerate([("a", 0.8), ("b", 0.6)])
+        )
+        said[copies] = compare(read_audit(a), read_audit(b)).splitlines()[2]
+    assert "1,600 members" in said[4]
+    # Four hundred groups of four that are all alike tell what four hundred pictures do.
+    assert said[4].partition("pictures: ")[2] == said[None].partition("pictures: ")[2]
 
 
 def test_pairs_that_cannot_be_compared(tmp_path):

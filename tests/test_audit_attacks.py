@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maskdm.audit import attacks, statistics
 from maskdm.audit.attacks import Attack, linear_sigmas, mix, normal_size, scores, shared_noise
-from maskdm.audit.difficulty import Ridge, Statistics, cross_fitted, small
+from maskdm.audit.difficulty import Ridge, Statistics, cross_fitted, folds, small
 from maskdm.audit.eye import Gaussian, Memoriser, ModelEye
 from maskdm.method.denoiser import Denoiser
 from maskdm.training import build
@@ -220,6 +220,14 @@ def test_difficulty_is_taken_off_and_membership_stays():
     left = cross_fitted(inputs[2], raw[2])
     assert left.mean() == pytest.approx(0, abs=0.1)
     assert left.std() == pytest.approx(1, abs=0.15)
+
+
+def test_folds_keep_groups_together():
+    rng = np.random.default_rng(0)
+    groups = [f"g{i // 3}" for i in range(60)]
+    fold = folds(60, groups, rng)
+    assert all(len(set(fold[i : i + 3])) == 1 for i in range(0, 60, 3))
+    assert set(fold) == set(folds(60, None, rng)) == set(folds(60, ["one"] * 60, rng)) == {0, 1, 2, 3, 4}
 
 
 def test_noise_alone_is_not_fitted():

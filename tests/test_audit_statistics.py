@@ -100,6 +100,18 @@ def test_a_tenth_of_a_percent_needs_ten_thousand():
     assert (found.false, found.hits) == (10, 10)
 
 
+def test_what_clusters_are_worth():
+    rng = np.random.default_rng(0)
+    x = rng.random(3000) < 0.2
+    assert s.worth(x, None) == 3000
+    assert s.worth(x, [str(i) for i in range(3000)]) == pytest.approx(3000, rel=0.01)
+    assert s.worth(np.repeat(x[:300], 10), [i // 10 for i in range(3000)]) == pytest.approx(300, rel=0.02)
+    assert s.worth(np.zeros(3000, bool), [i // 10 for i in range(3000)]) == 300
+    assert s.interval_of_share(0.25, 20) == s.clopper_pearson(5, 20)
+    low, high = s.interval_of_share(0.26, 20)
+    assert (low, high) == (s.clopper_pearson(5, 20)[0], s.clopper_pearson(6, 20)[1])
+
+
 @pytest.mark.parametrize(
     ("k", "n", "low", "high"),
     # R: binom.test(k, n)$conf.int
@@ -122,9 +134,9 @@ def test_detectable_auc(n, wanted):
 
 
 def test_epsilon_of_a_perfect_attack_is_what_its_pictures_allow():
-    found = s.Operating(0.01, 1000, 1000, 0, 1000)
+    found = s.Operating(0.01, 1000, 1000, 0, 1000, (1000, 1000))
     assert found.epsilon() == pytest.approx(5.6, abs=0.05)
-    assert s.Operating(0.01, 10, 1000, 10, 1000).epsilon() == 0
+    assert s.Operating(0.01, 10, 1000, 10, 1000, (1000, 1000)).epsilon() == 0
 
 
 def test_holm():

@@ -316,7 +316,7 @@ def attack_row(each: Scored, p: float) -> dict[str, Any]:
     """One attack, calibrated and raw, at its operating points."""
     points = {}
     for target in (0.01, 0.001):
-        point = statistics.operating(each.members, each.heldout, target)
+        point = each.operating(target)
         points[f"{target:g}"] = (
             None
             if point is None
@@ -344,6 +344,9 @@ def write_scores(path: Path, found: Audit) -> None:
         "member_ids": np.array(found.subject.members.ids),
         "heldout_ids": np.array(found.subject.heldout.ids),
     }
+    if found.primary.groups is not None:  # numbers, no names: who belongs together
+        for role, groups in zip(("member", "heldout"), found.primary.groups, strict=False):
+            arrays[f"{role}_groups"] = np.unique(np.array(groups), return_inverse=True)[1]
     for each in found.scored:
         arrays |= {f"{each.name}/members": each.members, f"{each.name}/heldout": each.heldout}
         arrays |= {f"{each.name}/raw_members": each.raw[0], f"{each.name}/raw_heldout": each.raw[1]}

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from maskdm.audit.measure import Scored
-from maskdm.audit.statistics import clopper_pearson, roc
+from maskdm.audit.statistics import interval_of_share, roc, worth
 from maskdm.measuring.markup import Html, tag
 
 LEAST = 1e-4
@@ -33,7 +33,9 @@ def roc_chart(scored: Scored) -> Html:
 
     at = np.unique(np.concatenate([np.geomspace(LEAST, 1, POINTS), [1.0]]))
     curve = [float(tpr[np.searchsorted(fpr, x, "right") - 1]) for x in at]  # the best with no more false positives
-    bands = [clopper_pearson(round(y * members), members) for y in curve]
+    groups, thresholds = scored.groups and scored.groups[0], np.append(np.sort(scored.members), np.inf)
+    found = [scored.members >= thresholds[round((1 - y) * members)] for y in curve]
+    bands = [interval_of_share(y, worth(those, groups)) for y, those in zip(curve, found, strict=True)]
     path = " ".join(
         f"{'M' if i == 0 else 'L'}{across(x)} {down(y)}" for i, (x, y) in enumerate(zip(at, curve, strict=True))
     )

@@ -30,12 +30,14 @@ class Kept:
         folder: where.
         record: `audit.json`.
         members, heldout: identities and primary scores.
+        groups: identities of either and numbers of their groups, where they have any.
     """
 
     folder: Path
     record: dict[str, Any]
     members: dict[str, float]
     heldout: dict[str, float]
+    groups: tuple[dict[str, int], dict[str, int]] | None = None
 
 
 def read_audit(folder: Path) -> Kept:
@@ -51,6 +53,8 @@ def read_audit(folder: Path) -> Kept:
         with np.load(folder / "scores.npz", allow_pickle=False) as arrays:
             ids = [[str(each) for each in arrays[f"{role}_ids"]] for role in ("member", "heldout")]
             scores = [arrays[f"primary/{role}"].tolist() for role in ("members", "heldout")]
+            grouped = "member_groups" in arrays
+            groups = [arrays[f"{role}_groups"].tolist() for role in ("member", "heldout")] if grouped else None
     except FileNotFoundError:
         raise InputError(f"audit compare: {folder} holds no audit; run maskdm audit first") from None
     except (OSError, ValueError, KeyError) as error:
@@ -60,7 +64,10 @@ def read_audit(folder: Path) -> Kept:
     if record.get("schema") != SCHEMA or record.get("statistic") is None:
         raise InputError(f"audit compare: {folder} has schema {record.get('schema')}, wanted {SCHEMA}; audit it again")
     members, heldout = (dict(zip(i, s, strict=True)) for i, s in zip(ids, scores, strict=True))
-    return Kept(folder, record, members, heldout)
+    if groups is None:
+        return Kept(folder, record, members, heldout)
+    of_members, of_heldout = (dict(zip(i, g, strict=True)) for i, g in zip(ids, groups, strict=True))
+    return Kept(folder, record, members, heldout, (of_members, of_heldout))
 
 
 def compare(a: Kept, b: Kept) -> str:
@@ -85,7 +92,9 @@ def compare(a: Kept, b: Kept) -> str:
             "100 of each; audit models of the same split, with the same --seed"
         )
     first, second = (_scores(kept, members, heldout) for kept in (a, b))
-    value, error = statistics.difference(first, second)
+    value, error = statistics.difference(
+        first, second, _clusters(a, members, heldout) or _clusters(b, members, heldout)
+    )
     half = statistics.NORMAL.inv_cdf(0.975) * error
     low, high = value - half, value + half
     errors = [float(kept.record["error"]["heldout"]) for kept in (a, b)]
@@ -114,6 +123,12 @@ def _words(low: float, high: float, errors: list[float]) -> str:
             "has learned less leaks less. Compare checkpoints of equal error."
         )
     return f"{more} leaks more than {less} at equal held-out error. One training of each: another seed may differ."
+
+
+def _clusters(kept: Kept, members: list[str], heldout: list[str]) -> tuple[list[int], list[int]] | None:
+    if kept.groups is None:
+        return None
+    return [kept.groups[0][i] for i in members], [kept.groups[1][i] for i in heldout]
 
 
 def _scores(kept: Kept, members: list[str], heldout: list[str]) -> tuple[Float64, Float64]:

@@ -8,6 +8,7 @@ arXiv 2307.03694; Tang et al. 2024, arXiv 2312.05140).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,9 +115,21 @@ class Ridge:
         return found
 
 
-def cross_fitted(x: Float64, y: Float64) -> Float64:
+def folds(count: int, groups: Sequence[str] | None, rng: np.random.Generator) -> np.ndarray:
+    """A fold for each of `count` pictures, those of one group together: alike as they are, one would tell of another.
+
+    With fewer groups than folds pictures are dealt out one by one.
+    """
+    names, number = np.unique(np.array(groups if groups is not None else np.arange(count)), return_inverse=True)
+    if len(names) < FOLDS:
+        names, number = np.arange(count), np.arange(count)
+    dealt: np.ndarray = (rng.permutation(len(names)) % FOLDS)[number]
+    return dealt
+
+
+def cross_fitted(x: Float64, y: Float64, groups: Sequence[str] | None = None) -> Float64:
     """What is left over of every y by a regression on the other folds."""
-    fold = np.random.default_rng(0).permutation(len(y)) % FOLDS
+    fold = folds(len(y), groups, np.random.default_rng(0))
     left = np.empty(len(y))
     for k in range(FOLDS):
         left[fold == k] = Ridge.fit(x[fold != k], y[fold != k]).left(x[fold == k], y[fold == k])

@@ -6,7 +6,7 @@ held-out pictures in place of generated ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,17 +39,26 @@ class Share:
     note: str = ""
 
 
-def nearest(queries: Float64, known: Float64, count: int = 1) -> tuple[Float64, np.ndarray]:
-    """Euclidean distances to the `count` nearest of `known`, rising, and which they are: (N, count) each."""
+def nearest(queries: Float64, known: Float64) -> tuple[Float64, np.ndarray]:
+    """Euclidean distances to the nearest of `known`, and which they are: (N,) each."""
+    found = [d.min(dim=1) for d in _squares(queries, known)]
+    distances, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return distances.sqrt().double().numpy(), rows.numpy()
+
+
+def next_nearest(queries: Float64, known: Float64, kinds: np.ndarray) -> Float64:
+    """Distances to the nearest of `known` that is of another kind than the nearest: (N,)."""
+    of = torch.from_numpy(kinds)
+    found = [d.masked_fill(of == of[d.argmin(dim=1)][:, None], torch.inf).amin(dim=1) for d in _squares(queries, known)]
+    return torch.cat(found).sqrt().double().numpy()
+
+
+def _squares(queries: Float64, known: Float64) -> Iterator[Tensor]:
+    """Squared distances of some queries at a time to all that is known: (n, M)."""
     a, b = torch.from_numpy(queries).float(), torch.from_numpy(known).float()
     squares = (b**2).sum(1)
-    distances, rows = [], []
     for part in torch.split(a, CHUNK):
-        d = ((part**2).sum(1, keepdim=True) - 2 * part @ b.T + squares).clamp_min(0)
-        found = d.topk(min(count, len(b)), dim=1, largest=False)
-        distances.append(found.values.sqrt())
-        rows.append(found.indices)
-    return torch.cat(distances).double().numpy(), torch.cat(rows).numpy()
+        yield ((part**2).sum(1, keepdim=True) - 2 * part @ b.T + squares).clamp_min(0)
 
 
 def tiled(queries: np.ndarray, known: np.ndarray) -> Float64:
@@ -83,36 +92,53 @@ def pixels(images: np.ndarray) -> Float64:
     return images.reshape(len(images), -1) / np.float64(255)
 
 
-def preference(made: Float64, members: Float64, heldout: Float64) -> tuple[float, float, float]:
+def preference(made: Float64, members: Float64, heldout: Float64, kinds: np.ndarray) -> tuple[float, float, float]:
     """The share of pictures nearer to a member than to any held-out picture, and its 95 % interval.
 
     With as many members as held-out pictures, drawn at random from one pool, it is one half for a model that has seen
-    neither. Pictures whose nearest neighbour is the same one count as one for the interval.
+    neither. Pictures whose nearest neighbours are of one kind count as one for the interval: `kinds` has a number for
+    each of the members and held-out pictures, of which as many as there are of the fewer are asked.
     """
     count = min(len(members), len(heldout))
     both = np.concatenate([members[:count], heldout[:count]])
     _, rows = nearest(made, both)
-    wins = (rows[:, 0] < count).astype(np.float64)
+    wins = (rows < count).astype(np.float64)
+    own = np.concatenate([kinds[:count], kinds[len(members) : len(members) + count]])[rows]
     p = float(wins.mean())
-    sums = np.bincount(rows[:, 0], weights=wins - p, minlength=len(both))
+    sums = np.bincount(own, weights=wins - p)
     half = 1.96 * float(np.sqrt(np.square(sums).sum())) / len(wins)
     if p in (0.0, 1.0):  # all alike: the spread says nothing, the number of neighbours does
-        bound = statistics.upper_bound(0, len(np.unique(rows[:, 0])))
+        bound = statistics.upper_bound(0, len(np.unique(own)))
         return p, max(p - bound, 0.0), min(p + bound, 1.0)
     return p, max(p - half, 0.0), min(p + half, 1.0)
+
+
+def kinds_of(*roles: Pictures) -> np.ndarray:
+    """A number for every picture of several roles: that of its group, or where there are none its own."""
+    names = [f"{i} {each}" for i, role in enumerate(roles) for each in (role.groups or range(len(role)))]
+    found: np.ndarray = np.unique(np.array(names), return_inverse=True)[1]
+    return found
+
+
+def halves(pictures: Pictures) -> tuple[Pictures, Pictures]:
+    """Two, in random order; groups are not torn apart."""
+    kinds = kinds_of(pictures)
+    first = np.random.default_rng(0).permutation(kinds.max() + 1)[kinds] % 2 == 0
+    if first.all():  # of one group
+        first = np.arange(len(pictures)) % 2 == 0
+    return pictures.take(np.flatnonzero(first)), pictures.take(np.flatnonzero(~first))
 
 
 def copies(
     made: np.ndarray, members: Pictures, heldout: Pictures, encode: Encode = pixels, name: str = "pixels"
 ) -> list[Share]:
     """All measures, in the features of `encode`, and tile by tile."""
-    # In random order: neighbours in a list are often alike, and halves of it would differ.
+    # In random order: neighbours in a list are often alike, and the first of them would be no sample.
     members, heldout = (role.unique().shuffled(seed) for seed, role in enumerate((members, heldout)))
-    half = len(heldout) // 2
-    generators = heldout.images[:half]  # in place of generated pictures, against the other half
-    g, m, h, h2 = (encode(images) for images in (made, members.images, heldout.images, generators))
-    p, low, high = preference(g, m, h)
-    p2, low2, high2 = preference(h2, m, h[half:])
+    generators, others = halves(heldout)  # the first in place of generated pictures, against the second
+    g, m, h, h1, h2 = (encode(x) for x in (made, members.images, heldout.images, generators.images, others.images))
+    p, low, high = preference(g, m, h, kinds_of(members, heldout))
+    p2, low2, high2 = preference(h1, m, h2, kinds_of(members, others))
     found = [
         Share(
             f"nearer to a member than to a held-out picture ({name})",
@@ -126,9 +152,10 @@ def copies(
             "one half where nothing is copied",
         )
     ]
-    ratio, baseline = _ratio_copies(g, m), _ratio_copies(h2, m)
+    kinds = kinds_of(members)
+    ratio, baseline = _ratio_copies(g, m, kinds), _ratio_copies(h1, m, kinds)
     found.append(
-        _counted(f"copies: a third as far from one member as from the next ({name})", ratio, len(g), baseline, len(h2))
+        _counted(f"copies: a third as far from one member as from the next ({name})", ratio, len(g), baseline, len(h1))
     )
     if encode is pixels:
         ours, theirs = tiled(made, members.images), tiled(heldout.images, members.images)
@@ -145,11 +172,11 @@ def copies(
     return found
 
 
-def _ratio_copies(made: Float64, members: Float64) -> int:
-    if len(members) < 2:
+def _ratio_copies(made: Float64, members: Float64, kinds: np.ndarray) -> int:
+    """How many are a third as far from their nearest member as from the nearest one of another kind."""
+    if kinds.max() < 1:
         return 0
-    distance, _ = nearest(made, members, 2)
-    return int((distance[:, 0] < COPY_RATIO * distance[:, 1]).sum())
+    return int((nearest(made, members)[0] < COPY_RATIO * next_nearest(made, members, kinds)).sum())
 
 
 def _counted(name: str, k: int, n: int, baseline: int | None, of: int) -> Share:

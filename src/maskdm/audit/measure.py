@@ -15,9 +15,9 @@ from torch import Tensor
 
 from maskdm.audit import statistics
 from maskdm.audit.attacks import PRIMARY, Attack, primary, scores
-from maskdm.audit.difficulty import FOLDS, Ridge, Statistics, cross_fitted
+from maskdm.audit.difficulty import FOLDS, Ridge, Statistics, cross_fitted, folds
 from maskdm.audit.eye import Eye, Memoriser
-from maskdm.audit.statistics import Auc, Float64
+from maskdm.audit.statistics import Auc, Float64, Operating
 from maskdm.audit.subject import Pictures, Subject
 from maskdm.method.patches import from_uint8
 
@@ -61,6 +61,10 @@ class Scored:
     def raw_auc(self) -> Auc:
         """Of the scores as they were."""
         return statistics.auc(*self.raw, self.groups and self.groups[:2])
+
+    def operating(self, target: float) -> Operating | None:
+        """Of the calibrated scores, at a share `target` of false positives."""
+        return statistics.operating(self.members, self.heldout, target, self.groups and self.groups[:2])
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ def calibrated(name: str, raw: Sequence[Float64], inputs: Sequence[Float64], gro
         (members, heldout),
         ridge.left(inputs[0], members),
         ridge.left(inputs[1], heldout),
-        cross_fitted(inputs[2], calibration),
+        cross_fitted(inputs[2], calibration, groups and groups[2]),
         groups,
     )
 
@@ -171,7 +175,7 @@ def blind(subject: Subject) -> Control:
     x = np.concatenate([statistics_of(subject.members.images), statistics_of(subject.heldout.images)])
     y = np.concatenate([np.ones(len(subject.members)), -np.ones(len(subject.heldout))])
     rng = np.random.default_rng(1)
-    fold = np.concatenate([rng.permutation(len(role)) % FOLDS for role in (subject.members, subject.heldout)])
+    fold = np.concatenate([folds(len(role), role.groups, rng) for role in (subject.members, subject.heldout)])
     said = np.empty(len(y))
     for k in range(FOLDS):
         said[fold == k] = Ridge.fit(x[fold != k], y[fold != k])(x[fold == k])

@@ -281,9 +281,9 @@ def _neighbours(found: Audit) -> Html:
     made, known, others = found.made, found.subject.members.images, found.subject.heldout.images
     to_members, rows = nearest(pixels(made), pixels(known))
     to_heldout, columns = nearest(pixels(made), pixels(others))
-    order = np.argsort(to_members[:, 0] / np.maximum(to_heldout[:, 0], 1e-12))[:NEIGHBOURS]
+    order = np.argsort(to_members / np.maximum(to_heldout, 1e-12))[:NEIGHBOURS]
     gap = np.full((made.shape[1], max(made.shape[2] // 8, 1), made.shape[3]), 255, np.uint8)
-    strips = [np.concatenate([made[i], gap, known[rows[i, 0]], gap, others[columns[i, 0]]], axis=1) for i in order]
+    strips = [np.concatenate([made[i], gap, known[rows[i]], gap, others[columns[i]]], axis=1) for i in order]
     alt = "generated, nearest member, nearest held-out picture"
     figures = [tag("figure", _image(strip, alt)) for strip in strips]
     said = (

@@ -69,16 +69,18 @@ def auc(members: ArrayLike, heldout: ArrayLike, clusters: Clusters | None = None
     return Auc(value, max(error, 0.5 / min(len(m), len(h)) / 1.96), len(m), len(h))
 
 
-def difference(a: tuple[ArrayLike, ArrayLike], b: tuple[ArrayLike, ArrayLike]) -> tuple[float, float]:
+def difference(
+    a: tuple[ArrayLike, ArrayLike], b: tuple[ArrayLike, ArrayLike], clusters: Clusters | None = None
+) -> tuple[float, float]:
     """AUC of a less AUC of b, (members, held-out) of the same pictures in the same order, and its standard error.
 
-    Paired: DeLong's covariance of the two is taken off.
+    Paired: DeLong's covariance of the two is taken off. `clusters` as in `auc`.
     """
     (ma, ha), (mb, hb) = ((np.asarray(m, np.float64), np.asarray(h, np.float64)) for m, h in (a, b))
     members = _placements(ma, ha) - _placements(mb, hb)
     heldout = _placements(ha, ma) - _placements(hb, mb)
-    error = math.sqrt(_variance(members) / len(members) + _variance(heldout) / len(heldout))
-    return float(members.mean()), error
+    own = clusters or (None, None)
+    return float(members.mean()), math.sqrt(_variance_of_mean(members, own[0]) + _variance_of_mean(heldout, own[1]))
 
 
 def _placements(x: Float64, y: Float64) -> Float64:
@@ -108,6 +110,7 @@ class Operating:
         target: the share of false positives that was allowed.
         hits, members: members above it, of how many.
         false, heldout: held-out pictures above it, of how many.
+        worth: as how many independent pictures either count (see `worth`).
     """
 
     target: float
@@ -115,6 +118,7 @@ class Operating:
     members: int
     false: int
     heldout: int
+    worth: tuple[int, int]
 
     @property
     def tpr(self) -> float:
@@ -127,12 +131,12 @@ class Operating:
         return self.false / self.heldout
 
     def tpr_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Clopper-Pearson."""
-        return clopper_pearson(self.hits, self.members, level)
+        """Clopper-Pearson, by what members are worth."""
+        return interval_of_share(self.tpr, self.worth[0], level)
 
     def fpr_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Clopper-Pearson."""
-        return clopper_pearson(self.false, self.heldout, level)
+        """Clopper-Pearson, by what held-out pictures are worth."""
+        return interval_of_share(self.fpr, self.worth[1], level)
 
     def epsilon(self, delta: float = 0.0) -> float:
         """A lower bound of the epsilon of differential privacy, from the worse ends of both intervals; 0 or more."""
@@ -140,17 +144,41 @@ class Operating:
         return max(math.log((low - delta) / high), 0.0) if low > delta else 0.0
 
 
-def operating(members: ArrayLike, heldout: ArrayLike, target: float) -> Operating | None:
+def operating(
+    members: ArrayLike, heldout: ArrayLike, target: float, clusters: Clusters | None = None
+) -> Operating | None:
     """At the lowest threshold with at most a share `target` of false positives.
 
     None where fewer than ten false positives would be expected: such a threshold is not resolved.
     """
-    m, h = np.asarray(members, np.float64), np.sort(np.asarray(heldout, np.float64))
+    m, h = np.asarray(members, np.float64), np.asarray(heldout, np.float64)
     if target * len(h) < 10 - 1e-9:
         return None
     allowed = math.floor(target * len(h) + 1e-9)
-    threshold = h[len(h) - allowed - 1]  # the largest that is not to be exceeded by more than `allowed`
-    return Operating(target, int((m > threshold).sum()), len(m), int((h > threshold).sum()), len(h))
+    threshold = np.sort(h)[len(h) - allowed - 1]  # the largest that is not to be exceeded by more than `allowed`
+    own = clusters or (None, None)
+    counted = worth(m > threshold, own[0]), worth(h > threshold, own[1])
+    return Operating(target, int((m > threshold).sum()), len(m), int((h > threshold).sum()), len(h), counted)
+
+
+def worth(found: ArrayLike, clusters: Sequence[object] | None) -> int:
+    """As how many independent pictures these count where the share that was found is asked (Korn & Graubard 1998).
+
+    Pictures of one cluster are alike: their number is divided by the design effect, which is never taken below one.
+    """
+    x = np.asarray(found, np.float64)
+    if clusters is None:
+        return len(x)
+    share = float(x.mean())
+    if share in (0.0, 1.0):
+        return len(set(clusters))
+    return max(min(int(share * (1 - share) / _variance_of_mean(x, clusters)), len(x)), 1)
+
+
+def interval_of_share(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Clopper-Pearson of a share among `n`, to the outside where it is no whole number of them."""
+    low, high = math.floor(share * n + 1e-9), math.ceil(share * n - 1e-9)
+    return clopper_pearson(low, n, level)[0], clopper_pearson(high, n, level)[1]
 
 
 def balanced_accuracy(members: ArrayLike, heldout: ArrayLike) -> float:

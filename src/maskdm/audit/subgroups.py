@@ -44,7 +44,7 @@ def least_like_others(primary: Scored, subject: Subject) -> Auc | None:
 
 def _distance(role: Pictures, known: Float64) -> Float64:
     parts = [role.images[start : start + AT_ONCE] for start in range(0, len(role), AT_ONCE)]
-    return np.concatenate([nearest(small(part), known)[0][:, 0] for part in parts])
+    return np.concatenate([nearest(small(part), known)[0] for part in parts])
 
 
 def _part(primary: Scored, subject: Subject, members: np.ndarray, heldout: np.ndarray) -> Auc | None:

@@ -19,6 +19,8 @@ LEVEL = 0.995
 """Of each of the two one-sided tests by which leakage is detected: 99 % for both."""
 FEWEST = 100
 """Pictures of each role below which nothing is concluded."""
+FEWEST_GROUPS = 30
+"""Likewise groups, where pictures have some: they vary by these."""
 WIDEST = 0.6
 """An audit that might have missed an AUC above this concludes nothing from finding none."""
 
@@ -49,13 +51,8 @@ class Verdict:
 
 
 def detected(primary: Scored) -> bool:
-    """Whether the AUC, or the members found at 1 % false positives, are more than chance allows.
-
-    The second counts pictures as independent, and is left out where they are of groups.
-    """
-    if primary.groups is not None:
-        return primary.auc.lower(LEVEL) > 0.5
-    point = statistics.operating(primary.members, primary.heldout, 0.01)
+    """Whether the AUC, or the members found at 1 % false positives, are more than chance allows."""
+    point = primary.operating(0.01)
     level = 2 * LEVEL - 1  # a two-sided interval whose ends are bounds of LEVEL
     at_low_fpr = point is not None and point.tpr_interval(level)[0] > point.fpr_interval(level)[1]
     return primary.auc.lower(LEVEL) > 0.5 or at_low_fpr
@@ -69,24 +66,27 @@ def verdict(primary: Scored, controls: list[Control], *, smoke: bool = False) ->
     members, heldout = len(primary.members), len(primary.heldout)
     found = primary.auc
     low, high = found.interval()
-    # The tests are two, at 0.5 % each.
-    seen_by = statistics.detectable_auc(members, heldout, level=LEVEL)
+    # The tests are two, at 0.5 % each. Of groups there are less than there are pictures.
+    worth = _worth(primary)
+    seen_by = statistics.detectable_auc(max(round(members * worth), 1), max(round(heldout * worth), 1), level=LEVEL)
+    needed = max(round(statistics.pictures_needed(WIDEST, level=LEVEL) / worth), FEWEST)
     failed = [control for control in controls if not control.passed]
     if failed:
         words = " ".join(_broken(control) for control in failed)
         return Verdict("INVALID", f"{words} No number of this audit means anything.", None, None, None, seen_by)
     numbers = f"Primary statistic AUC {found.value:.3f} (95 % CI {low:.3f} to {high:.3f})"
     if min(members, heldout) < FEWEST:
-        needed = statistics.pictures_needed(WIDEST, level=LEVEL)
         words = (
-            f"{members:,} members and {heldout:,} held-out pictures are too few: with at least {max(needed, FEWEST):,} "
-            f"of each an AUC of {WIDEST:g} would be found four times in five. {numbers}."
+            f"{members:,} members and {heldout:,} held-out pictures are too few: with at least {needed:,} of "
+            f"each an AUC of {WIDEST:g} would be found four times in five. {numbers}."
         )
+        return Verdict("INCONCLUSIVE", words, found.value, low, high, seen_by)
+    if primary.groups is not None and (least := min(len(set(each)) for each in primary.groups[:2])) < FEWEST_GROUPS:
+        words = f"{least} groups are too few to conclude from: wanted at least {FEWEST_GROUPS} of each role. {numbers}."
         return Verdict("INCONCLUSIVE", words, found.value, low, high, seen_by)
     if detected(primary):
         return Verdict("LEAKAGE DETECTED", _leak(primary, numbers), found.value, low, high, seen_by)
     if smoke or seen_by > WIDEST:
-        needed = statistics.pictures_needed(WIDEST, level=LEVEL)
         reason = (
             "The quick profile may raise an alarm, and never clears a model; run the standard one."
             if smoke
@@ -102,9 +102,14 @@ def verdict(primary: Scored, controls: list[Control], *, smoke: bool = False) ->
     return Verdict("NO LEAKAGE DETECTED BY THESE ATTACKS", words, found.value, low, high, seen_by)
 
 
+def _worth(primary: Scored) -> float:
+    """As what share of its pictures independent ones would tell as much: 1 where there are no groups."""
+    return min((statistics.auc(primary.members, primary.heldout).error / primary.auc.error) ** 2, 1.0)
+
+
 def _leak(primary: Scored, numbers: str) -> str:
     said = f"Training images can be told from held-out images of the same source. {numbers}"
-    point = statistics.operating(primary.members, primary.heldout, 0.01)
+    point = primary.operating(0.01)
     if point is not None:
         said += f"; at {point.fpr:.1%} false positives {point.tpr:.0%} of members are identified"
     return f"{said}. Anyone holding the weights can do at least this."
