@@ -294,6 +294,7 @@ def record(found: Audit, command: str) -> dict[str, Any]:
             "heldout": len(found.subject.heldout),
             "calibration": len(found.subject.calibration),
             "generated": 0 if found.made is None else len(found.made),
+            "groups": None if found.primary.groups is None else [len(set(role)) for role in found.primary.groups],
         },
         "error": {"members": found.gap[0], "heldout": found.gap[1]},
         "attacks": rows,

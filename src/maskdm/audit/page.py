@@ -156,6 +156,7 @@ def subject_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{pictures['members']:,} members, {pictures['heldout']:,} held out, {pictures['calibration']:,} for "
             f"calibration, {pictures['generated']:,} generated",
         ),
+        *([("groups", groups_said(pictures["groups"]))] if pictures["groups"] is not None else []),
         (
             "error of the estimated picture",
             f"{record['error']['members']:.4f} on members, {record['error']['heldout']:.4f} on held-out pictures",
@@ -164,6 +165,15 @@ def subject_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("statistic, profile, seed", f"{record['statistic']}, {record['profile']}, {record['seed']}"),
         ("took", wording.duration(record["seconds"])),
     ]
+
+
+def groups_said(counts: Sequence[int]) -> str:
+    """What pictures that were split together mean for the numbers."""
+    members, heldout, calibration = counts
+    return (
+        f"{members:,} of members, {heldout:,} held out, {calibration:,} for calibration; pictures of one were split "
+        "together, and intervals count them for less"
+    )
 
 
 def attack_note(record: Mapping[str, Any]) -> str:
