@@ -27,7 +27,7 @@ STATES = {
 LIMITS = (
     "It finds what these attacks find. Shadow models, attacks that are not listed, and attacks to come may find more.",
     "An average hides people: few pictures may leak much while most leak nothing. The rows at 1 % and 0.1 % false "
-    "positives, classes and groups look for that, as far as there are pictures enough.",
+    "positives, the parts of the pictures and the members that stand out look for that, as far as there are enough.",
     "It says nothing of pictures that are not asked about: those that another run saw before this one started from its "
     "weights, and copies of a picture that exist elsewhere.",
     "Pictures that were not generated may be generated yet: a copy that was not found is not a copy that cannot be.",
