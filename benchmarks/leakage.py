@@ -154,7 +154,7 @@ def difference(values: list[float]) -> str:
     """A mean and its interval over seeds."""
     if len(values) < 2:
         return f"{values[0]:+.3f} (1)" if values else "never"
-    half = T_95[len(values) - 1] * stdev(values) / len(values) ** 0.5
+    half = T_95.get(len(values) - 1, 2.2) * stdev(values) / len(values) ** 0.5
     return f"{mean(values):+.3f} ({mean(values) - half:+.3f} to {mean(values) + half:+.3f})"
 
 

@@ -14,12 +14,12 @@ import torch
 from conftest import train, write_photos
 from PIL import Image
 
-from maskdm.audit import generation, measure, statistics
+from maskdm.audit import charts, generation, measure, statistics
 from maskdm.audit.attacks import PRIMARY, primary
 from maskdm.audit.compare import compare, read_audit
 from maskdm.audit.eye import Gaussian, Memoriser
 from maskdm.audit.measure import Control, Scored, blind, tensor
-from maskdm.audit.subgroups import by_class, by_group, least_like_others, most_exposed
+from maskdm.audit.subgroups import by_class, by_group, least_like_others, most_exposed, set_level
 from maskdm.audit.subject import Pictures, Subject
 from maskdm.audit.verdict import EXIT, FEWEST, detected, verdict
 from maskdm.cli import main
@@ -404,7 +404,7 @@ def test_no_attack_is_load_bearing(monkeypatch):
 
 
 def test_pictures_of_groups_are_not_counted_as_independent():
-    """Ten pictures of one person stand out: no finding about the others."""
+    """Sixty pictures of one person stand out: no finding about the others."""
     quiet = scored(0.0, 2000)
     m = quiet.members.copy()
     m[:60] += 6
@@ -429,7 +429,52 @@ def test_groups_count_for_less_than_their_pictures():
     assert wide.worth[0] == pytest.approx(500, abs=30)
     assert wide.tpr_interval()[1] > narrow.tpr_interval()[1]
     few = tuple([f"{role}{i // 100}" for i in range(2000)] for role in "mhc")
-    assert "20 groups are too few" in verdict(Scored("primary", (m, h), m, h, c, few), [PASSED]).words
+    said = verdict(Scored("primary", (m, h), m, h, c, few), [FAILED])
+    assert said.name == "INCONCLUSIVE"  # neither a finding nor a failed control means anything
+    assert "of 20 groups, which tell as much as 20.0 of equal size" in said.words
+
+
+def test_one_large_group_is_not_made_good_by_many_small_ones():
+    """The owner of a photo library and 39 others: at one half, whatever is found."""
+    rng = np.random.default_rng(0)
+    own = rng.normal(size=40).repeat([800, *[10] * 39])
+    m = own + rng.normal(size=len(own)) + 2
+    one = scored(0.0, 1190)
+    groups = (
+        ["owner"] * 800 + [f"m{i // 10}" for i in range(390)],
+        [f"h{i}" for i in range(1190)],
+        [f"c{i}" for i in range(1190)],
+    )
+    said = verdict(Scored("primary", (m, one.heldout), m, one.heldout, one.calibration, groups), [PASSED])
+    assert said.name == "INCONCLUSIVE"
+    assert "of 40 groups, which tell as much as 2.2 of equal size" in said.words
+
+
+@pytest.mark.parametrize("few", [1, 2, 4])
+def test_few_groups_break_nothing(few, tmp_path):
+    roles = [replace(flat(60, seed), groups=tuple(f"{seed}-{i % few}" for i in range(60))) for seed in (1, 2, 3)]
+    found = replace(subject(1.0), members=roles[0], heldout=roles[1], calibration=roles[2])
+    one = scored(0.0, 60)
+    groups = measure.groups_of(found)
+    primary = Scored("primary", one.raw, one.members, one.heldout, one.calibration, groups)
+    assert verdict(primary, [blind(found), measure.null(primary)]).name == "INCONCLUSIVE"
+    assert "svg" in str(charts.roc_chart(primary))
+    assert by_group(primary, found) is least_like_others(primary, found) is set_level(primary) is None
+    assert len(generation.copies(flat(20, 5).images, roles[0], roles[1])) == (2 if few == 1 else 3)
+
+
+def test_exact_duplicates_are_groups():
+    """Every picture five times: together in a fold, and counted once."""
+    roles = []
+    for seed in (1, 2, 3):
+        one = flat(80, seed)
+        roles.append(one.take(np.arange(80).repeat(5)))
+    found = replace(subject(1.0), members=roles[0], heldout=roles[1], calibration=roles[2])
+    groups = measure.groups_of(found)
+    assert groups is not None
+    assert statistics.effective(groups[0]) == 80
+    assert blind(found).passed
+    assert measure.groups_of(subject(1.0)) is None
 
 
 def test_classes_and_groups_by_themselves():
@@ -505,8 +550,7 @@ def test_held_out_pictures_as_a_generator_prefer_nobody():
 def test_a_memorised_set_is_preferred_and_its_interval_counts_neighbours():
     members, heldout = flat(300, 1), flat(300, 2)
     made = np.repeat(members.images[:5], 100, axis=0)  # five pictures, a hundred times each
-    known = generation.kinds_of(members, heldout)
-    p, low, _ = generation.preference(*(generation.pixels(x) for x in (made, members.images, heldout.images)), known)
+    p, low, _ = generation.preference(*(generation.pixels(x) for x in (made, members.images, heldout.images)))
     assert p == 1
     assert low < 0.6  # five neighbours are no proof of much
 
@@ -524,6 +568,8 @@ def test_near_duplicates_hide_no_copy_and_make_none():
     made = np.concatenate([members.images[:30], flat(270, 5).images])
     preferred, ratio, _ = generation.copies(made, members, heldout)
     assert ratio.value == pytest.approx(0.1, abs=0.01)
+    fewer = heldout.take(np.arange(30))  # ten kinds of thing against a hundred
+    assert generation.copies(flat(300, 6).images, members, fewer)[0].value == pytest.approx(0.5, abs=0.2)
     assert preferred.baseline is not None
     assert preferred.baseline_low is not None
     assert preferred.baseline_high is not None
@@ -590,6 +636,12 @@ def test_pairs_of_groups_count_as_groups(tmp_path):
     assert "1,600 members" in said[4]
     # Four hundred groups of four that are all alike tell what four hundred pictures do.
     assert said[4].partition("pictures: ")[2] == said[None].partition("pictures: ")[2]
+
+
+def test_pairs_of_few_groups_are_not_compared(tmp_path):
+    a, b = (read_audit(kept(tmp_path / n, 0.8, 0.05, i, n=20, copies=20)) for i, n in enumerate("ab"))
+    with pytest.raises(InputError, match="of too few groups"):
+        compare(a, b)
 
 
 def test_pairs_that_cannot_be_compared(tmp_path):

@@ -107,6 +107,10 @@ def test_what_clusters_are_worth():
     assert s.worth(x, [str(i) for i in range(3000)]) == pytest.approx(3000, rel=0.01)
     assert s.worth(np.repeat(x[:300], 10), [i // 10 for i in range(3000)]) == pytest.approx(300, rel=0.02)
     assert s.worth(np.zeros(3000, bool), [i // 10 for i in range(3000)]) == 300
+    assert s.worth(np.ones(20, bool), ["one"] * 20) == s.worth(np.arange(20) < 9, ["one"] * 20) == 1
+    once = np.arange(3000) < 1
+    assert s.worth(once, [i // 10 for i in range(3000)]) == 300  # found once, which tells nothing of its spread
+    assert s.effective(["a"] * 80 + ["b"] * 10 + ["c"] * 10) == pytest.approx(1.515, abs=1e-3)
     assert s.interval_of_share(0.25, 20) == s.clopper_pearson(5, 20)
     low, high = s.interval_of_share(0.26, 20)
     assert (low, high) == (s.clopper_pearson(5, 20)[0], s.clopper_pearson(6, 20)[1])

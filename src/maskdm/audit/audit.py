@@ -91,7 +91,7 @@ class Audit:
     classes: tuple[tuple[str, statistics.Auc], ...]
     groups: statistics.Auc | None
     apart: statistics.Auc | None
-    set_p: float
+    set_p: float | None
     seconds: float
     made: np.ndarray | None
 

@@ -16,6 +16,7 @@ import numpy as np
 from maskdm.audit import statistics
 from maskdm.audit.audit import SCHEMA
 from maskdm.audit.statistics import Float64
+from maskdm.audit.subgroups import FEWEST
 from maskdm.errors import InputError
 
 ALIKE = 0.02
@@ -92,9 +93,15 @@ def compare(a: Kept, b: Kept) -> str:
             "100 of each; audit models of the same split, with the same --seed"
         )
     first, second = (_scores(kept, members, heldout) for kept in (a, b))
-    value, error = statistics.difference(
-        first, second, _clusters(a, members, heldout) or _clusters(b, members, heldout)
-    )
+    value, error = statistics.difference(first, second)
+    for clusters in (_clusters(kept, members, heldout) for kept in (a, b)):
+        if clusters is not None:
+            if min(statistics.effective(each) for each in clusters) < FEWEST:
+                raise InputError(
+                    "audit compare: the pictures are of too few groups, or too many of them of one, wanted as much as "
+                    f"{FEWEST} groups of equal size tell, of members and of held-out pictures; audit more pictures"
+                )
+            error = max(error, statistics.difference(first, second, clusters)[1])
     half = statistics.NORMAL.inv_cdf(0.975) * error
     low, high = value - half, value + half
     errors = [float(kept.record["error"]["heldout"]) for kept in (a, b)]

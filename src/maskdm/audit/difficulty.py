@@ -18,6 +18,8 @@ from maskdm.audit.statistics import Float64
 COMPONENTS, SIDE = 48, 32
 PENALTIES = tuple(10.0**k for k in range(-3, 7))
 FOLDS = 5
+AT_ONCE = 512
+"""Pictures that are floats at one time."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,10 @@ class Statistics:
 
     def __call__(self, images: np.ndarray) -> Float64:
         """(N, H, W, C) uint8 -> (N, 2 K + 4): components, their squares, mean, deviation, energy of both gradients."""
-        x = small(images)
-        z = (x - self.mean) @ self.components.T
+        return np.concatenate([self._of(images[i : i + AT_ONCE]) for i in range(0, len(images), AT_ONCE)])
+
+    def _of(self, images: np.ndarray) -> Float64:
+        z = (small(images) - self.mean) @ self.components.T
         unit = images.astype(np.float32) / 255
         plain = [
             unit.mean(axis=(1, 2, 3)),
@@ -62,9 +66,11 @@ def small(images: np.ndarray) -> Float64:
     height, width = images.shape[1:3]
     down = max(-(-height // SIDE), -(-width // SIDE), 1)
     h, w = height // down * down, width // down * down
-    cut = images[:, :h, :w].astype(np.float32) / 255
-    means = cut.reshape(len(cut), h // down, down, w // down, down, -1).mean(axis=(2, 4))
-    found: Float64 = means.reshape(len(cut), -1).astype(np.float64)
+    found = np.empty((len(images), h // down * (w // down) * images.shape[3]))
+    for start in range(0, len(images), AT_ONCE):
+        cut = images[start : start + AT_ONCE, :h, :w].astype(np.float32) / 255
+        means = cut.reshape(len(cut), h // down, down, w // down, down, -1).mean(axis=(2, 4))
+        found[start : start + AT_ONCE] = means.reshape(len(cut), -1)
     return found
 
 
@@ -86,23 +92,15 @@ class Ridge:
     spread: float
 
     @classmethod
-    def fit(cls, x: Float64, y: Float64) -> Ridge:
-        """With the penalty of least leave-one-out error."""
-        centre, scale = x.mean(axis=0), x.std(axis=0)
-        scale = np.where(scale > 0, scale, 1.0)
-        u, s, vt = np.linalg.svd((x - centre) / scale, full_matrices=False)
-        mean = float(y.mean())
-        projected = u.T @ (y - mean)
-        best: tuple[float, Float64] | None = None
-        for penalty in PENALTIES:
-            shrunk = s**2 / (s**2 + penalty)
-            left = (y - mean) - u @ (shrunk * projected)
-            leverage = (u**2 * shrunk).sum(axis=1) + 1 / len(y)
-            error = float(np.sqrt(np.mean((left / np.maximum(1 - leverage, 1e-3)) ** 2)))
-            if best is None or error < best[0]:
-                best = error, vt.T @ (s / (s**2 + penalty) * projected)
-        assert best is not None, "there are penalties"
-        return cls(centre, scale, best[1], mean, max(best[0], 1e-12))
+    def fit(cls, x: Float64, y: Float64, groups: Sequence[str] | None = None) -> Ridge:
+        """With the penalty of least error on pictures left out: one at a time, or folds of whole groups."""
+        left = _left_out(x, y) if groups is None else _left_out_by_groups(x, y, groups)
+        errors = np.sqrt(np.square(left).mean(axis=1))
+        best = int(np.argmin(errors))
+        found = _Path.of(x, y)
+        return cls(
+            found.centre, found.scale, found.weights(PENALTIES[best]), found.mean, max(float(errors[best]), 1e-12)
+        )
 
     def __call__(self, x: Float64) -> Float64:
         """Predictions: (N, D) -> (N,)."""
@@ -113,6 +111,52 @@ class Ridge:
         """What is left over of y, in units of its spread on the calibration split."""
         found: Float64 = (y - self(x)) / self.spread
         return found
+
+
+@dataclass(frozen=True)
+class _Path:
+    """Regressions on the same pictures for any penalty."""
+
+    centre: Float64
+    scale: Float64
+    mean: float
+    u: Float64
+    s: Float64
+    vt: Float64
+    projected: Float64
+
+    @classmethod
+    def of(cls, x: Float64, y: Float64) -> _Path:
+        centre, scale = x.mean(axis=0), x.std(axis=0)
+        scale = np.where(scale > 0, scale, 1.0)
+        u, s, vt = np.linalg.svd((x - centre) / scale, full_matrices=False)
+        mean = float(y.mean())
+        return cls(centre, scale, mean, u, s, vt, u.T @ (y - mean))
+
+    def weights(self, penalty: float) -> Float64:
+        found: Float64 = self.vt.T @ (self.s / (self.s**2 + penalty) * self.projected)
+        return found
+
+
+def _left_out(x: Float64, y: Float64) -> Float64:
+    """What is left over of each y when it alone is left out, for every penalty: (P, N)."""
+    path, rows = _Path.of(x, y), []
+    for penalty in PENALTIES:
+        shrunk = path.s**2 / (path.s**2 + penalty)
+        leverage = (path.u**2 * shrunk).sum(axis=1) + 1 / len(y)
+        rows.append(((y - path.mean) - path.u @ (shrunk * path.projected)) / np.maximum(1 - leverage, 1e-3))
+    return np.array(rows)
+
+
+def _left_out_by_groups(x: Float64, y: Float64, groups: Sequence[str]) -> Float64:
+    """The same when a fold of groups is left out."""
+    left, fold = np.empty((len(PENALTIES), len(y))), folds(len(y), groups, np.random.default_rng(2))
+    for k in range(FOLDS):
+        path = _Path.of(x[fold != k], y[fold != k])
+        inputs = (x[fold == k] - path.centre) / path.scale
+        for i, penalty in enumerate(PENALTIES):
+            left[i, fold == k] = y[fold == k] - path.mean - inputs @ path.weights(penalty)
+    return left
 
 
 def folds(count: int, groups: Sequence[str] | None, rng: np.random.Generator) -> np.ndarray:
@@ -132,5 +176,6 @@ def cross_fitted(x: Float64, y: Float64, groups: Sequence[str] | None = None) ->
     fold = folds(len(y), groups, np.random.default_rng(0))
     left = np.empty(len(y))
     for k in range(FOLDS):
-        left[fold == k] = Ridge.fit(x[fold != k], y[fold != k]).left(x[fold == k], y[fold == k])
+        known = None if groups is None else [groups[int(i)] for i in np.flatnonzero(fold != k)]
+        left[fold == k] = Ridge.fit(x[fold != k], y[fold != k], known).left(x[fold == k], y[fold == k])
     return left

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,7 +21,9 @@ from maskdm.audit.subject import Pictures
 COPY_RATIO = 1 / 3
 TILES = 4
 CHUNK = 256
-Encode = Callable[[np.ndarray], Float64]
+Float32 = npt.NDArray[np.float32]
+Numbers = Float32 | Float64
+Encode = Callable[[np.ndarray], Float32]
 """(N, H, W, C) uint8 -> (N, D): features in which pictures are compared."""
 
 
@@ -39,21 +42,21 @@ class Share:
     note: str = ""
 
 
-def nearest(queries: Float64, known: Float64) -> tuple[Float64, np.ndarray]:
+def nearest(queries: Numbers, known: Numbers) -> tuple[Float64, np.ndarray]:
     """Euclidean distances to the nearest of `known`, and which they are: (N,) each."""
     found = [d.min(dim=1) for d in _squares(queries, known)]
     distances, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
     return distances.sqrt().double().numpy(), rows.numpy()
 
 
-def next_nearest(queries: Float64, known: Float64, kinds: np.ndarray) -> Float64:
+def next_nearest(queries: Numbers, known: Numbers, kinds: np.ndarray) -> Float64:
     """Distances to the nearest of `known` that is of another kind than the nearest: (N,)."""
     of = torch.from_numpy(kinds)
     found = [d.masked_fill(of == of[d.argmin(dim=1)][:, None], torch.inf).amin(dim=1) for d in _squares(queries, known)]
     return torch.cat(found).sqrt().double().numpy()
 
 
-def _squares(queries: Float64, known: Float64) -> Iterator[Tensor]:
+def _squares(queries: Numbers, known: Numbers) -> Iterator[Tensor]:
     """Squared distances of some queries at a time to all that is known: (n, M)."""
     a, b = torch.from_numpy(queries).float(), torch.from_numpy(known).float()
     squares = (b**2).sum(1)
@@ -87,46 +90,39 @@ def _tiles(images: np.ndarray) -> Tensor:
     return x.reshape(rows * columns, n, h * w * channels)
 
 
-def pixels(images: np.ndarray) -> Float64:
+def pixels(images: np.ndarray) -> Float32:
     """Pictures as vectors in [0, 1]."""
-    return images.reshape(len(images), -1) / np.float64(255)
+    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
 
 
-def preference(made: Float64, members: Float64, heldout: Float64, kinds: np.ndarray) -> tuple[float, float, float]:
+def preference(made: Float32, members: Float32, heldout: Float32) -> tuple[float, float, float]:
     """The share of pictures nearer to a member than to any held-out picture, and its 95 % interval.
 
     With as many members as held-out pictures, drawn at random from one pool, it is one half for a model that has seen
-    neither. Pictures whose nearest neighbours are of one kind count as one for the interval: `kinds` has a number for
-    each of the members and held-out pictures, of which as many as there are of the fewer are asked.
+    neither. Pictures whose nearest neighbour is the same one count as one for the interval.
     """
     count = min(len(members), len(heldout))
     both = np.concatenate([members[:count], heldout[:count]])
     _, rows = nearest(made, both)
     wins = (rows < count).astype(np.float64)
-    own = np.concatenate([kinds[:count], kinds[len(members) : len(members) + count]])[rows]
     p = float(wins.mean())
-    sums = np.bincount(own, weights=wins - p)
+    sums = np.bincount(rows, weights=wins - p, minlength=len(both))
     half = 1.96 * float(np.sqrt(np.square(sums).sum())) / len(wins)
     if p in (0.0, 1.0):  # all alike: the spread says nothing, the number of neighbours does
-        bound = statistics.upper_bound(0, len(np.unique(own)))
+        bound = statistics.upper_bound(0, len(np.unique(rows)))
         return p, max(p - bound, 0.0), min(p + bound, 1.0)
     return p, max(p - half, 0.0), min(p + half, 1.0)
 
 
-def kinds_of(*roles: Pictures) -> np.ndarray:
-    """A number for every picture of several roles: that of its group, or where there are none its own."""
-    names = [f"{i} {each}" for i, role in enumerate(roles) for each in (role.groups or range(len(role)))]
-    found: np.ndarray = np.unique(np.array(names), return_inverse=True)[1]
+def kinds_of(pictures: Pictures) -> np.ndarray:
+    """A number for every picture: that of its group, or where there are none its own."""
+    found: np.ndarray = np.unique(np.array(pictures.groups or pictures.ids), return_inverse=True)[1]
     return found
 
 
-def halves(pictures: Pictures) -> tuple[Pictures, Pictures]:
-    """Two, in random order; groups are not torn apart."""
-    kinds = kinds_of(pictures)
-    first = np.random.default_rng(0).permutation(kinds.max() + 1)[kinds] % 2 == 0
-    if first.all():  # of one group
-        first = np.arange(len(pictures)) % 2 == 0
-    return pictures.take(np.flatnonzero(first)), pictures.take(np.flatnonzero(~first))
+def one_of_each(kinds: np.ndarray) -> np.ndarray:
+    """The rows of the first picture of every kind, in order: as many things, whatever the size of their groups."""
+    return np.sort(np.unique(kinds, return_index=True)[1])
 
 
 def copies(
@@ -135,28 +131,26 @@ def copies(
     """All measures, in the features of `encode`, and tile by tile."""
     # In random order: neighbours in a list are often alike, and the first of them would be no sample.
     members, heldout = (role.unique().shuffled(seed) for seed, role in enumerate((members, heldout)))
-    generators, others = halves(heldout)  # the first in place of generated pictures, against the second
-    g, m, h, h1, h2 = (encode(x) for x in (made, members.images, heldout.images, generators.images, others.images))
-    p, low, high = preference(g, m, h, kinds_of(members, heldout))
-    p2, low2, high2 = preference(h1, m, h2, kinds_of(members, others))
-    found = [
-        Share(
-            f"nearer to a member than to a held-out picture ({name})",
-            p,
-            low,
-            high,
-            len(g),
-            p2,
-            low2,
-            high2,
-            "one half where nothing is copied",
+    kinds, others = kinds_of(members), kinds_of(heldout)
+    g, m, h = (encode(images) for images in (made, members.images, heldout.images))
+    single = m[one_of_each(kinds)]
+    half = np.random.default_rng(0).permutation(others.max() + 1)[others] % 2 == 0
+    generators, judges = h[half], h[~half][one_of_each(others[~half])]  # in place of generated pictures, and against
+    p, low, high = preference(g, single, h[one_of_each(others)])
+    p2, low2, high2 = preference(generators, single, judges) if len(judges) else (None, None, None)
+    said = f"nearer to a member than to a held-out picture ({name})"
+    found = [Share(said, p, low, high, len(g), p2, low2, high2, "one half where nothing is copied")]
+    if kinds.max() > 0:
+        what = "the next" if members.groups is None else "the next of another group"
+        found.append(
+            _counted(
+                f"copies: a third as far from one member as from {what} ({name})",
+                _ratio_copies(g, m, kinds),
+                len(g),
+                _ratio_copies(generators, m, kinds),
+                len(generators),
+            )
         )
-    ]
-    kinds = kinds_of(members)
-    ratio, baseline = _ratio_copies(g, m, kinds), _ratio_copies(h1, m, kinds)
-    found.append(
-        _counted(f"copies: a third as far from one member as from the next ({name})", ratio, len(g), baseline, len(h1))
-    )
     if encode is pixels:
         ours, theirs = tiled(made, members.images), tiled(heldout.images, members.images)
         closest = float(theirs.min())
@@ -172,10 +166,8 @@ def copies(
     return found
 
 
-def _ratio_copies(made: Float64, members: Float64, kinds: np.ndarray) -> int:
+def _ratio_copies(made: Float32, members: Float32, kinds: np.ndarray) -> int:
     """How many are a third as far from their nearest member as from the nearest one of another kind."""
-    if kinds.max() < 1:
-        return 0
     return int((nearest(made, members)[0] < COPY_RATIO * next_nearest(made, members, kinds)).sum())
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maskdm.audit import statistics
 from maskdm.audit.attacks import PRIMARY, Attack, primary, scores
-from maskdm.audit.difficulty import FOLDS, Ridge, Statistics, cross_fitted, folds
+from maskdm.audit.difficulty import AT_ONCE, FOLDS, Ridge, Statistics, cross_fitted, folds
 from maskdm.audit.eye import Eye, Memoriser
 from maskdm.audit.statistics import Auc, Float64, Operating
 from maskdm.audit.subject import Pictures, Subject
@@ -25,8 +25,6 @@ LEVEL = 0.99
 """Of the intervals by which controls are judged: several of them are, and each may be wrong by chance."""
 MEMORISED = 256
 """Members that a closed form knows by heart."""
-AT_ONCE = 512
-"""Pictures that are floats at one time."""
 Report = Callable[[int], object]
 
 
@@ -135,15 +133,20 @@ def _scores_of(
 
 
 def groups_of(subject: Subject) -> Groups | None:
-    """Of the pictures of all three roles, where all have some."""
-    a, b, c = (role.groups for role in (subject.members, subject.heldout, subject.calibration))
-    return None if a is None or b is None or c is None else (a, b, c)
+    """Of the pictures of all three roles, where all have some; else exact duplicates, where there are any."""
+    roles = (subject.members, subject.heldout, subject.calibration)
+    a, b, c = (role.groups for role in roles)
+    if a is not None and b is not None and c is not None:
+        return a, b, c
+    if all(len(set(role.ids)) == len(role) for role in roles):
+        return None
+    return roles[0].ids, roles[1].ids, roles[2].ids
 
 
 def calibrated(name: str, raw: Sequence[Float64], inputs: Sequence[Float64], groups: Groups | None = None) -> Scored:
     """From raw scores and statistics of members, held-out and calibration pictures; fitted on the last alone."""
     members, heldout, calibration = raw
-    ridge = Ridge.fit(inputs[2], calibration)
+    ridge = Ridge.fit(inputs[2], calibration, groups and groups[2])
     return Scored(
         name,
         (members, heldout),
@@ -174,26 +177,35 @@ def blind(subject: Subject) -> Control:
     statistics_of = Statistics.of(subject.calibration.images)
     x = np.concatenate([statistics_of(subject.members.images), statistics_of(subject.heldout.images)])
     y = np.concatenate([np.ones(len(subject.members)), -np.ones(len(subject.heldout))])
+    groups = groups_of(subject)
+    names = None if groups is None else [*groups[0], *groups[1]]
     rng = np.random.default_rng(1)
-    fold = np.concatenate([folds(len(role), role.groups, rng) for role in (subject.members, subject.heldout)])
+    if names is None:
+        fold = np.concatenate([folds(len(role), None, rng) for role in (subject.members, subject.heldout)])
+    else:
+        fold = folds(len(y), names, rng)
     said = np.empty(len(y))
     for k in range(FOLDS):
-        said[fold == k] = Ridge.fit(x[fold != k], y[fold != k])(x[fold == k])
+        known = None if names is None else [names[int(i)] for i in np.flatnonzero(fold != k)]
+        said[fold == k] = Ridge.fit(x[fold != k], y[fold != k], known)(x[fold == k])
     # Each fold by itself: between folds the mean of the others shifts answers against the truth.
-    values = [_of_fold(said, y, fold == k, subject) for k in range(FOLDS)]
-    value = float(np.mean([each.value for each in values]))
-    error = float(np.sqrt(np.sum([each.error**2 for each in values]))) / FOLDS
-    half = statistics.NORMAL.inv_cdf((1 + LEVEL) / 2) * error
+    values = [_of_fold(said, y, fold == k, names) for k in range(FOLDS) if len(set(y[fold == k])) == 2]
     wanted = "members and held-out pictures cannot be told apart without a model"
+    if not values:  # a role of one group; the verdict says that these are too few
+        return Control("blind", 0.5, 0.0, 1.0, True, wanted)
+    value = float(np.mean([each.value for each in values]))
+    error = float(np.sqrt(np.sum([each.error**2 for each in values]))) / len(values)
+    half = statistics.NORMAL.inv_cdf((1 + LEVEL) / 2) * error
     return Control("blind", value, value - half, value + half, value - half <= 0.5, wanted)
 
 
-def _of_fold(said: Float64, y: Float64, here: np.ndarray, subject: Subject) -> Auc:
+def _of_fold(said: Float64, y: Float64, here: np.ndarray, names: Sequence[str] | None) -> Auc:
+    members, heldout = here & (y > 0), here & (y < 0)
     clusters = None
-    if subject.members.groups is not None and subject.heldout.groups is not None:
-        names = np.array([*subject.members.groups, *subject.heldout.groups])
-        clusters = (names[here & (y > 0)].tolist(), names[here & (y < 0)].tolist())
-    return statistics.auc(said[here & (y > 0)], said[here & (y < 0)], clusters)
+    if names is not None:
+        own = np.array(names)
+        clusters = (own[members].tolist(), own[heldout].tolist())
+    return statistics.auc(said[members], said[heldout], clusters)
 
 
 def control_score(eye: Eye, subject: Subject, *, draws: int, batch_size: int, report: Report) -> Auc:

@@ -171,8 +171,8 @@ def groups_said(counts: Sequence[int]) -> str:
     """What pictures that were split together mean for the numbers."""
     members, heldout, calibration = counts
     return (
-        f"{members:,} of members, {heldout:,} held out, {calibration:,} for calibration; pictures of one were split "
-        "together, and intervals count them for less"
+        f"{members:,} of members, {heldout:,} held out, {calibration:,} for calibration; intervals count pictures "
+        "of one for less"
     )
 
 
@@ -184,8 +184,10 @@ def attack_note(record: Mapping[str, Any]) -> str:
     return NOTE + needs
 
 
-def all_at_once(p: float) -> str:
+def all_at_once(p: float | None) -> str:
     """Whether members score higher on average, in words."""
+    if p is None:
+        return "n/a: too few groups"
     said = p_value(p)
     equals = said if said.startswith("<") else f"= {said}"
     return f"p {equals}: how often chance alone makes so large a difference of their means"
@@ -271,11 +273,13 @@ def exposed_note(found: Audit) -> str:
     rows, shares = subgroups.most_exposed(found.primary, EXPOSED)
     heldout = found.primary.heldout
     alone = int((found.primary.members > heldout.max()).sum())
+    chance = f"; by chance it would be about {len(found.primary.members) / (len(heldout) + 1):.1f}"
+    if found.primary.groups is not None:  # then chance comes in lumps
+        chance = ""
     return (
         f"Each of the first {len(rows)} scores higher than at least {1 - shares[-1]:.1%} of held-out pictures. "
-        f"{alone:,} members score higher than all {len(heldout):,} of them; by chance it would be about "
-        f"{len(found.primary.members) / (len(heldout) + 1):.1f}. Which they are is in scores.npz, for its owner "
-        "alone; --include-training-images shows them here."
+        f"{alone:,} members score higher than all {len(heldout):,} of them{chance}. Which they are is in scores.npz, "
+        "for its owner alone; --include-training-images shows them here."
     )
 
 

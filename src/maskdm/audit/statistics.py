@@ -19,6 +19,10 @@ Float64 = NDArray[np.float64]
 NORMAL = NormalDist()
 
 
+TELLING = 10
+"""Clusters in which something must be found, or not, before their spread is believed."""
+
+
 @dataclass(frozen=True)
 class Auc:
     """The area under the ROC curve: the chance that a member scores above a held-out picture, ties as half.
@@ -59,14 +63,16 @@ def auc(members: ArrayLike, heldout: ArrayLike, clusters: Clusters | None = None
     """With the error from placement values, in O(n log n).
 
     Pictures of one cluster are alike and were split together: with `clusters` the error counts them as one (Obuchowski
-    1997). Where all placements are equal (a perfect attack) the error is zero; then it is that of one picture amiss.
+    1997). Where all placements are equal (a perfect attack) the error is zero; then it is that of one picture, or
+    cluster, amiss.
     """
     m, h = np.asarray(members, np.float64), np.asarray(heldout, np.float64)
     above, below = _placements(m, h), _placements(h, m)
     value = float(above.mean())
     own = clusters or (None, None)
     error = math.sqrt(_variance_of_mean(above, own[0]) + _variance_of_mean(below, own[1]))
-    return Auc(value, max(error, 0.5 / min(len(m), len(h)) / 1.96), len(m), len(h))
+    fewest = min(len(x) if names is None else effective(names) for x, names in zip((m, h), own, strict=True))
+    return Auc(value, max(error, 0.5 / fewest / 1.96), len(m), len(h))
 
 
 def difference(
@@ -165,14 +171,24 @@ def worth(found: ArrayLike, clusters: Sequence[object] | None) -> int:
     """As how many independent pictures these count where the share that was found is asked (Korn & Graubard 1998).
 
     Pictures of one cluster are alike: their number is divided by the design effect, which is never taken below one.
+    What is found in fewer than ten clusters, or not found in fewer, says nothing of that: then they are worth no more
+    than clusters.
     """
     x = np.asarray(found, np.float64)
     if clusters is None:
         return len(x)
-    share = float(x.mean())
-    if share in (0.0, 1.0):
-        return len(set(clusters))
-    return max(min(int(share * (1 - share) / _variance_of_mean(x, clusters)), len(x)), 1)
+    names = np.array(clusters, dtype=str)
+    spread, share = _variance_of_mean(x, clusters), float(x.mean())
+    count = share * (1 - share) / spread if spread > 1e-15 else len(x)
+    if min(len(set(names[x > 0])), len(set(names[x == 0]))) < TELLING:
+        count = min(count, effective(clusters))
+    return max(min(int(count + 1e-9), len(x)), 1)
+
+
+def effective(clusters: Sequence[object]) -> float:
+    """How many clusters of equal size would tell as much (Kish 1965): one large one is not made good by many small."""
+    _, sizes = np.unique(np.array(clusters, dtype=str), return_counts=True)
+    return float(sizes.sum() ** 2 / np.square(sizes, dtype=np.float64).sum())
 
 
 def interval_of_share(share: float, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from maskdm.audit import statistics
-from maskdm.audit.difficulty import small
+from maskdm.audit.difficulty import AT_ONCE, small
 from maskdm.audit.generation import nearest
-from maskdm.audit.measure import AT_ONCE, Scored
+from maskdm.audit.measure import Scored, groups_of
 from maskdm.audit.statistics import Auc, Float64
 from maskdm.audit.subject import Pictures, Subject
 
@@ -48,31 +48,39 @@ def _distance(role: Pictures, known: Float64) -> Float64:
 
 
 def _part(primary: Scored, subject: Subject, members: np.ndarray, heldout: np.ndarray) -> Auc | None:
-    """Of some members and some held-out pictures."""
+    """Of some members and some held-out pictures; None where these, or the groups they are of, are few."""
     if min(members.sum(), heldout.sum()) < FEWEST:
         return None
-    clusters = None
-    if subject.members.groups is not None and subject.heldout.groups is not None:
-        clusters = (
-            np.array(subject.members.groups)[members].tolist(),
-            np.array(subject.heldout.groups)[heldout].tolist(),
-        )
+    groups, clusters = groups_of(subject), None
+    if groups is not None:
+        clusters = (np.array(groups[0])[members].tolist(), np.array(groups[1])[heldout].tolist())
+        if min(statistics.effective(each) for each in clusters) < FEWEST:
+            return None
     return statistics.auc(primary.members[members], primary.heldout[heldout], clusters)
 
 
 def by_group(primary: Scored, subject: Subject) -> Auc | None:
-    """Of groups (people, scenes) by the mean of their pictures' scores: what somebody in several of them would ask."""
+    """Of groups (people, scenes) by the mean of their pictures' scores: what somebody in several of them would ask.
+
+    As many pictures of each as half of the groups have, in the role where that is less: means of more pictures spread
+    less, and would be told apart by that alone.
+    """
     members, heldout = subject.members.groups, subject.heldout.groups
-    if members is None or heldout is None or min(len(set(members)), len(set(heldout))) < FEWEST:
+    if members is None or heldout is None:
         return None
-    return statistics.auc(_means(primary.members, members), _means(primary.heldout, heldout))
+    sizes = [np.unique(np.array(each), return_counts=True)[1] for each in (members, heldout)]
+    count = int(min(np.median(each) for each in sizes))
+    m, h = _means(primary.members, members, count), _means(primary.heldout, heldout, count)
+    return statistics.auc(m, h) if min(len(m), len(h)) >= FEWEST else None
 
 
-def set_level(primary: Scored) -> float:
-    """p that members score no higher on average; pictures of one group count as one."""
+def set_level(primary: Scored) -> float | None:
+    """p that members score no higher on average; pictures of one group count as one, and few groups for nothing."""
     if primary.groups is None:
         return statistics.welch(primary.members, primary.heldout)
-    return statistics.welch(_means(primary.members, primary.groups[0]), _means(primary.heldout, primary.groups[1]))
+    roles = zip((primary.members, primary.heldout), primary.groups, strict=False)
+    means = [_means(scores, own) for scores, own in roles]
+    return statistics.welch(*means) if min(len(each) for each in means) >= FEWEST else None
 
 
 def most_exposed(primary: Scored, count: int) -> tuple[np.ndarray, Float64]:
@@ -83,7 +91,9 @@ def most_exposed(primary: Scored, count: int) -> tuple[np.ndarray, Float64]:
     return rows, shares
 
 
-def _means(scores: Float64, groups: Sequence[str]) -> Float64:
-    _, number = np.unique(np.array(groups), return_inverse=True)
-    found: Float64 = np.bincount(number, weights=scores) / np.bincount(number)
-    return found
+def _means(scores: Float64, groups: Sequence[str], count: int | None = None) -> Float64:
+    """The mean of every group, or of the first `count` pictures of every group that has so many."""
+    own: dict[str, list[float]] = {}
+    for name, score in zip(groups, scores.tolist(), strict=True):
+        own.setdefault(name, []).append(score)
+    return np.array([np.mean(each[:count]) for each in own.values() if len(each) >= (count or 1)])

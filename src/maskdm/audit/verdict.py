@@ -19,8 +19,9 @@ LEVEL = 0.995
 """Of each of the two one-sided tests by which leakage is detected: 99 % for both."""
 FEWEST = 100
 """Pictures of each role below which nothing is concluded."""
-FEWEST_GROUPS = 30
-"""Likewise groups, where pictures have some: they vary by these."""
+FEWEST_GROUPS = (30, 30, 10)
+"""Likewise groups of members, held-out and calibration pictures, where they have some: numbers vary by these. Counted
+as the groups of equal size that would tell as much (`statistics.effective`)."""
 WIDEST = 0.6
 """An audit that might have missed an AUC above this concludes nothing from finding none."""
 
@@ -70,6 +71,8 @@ def verdict(primary: Scored, controls: list[Control], *, smoke: bool = False) ->
     worth = _worth(primary)
     seen_by = statistics.detectable_auc(max(round(members * worth), 1), max(round(heldout * worth), 1), level=LEVEL)
     needed = max(round(statistics.pictures_needed(WIDEST, level=LEVEL) / worth), FEWEST)
+    if (few := _few_groups(primary)) is not None:
+        return Verdict("INCONCLUSIVE", few, None, None, None, seen_by)
     failed = [control for control in controls if not control.passed]
     if failed:
         words = " ".join(_broken(control) for control in failed)
@@ -80,9 +83,6 @@ def verdict(primary: Scored, controls: list[Control], *, smoke: bool = False) ->
             f"{members:,} members and {heldout:,} held-out pictures are too few: with at least {needed:,} of "
             f"each an AUC of {WIDEST:g} would be found four times in five. {numbers}."
         )
-        return Verdict("INCONCLUSIVE", words, found.value, low, high, seen_by)
-    if primary.groups is not None and (least := min(len(set(each)) for each in primary.groups[:2])) < FEWEST_GROUPS:
-        words = f"{least} groups are too few to conclude from: wanted at least {FEWEST_GROUPS} of each role. {numbers}."
         return Verdict("INCONCLUSIVE", words, found.value, low, high, seen_by)
     if detected(primary):
         return Verdict("LEAKAGE DETECTED", _leak(primary, numbers), found.value, low, high, seen_by)
@@ -100,6 +100,22 @@ def verdict(primary: Scored, controls: list[Control], *, smoke: bool = False) ->
         "may succeed. This is not a guarantee; only training with differential privacy gives one."
     )
     return Verdict("NO LEAKAGE DETECTED BY THESE ATTACKS", words, found.value, low, high, seen_by)
+
+
+def _few_groups(primary: Scored) -> str | None:
+    """What to say where pictures are of so few groups, or so many of one, that no attack or control means much."""
+    if primary.groups is None:
+        return None
+    for role, groups, wanted in zip(
+        ("members", "held-out pictures", "calibration pictures"), primary.groups, FEWEST_GROUPS, strict=True
+    ):
+        worth = statistics.effective(groups)
+        if worth < wanted:
+            return (
+                f"The {len(groups):,} {role} are of {len(set(groups)):,} groups, which tell as much as {worth:.1f} of "
+                f"equal size; at least {wanted} are needed to conclude anything."
+            )
+    return None
 
 
 def _worth(primary: Scored) -> float:
