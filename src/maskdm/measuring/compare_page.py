@@ -95,8 +95,7 @@ def _verdicts(found: Sequence[Verdict]) -> Html:
 def _curves(comparison: Comparison, outcomes: Sequence[Outcome]) -> Html:
     """The baseline against two arms a chart, every line a mean over seeds; first the errors, then the scores."""
     charts = [*_charts(comparison, [(o.arm, o.looks) for o in outcomes], "held-out error, averaged weights")]
-    if any(len(o.scores) > 1 for o in outcomes):
-        charts += _charts(comparison, [(o.arm, o.scores) for o in outcomes], outcomes[0].features)
+    charts += _charts(comparison, [(o.arm, o.scores) for o in outcomes], outcomes[0].features if outcomes else "")
     return page.section("Quality against compute", *charts, empty="Nothing has been measured yet.")
 
 
@@ -105,6 +104,8 @@ def _charts(comparison: Comparison, found: Sequence[Looks], y_label: str) -> Ite
     for i in range(0, len(others), COLOURS - 1):
         arms = [comparison.baseline, *others[i : i + COLOURS - 1]]
         series = [Series(arm, _mean([looks for name, looks in found if name == arm])) for arm in arms]
+        if max(len(line.points) for line in series) < 2:  # a distance at the end alone is in the table
+            continue
         for screens, width in (("on-wide", page.COLUMN), ("on-narrow", 360)):
             chart = line_chart(
                 f"{' and '.join(arms[1:])} against {comparison.baseline}",
