@@ -346,7 +346,7 @@ def write_scores(path: Path, found: Audit) -> None:
         "heldout_ids": np.array(found.subject.heldout.ids),
     }
     if found.primary.groups is not None:  # numbers, no names: who belongs together
-        for role, groups in zip(("member", "heldout"), found.primary.groups, strict=False):
+        for role, groups in zip(("member", "heldout"), found.primary.groups[:2], strict=True):
             arrays[f"{role}_groups"] = np.unique(np.array(groups), return_inverse=True)[1]
     for each in found.scored:
         arrays |= {f"{each.name}/members": each.members, f"{each.name}/heldout": each.heldout}

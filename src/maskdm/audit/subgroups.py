@@ -78,7 +78,7 @@ def set_level(primary: Scored) -> float | None:
     """p that members score no higher on average; pictures of one group count as one, and few groups for nothing."""
     if primary.groups is None:
         return statistics.welch(primary.members, primary.heldout)
-    roles = zip((primary.members, primary.heldout), primary.groups, strict=False)
+    roles = zip((primary.members, primary.heldout), primary.groups[:2], strict=True)
     means = [_means(scores, own) for scores, own in roles]
     return statistics.welch(*means) if min(len(each) for each in means) >= FEWEST else None
 
