@@ -540,6 +540,23 @@ def test_copies_are_found_at_their_rate():
     assert preferred.value > 0.52
 
 
+def test_copies_are_looked_for_in_a_few_floats_at_a_time(monkeypatch):
+    """Of 10,000 pictures at 256 px in RGB all of them as floats would be 8 GB."""
+    monkeypatch.setattr(generation, "CHUNK", 32)
+    whole, seen = generation._floats, []
+
+    def floats(numbers):
+        seen.append(len(numbers))
+        return whole(numbers)
+
+    monkeypatch.setattr(generation, "_floats", floats)
+    found = generation.copies(flat(90, 3).images, flat(70, 1), flat(50, 2))
+    assert max(seen) == 32
+    monkeypatch.setattr(generation, "CHUNK", 1000)
+    whole_found = generation.copies(flat(90, 3).images, flat(70, 1), flat(50, 2))
+    assert [share.value for share in found] == [share.value for share in whole_found]
+
+
 def test_held_out_pictures_as_a_generator_prefer_nobody():
     preferred, ratio, tiles = generation.copies(flat(300, 5).images, flat(300, 1), flat(300, 2))
     assert preferred.low < 0.5 < preferred.high

@@ -150,8 +150,33 @@ def test_noise_is_the_same_for_every_picture_and_batch():
     np.testing.assert_allclose(whole, parts, atol=1e-5)
 
 
+@dataclass
+class Counting:
+    """The closed form, and how many pictures it was asked about."""
+
+    asked: int = 0
+    device = torch.device("cpu")
+
+    def level(self, sigma: float) -> float:
+        return sigma
+
+    def eps(self, x: torch.Tensor, sigma: float, label: torch.Tensor | None = None) -> torch.Tensor:
+        self.asked += len(x)
+        return NULL.eps(x, sigma, label)
+
+
 def test_quick_and_standard_cost_what_they_say():
-    assert sum(attack.calls for attack in attacks.quick()) == 9
+    assert attacks.calls(attacks.quick()) == 9
+    assert attacks.calls(attacks.standard()) == 36
+    twice = [*attacks.standard(), *(attacks.unlabelled(attack) for attack in attacks.primary(4))]
+    assert attacks.calls(twice) == 36 + 12
+    for listed in (attacks.quick(), attacks.standard(), attacks.standard(1), attacks.primary(2), twice):
+        eye = Counting()
+        together = scores(eye, listed, HELDOUT[:7], None, batch_size=3)
+        assert eye.asked == 7 * attacks.calls(listed)
+        for attack in listed:  # the first answer is that of its own batch
+            alone = scores(Counting(), [attack], HELDOUT[:7], None, batch_size=7)
+            np.testing.assert_allclose(together[attack.name], alone[attack.name], atol=1e-4)
     names = {attack.name for attack in attacks.standard()}
     assert set(attacks.PRIMARY) <= names
     assert set(attacks.PRIMARY) <= {attack.name for attack in attacks.quick()}

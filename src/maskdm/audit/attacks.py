@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -31,7 +32,29 @@ SECMI_STEPS, SECMI_EVERY = 100, 10
 NORMAL_MEAN = math.sqrt(2 / math.pi)
 """E|N(0, 1)|."""
 
-Label = Tensor | None
+
+@dataclass(frozen=True)
+class Batch:
+    """A model, and pictures that it is asked about.
+
+    Attributes:
+        eye: the model.
+        x_0: the pictures, (B, C, H, W) in [-1, 1], where the model computes.
+        label: their classes (B,), or None.
+    """
+
+    eye: Eye
+    x_0: Tensor
+    label: Tensor | None
+
+    def eps(self, x: Tensor, sigma: float) -> Tensor:
+        """The noise in x, with the labels of these pictures."""
+        return self.eye.eps(x, sigma, self.label)
+
+    @cached_property
+    def first(self) -> Tensor:
+        """The noise in the clean pictures at the least level: where several attacks begin, asked once."""
+        return self.eps(self.x_0, self.eye.level(LEAST))
 
 
 @dataclass(frozen=True)
@@ -40,17 +63,24 @@ class Attack:
 
     Attributes:
         name: such as "sima 0.17".
-        calls: of the network, for each picture.
-        size: what is taken the logarithm of: (eye, x_0 (B, C, H, W) in [-1, 1], labels) -> (B,).
+        calls: of the network, for each picture, when it is alone.
+        size: what is taken the logarithm of: a batch -> (B,).
+        first: whether one of the calls is `Batch.first`, which others may have paid for.
     """
 
     name: str
     calls: int
-    size: Callable[[Eye, Tensor, Label], Tensor]
+    size: Callable[[Batch], Tensor]
+    first: bool = False
 
-    def __call__(self, eye: Eye, x_0: Tensor, label: Label) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor:
         """Scores: (B,)."""
-        return -self.size(eye, x_0, label).double().clamp_min(1e-30).log()
+        return -self.size(batch).double().clamp_min(1e-30).log()
+
+
+def calls(attacks: Sequence[Attack]) -> int:
+    """Of the network, for each picture, over all of them."""
+    return sum(attack.calls for attack in attacks) - max(sum(attack.first for attack in attacks) - 1, 0)
 
 
 def mix(x_0: Tensor, eps: Tensor, sigma: float) -> Tensor:
@@ -67,11 +97,12 @@ def shared_noise(shape: torch.Size, number: int, device: torch.device) -> Tensor
 def loss(sigma: float, draws: int) -> Attack:
     """The denoising error at one level, over `draws` noises."""
 
-    def size(eye: Eye, x_0: Tensor, label: Label) -> Tensor:
-        level, total = eye.level(sigma), torch.zeros(len(x_0), device=x_0.device)
+    def size(batch: Batch) -> Tensor:
+        x_0, level = batch.x_0, batch.eye.level(sigma)
+        total = torch.zeros(len(x_0), device=x_0.device)
         for number in range(draws):
             eps = shared_noise(x_0.shape, number, x_0.device).expand_as(x_0)
-            total += ((eye.eps(mix(x_0, eps, level), level, label) - eps) ** 2).mean(dim=(1, 2, 3))
+            total += ((batch.eps(mix(x_0, eps, level), level) - eps) ** 2).mean(dim=(1, 2, 3))
         return total / draws
 
     return Attack(f"loss {sigma:g}", draws, size)
@@ -80,8 +111,8 @@ def loss(sigma: float, draws: int) -> Attack:
 def sima(sigma: float) -> Attack:
     """The size of the noise that is found in the clean picture."""
 
-    def size(eye: Eye, x_0: Tensor, label: Label) -> Tensor:
-        return (eye.eps(x_0, eye.level(sigma), label).abs() ** 4).mean(dim=(1, 2, 3))
+    def size(batch: Batch) -> Tensor:
+        return (batch.eps(batch.x_0, batch.eye.level(sigma)).abs() ** 4).mean(dim=(1, 2, 3))
 
     return Attack(f"sima {sigma:g}", 1, size)
 
@@ -89,18 +120,16 @@ def sima(sigma: float) -> Attack:
 def pia(sigmas: Sequence[float], *, normalised: bool = False) -> list[Attack]:
     """One attack for every level."""
 
-    def size_at(sigma: float) -> Callable[[Eye, Tensor, Label], Tensor]:
-        def size(eye: Eye, x_0: Tensor, label: Label) -> Tensor:
-            first = eye.eps(x_0, eye.level(LEAST), label)
-            if normalised:
-                first = normal_size(first)
-            level = eye.level(sigma)
-            return ((eye.eps(mix(x_0, first, level), level, label) - first).abs() ** 4).mean(dim=(1, 2, 3))
+    def size_at(sigma: float) -> Callable[[Batch], Tensor]:
+        def size(batch: Batch) -> Tensor:
+            first = normal_size(batch.first) if normalised else batch.first
+            level = batch.eye.level(sigma)
+            return ((batch.eps(mix(batch.x_0, first, level), level) - first).abs() ** 4).mean(dim=(1, 2, 3))
 
         return size
 
     name = "pian" if normalised else "pia"
-    return [Attack(f"{name} {sigma:g}", 2, size_at(sigma)) for sigma in sigmas]
+    return [Attack(f"{name} {sigma:g}", 2, size_at(sigma), first=True) for sigma in sigmas]
 
 
 def normal_size(eps: Tensor) -> Tensor:
@@ -118,21 +147,21 @@ def secmi(steps: int = SECMI_STEPS, every: int = SECMI_EVERY) -> Attack:
     """The error of one deterministic step on and back, after a chain of them up to t = `steps`."""
     sigmas = linear_sigmas()[: steps + every + 1 : every].tolist()
 
-    def size(eye: Eye, x_0: Tensor, label: Label) -> Tensor:
-        levels = [0.0, *(eye.level(sigma) for sigma in sigmas[1:])]
-        x = x_0
+    def size(batch: Batch) -> Tensor:
+        levels = [batch.eye.level(sigma) for sigma in sigmas[1:]]
+        x = mix(batch.x_0, batch.first, levels[0])
         for here, there in pairwise(levels[:-1]):
-            x = ddim(eye, x, here, there, label)
-        on = ddim(eye, x, levels[-2], levels[-1], label)
-        back = ddim(eye, on, levels[-1], levels[-2], label)
+            x = ddim(batch, x, here, there)
+        on = ddim(batch, x, levels[-2], levels[-1])
+        back = ddim(batch, on, levels[-1], levels[-2])
         return ((back - x) ** 2).mean(dim=(1, 2, 3))
 
-    return Attack(f"secmi {sigmas[-2]:.2g}", steps // every + 2, size)
+    return Attack(f"secmi {sigmas[-2]:.2g}", steps // every + 2, size, first=True)
 
 
-def ddim(eye: Eye, x: Tensor, here: float, there: float, label: Label) -> Tensor:
+def ddim(batch: Batch, x: Tensor, here: float, there: float) -> Tensor:
     """One deterministic step between two levels of noise."""
-    eps = eye.eps(x, eye.level(max(here, LEAST)), label)
+    eps = batch.eps(x, here)
     x_0 = (x - here * eps) / math.sqrt(1 - here**2)
     return mix(x_0, eps, there)
 
@@ -143,7 +172,8 @@ def masked(sigma: float, draws: int, ratio: float = 0.75) -> Attack:
     After masked language models, which give an attacker one more question with every mask (arXiv 2601.20125).
     """
 
-    def size(eye: Eye, x_0: Tensor, label: Label) -> Tensor:
+    def size(batch: Batch) -> Tensor:
+        eye, x_0, label = batch.eye, batch.x_0, batch.label
         assert isinstance(eye, ModelEye), "closed forms see whole pictures"
         level, total = eye.level(sigma), torch.zeros(len(x_0), device=x_0.device)
         for number in range(draws):
@@ -160,7 +190,8 @@ def gradients(sigmas: Sequence[float] = SIGMAS[:3]) -> Attack:
     After Pang et al. 2025, arXiv 2308.06405, without their shadow models.
     """
 
-    def size(eye: Eye, x_0: Tensor, label: Label) -> Tensor:
+    def size(batch: Batch) -> Tensor:
+        eye, x_0, label = batch.eye, batch.x_0, batch.label
         assert isinstance(eye, ModelEye), "closed forms have no weights"
         levels = [eye.level(sigma) for sigma in sigmas]
         noises = [shared_noise(x_0.shape, number, x_0.device) for number in range(len(sigmas))]
@@ -181,7 +212,7 @@ VERSION = "maskdm-audit-v1"
 
 
 def quick(draws: int = 2) -> list[Attack]:
-    """Nine calls a picture."""
+    """Nine calls for each picture."""
     return [
         *(sima(sigma) for sigma in SIGMAS[:3]),
         *pia(SIGMAS[1:2]),
@@ -190,7 +221,7 @@ def quick(draws: int = 2) -> list[Attack]:
 
 
 def standard(draws: int = 4) -> list[Attack]:
-    """The default."""
+    """The default: with four draws 36 calls for each picture."""
     return [
         *(sima(sigma) for sigma in SIGMAS),
         *pia(SIGMAS[1:]),
@@ -207,7 +238,7 @@ def primary(draws: int) -> list[Attack]:
 
 def unlabelled(attack: Attack) -> Attack:
     """The same on the unconditional answer of a model with classes."""
-    return Attack(f"{attack.name}, no class", attack.calls, lambda eye, x_0, label: attack.size(eye, x_0, None))
+    return Attack(f"{attack.name}, no class", attack.calls, lambda batch: attack.size(replace(batch, label=None)))
 
 
 def full(draws: int = 4, *, classes: bool = False, by_masks: bool = True) -> list[Attack]:
@@ -230,8 +261,9 @@ def scores(
     for part in _parts(len(images), batch_size):
         x_0 = torch.as_tensor(images[part]).to(eye.device)
         label = None if labels is None else labels[part].to(eye.device)
+        batch = Batch(eye, x_0, label)
         for attack in attacks:
-            found[attack.name].append(attack(eye, x_0, label).cpu())
+            found[attack.name].append(attack(batch).cpu())
         report(len(x_0))
     return {name: torch.cat(parts).numpy() for name, parts in found.items()}
 

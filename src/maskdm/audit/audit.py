@@ -117,9 +117,9 @@ def chosen(profile: Profile, denoiser: Denoiser, draws: int) -> list[Attack]:
 def calls(subject: Subject, size: Size, options: Options, listed: Sequence[Attack]) -> int:
     """Of the network, over the whole audit."""
     pictures = len(subject.members) + len(subject.heldout) + len(subject.calibration)
-    each = sum(attack.calls for attack in listed) * (2 if options.flips else 1)
+    each = attacks.calls(listed) * (2 if options.flips else 1)
     few = sum(min(len(role), UNTRAINED) for role in (subject.members, subject.heldout, subject.calibration))
-    fresh = sum(attack.calls for attack in attacks.primary(size.draws)) * few
+    fresh = attacks.calls(attacks.primary(size.draws)) * few
     made = 0 if options.made is not None else size.made * STEPS
     return pictures * each + fresh + made + min(len(subject.members), ASKED) + min(len(subject.heldout), ASKED)
 

@@ -21,10 +21,10 @@ from maskdm.audit.subject import Pictures
 COPY_RATIO = 1 / 3
 TILES = 4
 CHUNK = 256
-Float32 = npt.NDArray[np.float32]
-Numbers = Float32 | Float64
-Encode = Callable[[np.ndarray], Float32]
-"""(N, H, W, C) uint8 -> (N, D): features in which pictures are compared."""
+Bytes = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.float32] | Float64 | Bytes
+Encode = Callable[[np.ndarray], Numbers]
+"""(N, H, W, C) uint8 -> (N, D): features in which pictures are compared; bytes stand for [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,39 @@ def nearest(queries: Numbers, known: Numbers) -> tuple[Float64, np.ndarray]:
     return distances.sqrt().double().numpy(), rows.numpy()
 
 
-def next_nearest(queries: Numbers, known: Numbers, kinds: np.ndarray) -> Float64:
-    """Distances to the nearest of `known` that is of another kind than the nearest: (N,)."""
+def nearest_two(queries: Numbers, known: Numbers, kinds: np.ndarray) -> tuple[Float64, Float64]:
+    """Distances to the nearest of `known`, and to the nearest that is of another kind: (N,) each."""
     of = torch.from_numpy(kinds)
-    found = [d.masked_fill(of == of[d.argmin(dim=1)][:, None], torch.inf).amin(dim=1) for d in _squares(queries, known)]
-    return torch.cat(found).sqrt().double().numpy()
+    first, second = [], []
+    for d in _squares(queries, known):
+        least, rows = d.min(dim=1)
+        first.append(least)
+        second.append(d.masked_fill_(of == of[rows][:, None], torch.inf).amin(dim=1))
+    near, far = (torch.cat(parts).sqrt().double().numpy() for parts in (first, second))
+    return near, far
 
 
 def _squares(queries: Numbers, known: Numbers) -> Iterator[Tensor]:
     """Squared distances of some queries at a time to all that is known: (n, M)."""
-    a, b = torch.from_numpy(queries).float(), torch.from_numpy(known).float()
-    squares = (b**2).sum(1)
-    for part in torch.split(a, CHUNK):
-        yield ((part**2).sum(1, keepdim=True) - 2 * part @ b.T + squares).clamp_min(0)
+    for a in _parts(queries):
+        yield torch.cat([_between(a, b) for b in _parts(known)], dim=1)
+
+
+def _parts(numbers: Numbers) -> Iterator[Tensor]:
+    """Some at a time, as floats."""
+    for start in range(0, len(numbers), CHUNK):
+        yield _floats(numbers[start : start + CHUNK])
+
+
+def _between(a: Tensor, b: Tensor) -> Tensor:
+    """(N, D), (M, D) -> squared distances (N, M)."""
+    return ((a**2).sum(1, keepdim=True) - 2 * (a @ b.T) + (b**2).sum(1)).clamp_min(0)
+
+
+def _floats(numbers: Numbers) -> Tensor:
+    """As they are, or where they are bytes in [0, 1]: only a part of the pictures is floats at one time."""
+    found = torch.from_numpy(np.ascontiguousarray(numbers))
+    return found.float() / 255 if found.dtype == torch.uint8 else found.float()
 
 
 def tiled(queries: np.ndarray, known: np.ndarray) -> Float64:
@@ -69,44 +89,46 @@ def tiled(queries: np.ndarray, known: np.ndarray) -> Float64:
 
     After Carlini et al. 2023, arXiv 2301.13188: so that two pictures with a like background are no copies.
     """
-    a, b = _tiles(queries), _tiles(known)
     found = []
-    for part in torch.split(a, CHUNK, dim=1):
-        worst = torch.zeros(part.shape[1], b.shape[1])
-        for x, y in zip(part, b, strict=True):
-            d = (x**2).sum(1, keepdim=True) - 2 * x @ y.T + (y**2).sum(1)
-            worst = torch.maximum(worst, d.clamp_min(0) / x.shape[1])
-        found.append(worst.min(dim=1).values.sqrt())
+    for start in range(0, len(queries), CHUNK):
+        part = queries[start : start + CHUNK]
+        least = torch.full((len(part),), torch.inf)
+        for other in range(0, len(known), CHUNK):
+            tiles = zip(_tiles(part), _tiles(known[other : other + CHUNK]), strict=True)
+            worst = torch.stack([_between(x, y) / x.shape[1] for x, y in tiles]).amax(dim=0)
+            least = torch.minimum(least, worst.amin(dim=1))
+        found.append(least.sqrt())
     return torch.cat(found).double().numpy()
 
 
-def _tiles(images: np.ndarray) -> Tensor:
-    """(N, H, W, C) uint8 -> (16, N, d) in [0, 1]; what does not divide by four is left out below and right."""
-    n, height, width, channels = images.shape
+def _tiles(images: np.ndarray) -> Iterator[Tensor]:
+    """(N, H, W, C) uint8 -> 16 of (N, d) in [0, 1]; what does not divide by four is left out below and right."""
+    height, width = images.shape[1:3]
     h, w = max(height // TILES, 1), max(width // TILES, 1)
-    rows, columns = min(height // h, TILES), min(width // w, TILES)
-    x = torch.from_numpy(np.ascontiguousarray(images[:, : rows * h, : columns * w])).float() / 255
-    x = x.reshape(n, rows, h, columns, w, channels).permute(1, 3, 0, 2, 4, 5)
-    return x.reshape(rows * columns, n, h * w * channels)
+    for y in range(min(height // h, TILES)):
+        for x in range(min(width // w, TILES)):
+            yield _floats(images[:, y * h : (y + 1) * h, x * w : (x + 1) * w]).flatten(1)
 
 
-def pixels(images: np.ndarray) -> Float32:
-    """Pictures as vectors in [0, 1]."""
-    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+def pixels(images: np.ndarray) -> Bytes:
+    """Pictures as vectors; bytes, which stand for [0, 1]."""
+    found: Bytes = images.reshape(len(images), -1)
+    return found
 
 
-def preference(made: Float32, members: Float32, heldout: Float32) -> tuple[float, float, float]:
+def preference(made: Numbers, members: Numbers, heldout: Numbers) -> tuple[float, float, float]:
     """The share of pictures nearer to a member than to any held-out picture, and its 95 % interval.
 
     With as many members as held-out pictures, drawn at random from one pool, it is one half for a model that has seen
     neither. Pictures whose nearest neighbour is the same one count as one for the interval.
     """
     count = min(len(members), len(heldout))
-    both = np.concatenate([members[:count], heldout[:count]])
-    _, rows = nearest(made, both)
-    wins = (rows < count).astype(np.float64)
+    to_member, row = nearest(made, members[:count])
+    to_heldout, other = nearest(made, heldout[:count])
+    wins = (to_member <= to_heldout).astype(np.float64)
+    rows = np.where(wins, row, count + other)
     p = float(wins.mean())
-    sums = np.bincount(rows, weights=wins - p, minlength=len(both))
+    sums = np.bincount(rows, weights=wins - p, minlength=2 * count)
     half = 1.96 * float(np.sqrt(np.square(sums).sum())) / len(wins)
     if p in (0.0, 1.0):  # all alike: the spread says nothing, the number of neighbours does
         bound = statistics.upper_bound(0, len(np.unique(rows)))
@@ -166,9 +188,10 @@ def copies(
     return found
 
 
-def _ratio_copies(made: Float32, members: Float32, kinds: np.ndarray) -> int:
+def _ratio_copies(made: Numbers, members: Numbers, kinds: np.ndarray) -> int:
     """How many are a third as far from their nearest member as from the nearest one of another kind."""
-    return int((nearest(made, members)[0] < COPY_RATIO * next_nearest(made, members, kinds)).sum())
+    near, far = nearest_two(made, members, kinds)
+    return int((near < COPY_RATIO * far).sum())
 
 
 def _counted(name: str, k: int, n: int, baseline: int | None, of: int) -> Share:
