@@ -56,7 +56,7 @@ TRAIN: Table = {
         f"{PLAIN} stages.0.mask.mixture='[{{{{kind: patch, share: 100}}}}, {{{{kind: crop}}}}]'",
         ["stages.0.batch_size", "got 8", "2 masks"],
     ),
-    "schedule of one ratio": ("stages.0.mask.schedule=linear", ["mask.ratio=[first, last]", "linear", "0.75"]),
+    "schedule of one ratio": ("stages.0.mask.schedule=linear", ["mask.ratio=[first, last]", "linear", "ratio=auto"]),
     "schedule of three ratios": (
         "stages.0.mask.schedule=cosine stages.0.mask.ratio=[0.9,0.5,0]",
         ["mask.ratio=[first, last]", "cosine", "[0.9, 0.5, 0.0]"],

@@ -232,7 +232,7 @@ def test_equal_settings_do_not_differ():
         ("model.options.layers=2", "model.options.layers None -> 2"),
         ("process.shift=3", "process.shift 1.0 -> 3.0"),
         ("stages.1.clip=null", "stages.1.clip 1.0 -> None"),
-        ("stages.0.mask.ratio=0.5", "stages.0.mask.ratio 0.75 -> 0.5"),
+        ("stages.0.mask.ratio=0.5", "stages.0.mask.ratio auto -> 0.5"),
         ("stages.0.betas=[0.9, 0.99]", "stages.0.betas.0 0.99 -> 0.9"),
         ("log.track=[wandb]", "log.track.0 None -> wandb"),
         ("data.path=photos", "data.path  -> photos"),
@@ -243,7 +243,7 @@ def test_a_difference_names_its_key_and_both_values(word, difference):
 
 
 def test_a_stage_more_is_a_difference():
-    first = "{name: pretrain, steps: 100000, mask: {kind: block, ratio: 0.75, block: 2}}"
+    first = "{name: pretrain, steps: 200000, mask: {kind: auto}}"
     shorter = resolve(overrides=[f"stages=[{first}]"])
     keys = {difference.split()[0] for difference in _differences(CONFIG, shorter)}
     assert keys

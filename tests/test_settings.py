@@ -71,7 +71,7 @@ def test_a_scalar(write):
 
 def test_a_nested_value_leaves_its_neighbours(write):
     found = layers(write, "digits", "stages: {0: {mask: {kind: crop}}}", ["stages.0.mask.kind=block"])
-    assert [config.stages[0].mask.kind for config in found] == ["block", "patch", "crop", "block"]
+    assert [config.stages[0].mask.kind for config in found] == ["auto", "patch", "crop", "block"]
     recipe = found[1].stages[0]
     for config in found[2:]:
         assert config.stages[0].mask.ratio == recipe.mask.ratio
@@ -106,7 +106,7 @@ def test_a_list_of_stages_replaces_all_of_them(write):
     (stage,) = config.stages
     assert (stage.name, stage.images, stage.steps, stage.mask.kind) == ("only", 500, None, "patch")
     assert stage.batch_size == 128  # a default, and nothing of the recipe's
-    assert stage.mask.block == 4
+    assert stage.mask.block == "auto"
     again = resolve(recipe="digits", file=file, overrides=["stages=[{name: a, steps: 1}, {name: b, steps: 2}]"])
     assert [stage.name for stage in again.stages] == ["a", "b"]
 
@@ -298,8 +298,8 @@ def test_a_stage_without_a_name(write):
         ("process.kind=ddim", "got 'ddim', wanted ddpm|vp|ve|edm|flow"),
         ("process.loss=noise", "got 'noise', wanted same|eps|x0|v|velocity|F"),
         ("process.time_mean=low", "got 'low', wanted number or null"),
-        ("stages.0.mask.ratio=half", "got 'half', wanted number or [number, ...]"),
-        ("stages.0.mask.ratio=[0.5]", "got [0.5], wanted number or [number, ...]"),
+        ("stages.0.mask.ratio=half", "got 'half', wanted number or [number, ...] or auto"),
+        ("stages.0.mask.ratio=[0.5]", "got [0.5], wanted number or [number, ...] or auto"),
         ("stages.0.mask.by_noise=0.5", "got 0.5, wanted [number, ...]"),
         ("stages.0.mask.mixture=[3]", "got 3, wanted [{kind, ratio, block, offset, share}, ...]"),
         ("model.time_mlp=1", "got 1, wanted true|false"),
@@ -312,7 +312,7 @@ def test_a_stage_without_a_name(write):
         ("stages.0.lr=fast", "got 'fast', wanted number"),
         ("stages.0.steps=1e3", "got 1000.0, wanted int or null"),
         ("stages.0.betas=0.9", "got 0.9, wanted [number, number]"),
-        ("stages.0.mask.kind=blok", "got 'blok', wanted none|patch|block|crop|route"),
+        ("stages.0.mask.kind=blok", "got 'blok', wanted none|patch|block|crop|route or auto"),
         ("train.mixed_precision=fp8", "got 'fp8', wanted auto|bf16|fp16|no"),
         ("process.prediction=epsilon", "got 'epsilon', wanted eps|x0|v|velocity|F"),
         ("ema.decay=powr", "got 'powr', wanted number or power"),
@@ -475,7 +475,7 @@ def test_options_merge_and_a_list_of_masks_is_replaced(write):
     assert config.model.options == {"x": 1, "y": 3, "z": "text"}
     config = resolve(file=file, overrides=["stages.0.mask.mixture=[{kind: block, ratio: 0.5, share: 2}]"])
     (part,) = config.stages[0].mask.mixture
-    assert (part.kind, part.ratio, part.block, part.share) == ("block", 0.5, 4, 2)
+    assert (part.kind, part.ratio, part.block, part.share) == ("block", 0.5, "auto", 2)
 
 
 @pytest.mark.parametrize("word", ["model.options.x=[1]", "model.options.x=null", "model.options.x.y=1"])
@@ -531,7 +531,7 @@ CONFLICTS = [
     (["stages.0.mask={ratio: 0.75, by_noise: [0.9, 0]}"], ["mask.ratio=0", "mask.by_noise", "ratio=0.75"]),
     (["stages.0.mask={kind: patch, mixture: [{kind: crop}]}"], ["mask.kind=none", "mask.ratio=0", "mask.mixture"]),
     (["stages.0.mask={mixture: [{kind: crop}], by_noise: [0.5]}"], ["mask.by_noise=[]"]),
-    (["stages.0.mask.schedule=linear"], ["mask.ratio=[first, last]", "linear", "ratio=0.75"]),
+    (["stages.0.mask.schedule=linear"], ["mask.ratio=[first, last]", "linear", "ratio=auto"]),
     (["stages.0.mask.ratio=[0.9, 0.5, 0]", "stages.0.mask.schedule=cosine"], ["mask.ratio=[first, last]", "cosine"]),
 ]
 
@@ -759,10 +759,10 @@ def test_the_default_that_is_shown_is_the_default(key):
 @pytest.mark.parametrize(
     ("words", "kept"),
     [
-        (["stages.0.mask.by_noise=[0.5, 0]"], {"ratio": 0.0, "by_noise": (0.5, 0.0)}),
+        (["stages.0.mask.by_noise=[0.5, 0]"], {"ratio": "auto", "by_noise": (0.5, 0.0)}),
         (["stages.0.mask.by_noise=[0.5, 0]", "stages.0.mask.ratio=0.5"], {"ratio": 0.5, "by_noise": ()}),
         (["stages.0.mask={ratio: [0.9, 0], schedule: linear}", "stages.0.mask.by_noise=[0.5]"], {"schedule": "steps"}),
-        (["stages.0.mask.mixture=[{kind: none}]"], {"kind": "none", "ratio": 0.0}),
+        (["stages.0.mask.mixture=[{kind: none}]"], {"kind": "none", "ratio": "auto"}),
         (["stages.0.mask.mixture=[{kind: none}]", "stages.0.mask.kind=crop"], {"kind": "crop", "mixture": ()}),
     ],
     ids=str,
@@ -791,4 +791,4 @@ def test_the_settings_page_says_what_stages_there_are(capsys):
     words = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("    stages.")]
     given = [f"stages.{i}.{word}" for i, stage in enumerate(words) for word in stage]
     assert resolve(overrides=given) == resolve()
-    assert "stages.0.mask.ratio=0.75" in given
+    assert "stages.0.mask.kind=auto" in given

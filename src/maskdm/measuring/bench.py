@@ -23,6 +23,7 @@ from maskdm.method.patches import patch_grid
 from maskdm.training import memory
 from maskdm.training.config import MaskConfig
 from maskdm.training.flops import BACKWARD, forward_flops
+from maskdm.training.masks import chosen
 from maskdm.training.runtime import DTYPES, Runtime
 from maskdm.training.step import Task
 from maskdm.training.trial import Trial
@@ -80,12 +81,14 @@ def maskings(mask: MaskConfig, ratios: Sequence[float], task: Task) -> list[Mask
     Raises:
         InputError: a share that the kind or the grid cannot give.
     """
-    kind = mask.kind if mask.kind != "none" else "patch"
     grid = patch_grid(task.spec.image_size, task.spec.model.patch_size)
+    kind, _, block = chosen(mask, grid, task.spec.model.backbone)
+    if kind == "none":
+        kind = "patch"
     made = []
     for ratio in ratios:
         try:
-            made.append(masking(kind if ratio else "none", grid, ratio, block=mask.block, offset=mask.offset))
+            made.append(masking(kind if ratio else "none", grid, ratio, block=block, offset=mask.offset))
         except InputError as error:
             raise InputError(f"--ratios: {error}") from None
     return list(dict.fromkeys(made))

@@ -181,11 +181,11 @@ KINDS = {
 class MaskPart(Section):
     """One mask of a mixture."""
 
-    kind: Kind
+    kind: Kind | Literal["auto"]
     """As mask.kind."""
-    ratio: Share = 0.0
-    """As mask.ratio."""
-    block: Positive = 4
+    ratio: Share | Literal["auto"] = "auto"
+    """As mask.ratio, but one for the whole stage."""
+    block: Positive | Literal["auto"] = "auto"
     """As mask.block."""
     offset: bool = False
     """As mask.offset."""
@@ -196,12 +196,14 @@ class MaskPart(Section):
 class MaskConfig(Section):
     """What a stage hides."""
 
-    kind: Kind = "none"
-    """none, patch (random patches), block (random blocks of patches), crop (all but one random rectangle), or route
-    (random patches go around the middle of the network and are not hidden: uvit and jit)."""
-    ratio: Share | Annotated[tuple[Share, ...], Field(min_length=2)] = 0.0
+    kind: Kind | Literal["auto"] = "none"
+    """none, patch (random patches), block (random blocks of patches), crop (all but one random rectangle), route
+    (random patches go around the middle of the network and are not hidden: uvit and jit), or auto: block where there
+    are 256 patches or more, or block or offset are given; else patch, or crop for a unet."""
+    ratio: Share | Annotated[tuple[Share, ...], Field(min_length=2)] | Literal["auto"] = "auto"
     """Share of the patches to hide, 0 <= ratio < 1; the grid's nearest is used and told. A list changes over the stage,
-    see mask.schedule."""
+    see mask.schedule. auto: 0.875 where there are 256 patches or more (docs/evidence.md), else 0.5; for crop 0.75, for
+    route 0.5, for none 0."""
     schedule: Literal["steps", "linear", "cosine"] = "steps"
     """How a list of ratios is meant: equal parts of the stage, or a line or half a cosine from first to last."""
     buckets: Annotated[int, Field(ge=2, le=100)] = 6
@@ -209,8 +211,8 @@ class MaskConfig(Section):
     by_noise: tuple[Share, ...] = ()
     """Ratios for equally likely ranges of noise, from the least noise to the most, instead of mask.ratio: such as
     [0.9, 0.75, 0.5, 0]."""
-    block: Positive = 4
-    """Side of a block in patches, for kind block."""
+    block: Positive | Literal["auto"] = "auto"
+    """Side of a block in patches, for kind block. auto: a quarter of the grid's shorter side, rounded down."""
     offset: bool = False
     """Shift the cut into blocks at random for every image, for kind block."""
     mixture: tuple[MaskPart, ...] = ()
@@ -219,12 +221,13 @@ class MaskConfig(Section):
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if self.mixture and (self.kind != "none" or self.ratio or self.by_noise):
+        one = self.ratio not in ("auto", 0)
+        if self.mixture and (self.kind != "none" or one or self.by_noise):
             raise ValueError(
                 "mask.kind=none, mask.ratio=0 and mask.by_noise=[] with mask.mixture, whose masks have their own"
             )
         given = list(self.ratio) if isinstance(self.ratio, tuple) else self.ratio
-        if self.by_noise and self.ratio:
+        if self.by_noise and one:
             raise ValueError(f"mask.ratio=0 with mask.by_noise, which has all the ratios; got both, ratio={given}")
         if self.schedule != "steps" and not (isinstance(given, list) and len(given) == 2):
             raise ValueError(f"mask.ratio=[first, last] with mask.schedule {self.schedule}, got ratio={given}")
@@ -345,7 +348,7 @@ class LogConfig(Section):
 def default_stages() -> tuple[StageConfig, ...]:
     """Masked pre-training, then a shorter fine-tuning on whole images."""
     return (
-        StageConfig(name="pretrain", steps=100_000, mask=MaskConfig(kind="block", ratio=0.75, block=2)),
+        StageConfig(name="pretrain", steps=200_000, mask=MaskConfig(kind="auto")),
         StageConfig(name="finetune", steps=50_000, warmup_steps=1000),
     )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from maskdm.errors import InputError
 from maskdm.method import mask_plan
 from maskdm.method.mask_plan import MaskPlan
-from maskdm.method.masking import Masking, masking
+from maskdm.method.masking import Kind, Masking, masking
 from maskdm.method.patches import Grid, patch_grid
 from maskdm.training import build
-from maskdm.training.config import Config, MaskConfig, MaskPart, ModelSpec
+from maskdm.training.config import Config, MaskConfig, MaskPart, ModelSpec, StageConfig
 
 
 def mask_plans(config: Config, spec: ModelSpec) -> tuple[MaskPlan, ...]:
@@ -23,7 +25,7 @@ def mask_plans(config: Config, spec: ModelSpec) -> tuple[MaskPlan, ...]:
     plans = []
     for i, stage in enumerate(config.stages):
         try:
-            plan = plan_of(stage.mask, grid)
+            plan = plan_of(stage.mask, grid, spec.model.backbone)
         except InputError as error:
             raise InputError(f"stages.{i}.{error}") from None
         if any(m.kind == "route" for m in plan.maskings):
@@ -52,30 +54,90 @@ def _check_routes(spec: ModelSpec, stage: str) -> None:
             network(x_t, torch.zeros(1), through=torch.zeros(1, 1, dtype=torch.int64))
 
 
-def plan_of(mask: MaskConfig, grid: Grid) -> MaskPlan:
+MANY = 256
+"""Patches from which on hiding most of them was measured to pay (docs/evidence.md)."""
+OF_KIND: dict[Kind, float] = {"none": 0.0, "crop": 0.75, "route": 0.5}
+"""Ratios that do not follow the number of patches: half of each side is cut off; as in TREAD."""
+NO_BLOCK = 4
+"""What stands in the settings of a run where there are no blocks."""
+
+
+def usual_mask(patches: int) -> tuple[Kind, float]:
+    """Kind and ratio: of many patches what gained most, of few what does no harm."""
+    return ("block", 0.875) if patches >= MANY else ("patch", 0.5)
+
+
+def settled(config: Config, spec: ModelSpec) -> Config:
+    """The same with nothing left on auto in the masks of all stages."""
+    grid = patch_grid(spec.image_size, spec.model.patch_size)
+
+    def of(stage: StageConfig) -> StageConfig:
+        return stage.model_copy(update={"mask": settle(stage.mask, grid, spec.model.backbone)})
+
+    return config.model_copy(update={"stages": tuple(of(stage) for stage in config.stages)})
+
+
+def settle(mask: MaskConfig, grid: Grid, backbone: str) -> MaskConfig:
+    """The same with nothing left on auto, in its mixture neither."""
+    found = chosen(mask, grid, backbone)._asdict()
+    if mask.by_noise:  # which stands instead of a ratio
+        found["ratio"] = 0.0
+    parts = tuple(part.model_copy(update=chosen(part, grid, backbone)._asdict()) for part in mask.mixture)
+    return mask.model_copy(update=found | {"mixture": parts})
+
+
+class Chosen(NamedTuple):
+    """What of a mask may be on auto, when it is not any more."""
+
+    kind: Kind
+    ratio: float | tuple[float, ...]
+    block: int
+
+
+def chosen(mask: MaskConfig | MaskPart, grid: Grid, backbone: str) -> Chosen:
+    """Kind, ratio and block of a mask, those on auto by the number of patches."""
+    kind = mask.kind
+    if kind == "auto":
+        if mask.block != "auto" or mask.offset:  # which are for blocks
+            kind = "block"
+        elif backbone == "unet":  # which saves nothing on hidden patches
+            kind = "crop"
+        else:
+            kind = usual_mask(grid[0] * grid[1])[0]
+    ratio = mask.ratio
+    if ratio == "auto":
+        ratio = OF_KIND.get(kind, usual_mask(grid[0] * grid[1])[1])
+    if mask.block != "auto":
+        return Chosen(kind, ratio, mask.block)
+    return Chosen(kind, ratio, max(min(grid) // 4, 1) if kind == "block" else NO_BLOCK)
+
+
+def plan_of(mask: MaskConfig, grid: Grid, backbone: str) -> MaskPlan:
     """The plan of one stage's mask."""
     if mask.mixture:
-        return mask_plan.mixture([(_part(m, i, grid), m.share) for i, m in enumerate(mask.mixture)])
+        return mask_plan.mixture([(_part(m, i, grid, backbone), m.share) for i, m in enumerate(mask.mixture)])
+    kind, ratio, block = chosen(mask, grid, backbone)
     if mask.by_noise:
         ratios: tuple[float, ...] = mask.by_noise
-    elif isinstance(mask.ratio, tuple):
-        ratios = mask_plan.ratios(mask.ratio, mask.schedule, mask.buckets)
+    elif isinstance(ratio, tuple):
+        ratios = mask_plan.ratios(ratio, mask.schedule, mask.buckets)
     else:
-        ratios = (mask.ratio,)
-    # With nothing to hide there is nothing to gather: the dense path.
-    kinds = [mask.kind if ratio or len(ratios) == 1 else "none" for ratio in ratios]
-    if mask.kind == "none" and len(ratios) > 1:
+        ratios = (ratio,)
+    if kind == "none" and len(ratios) > 1:
         raise InputError("mask.kind: got none with several ratios; choose patch, block, crop or route")
+    # With nothing to hide there is nothing to gather: the dense path.
     maskings = [
-        masking(kind, grid, ratio, block=mask.block, offset=mask.offset)
-        for kind, ratio in zip(kinds, ratios, strict=True)
+        masking(kind if each or len(ratios) == 1 else "none", grid, each, block=block, offset=mask.offset)
+        for each in ratios
     ]
     return mask_plan.by_noise(maskings) if mask.by_noise else mask_plan.over_stage(maskings)
 
 
-def _part(part: MaskPart, number: int, grid: Grid) -> Masking:
+def _part(part: MaskPart, number: int, grid: Grid, backbone: str) -> Masking:
+    kind, ratio, block = chosen(part, grid, backbone)
+    assert not isinstance(ratio, tuple), "a part has one ratio"
     try:
-        return masking(part.kind, grid, part.ratio, block=part.block, offset=part.offset)
+        return masking(kind, grid, ratio, block=block, offset=part.offset)
     except InputError as error:
         raise InputError(str(error).replace("mask.", f"mask.mixture.{number}.", 1)) from None
 

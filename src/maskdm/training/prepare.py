@@ -21,12 +21,11 @@ from maskdm.errors import InputError
 from maskdm.method.mask_plan import MaskPlan
 from maskdm.method.patches import patch_grid
 from maskdm.method.times import sampling_times
-from maskdm.training import build
+from maskdm.training import build, masks
 from maskdm.training import runtime as machine
 from maskdm.training.batches import TrainingSet
 from maskdm.training.config import Config, ModelSpec, as_size
 from maskdm.training.console import Console
-from maskdm.training.masks import mask_plans
 from maskdm.training.runtime import Runtime
 from maskdm.training.step import Task
 from maskdm.training.store import place
@@ -103,7 +102,8 @@ def prepare(config: Config, console: Console, read: ReadData | None = None) -> P
         sampling_times(build.process(spec.process), build.prediction(spec.process), config.eval.sample_steps)
     except InputError as error:
         raise InputError(f"eval.sample_steps: {error}") from None
-    return Prepared(config, pictures, data.roles, data.groups, spec, mask_plans(config, spec))
+    plans = masks.mask_plans(config, spec)
+    return Prepared(masks.settled(config, spec), pictures, data.roles, data.groups, spec, plans)
 
 
 def read_data(config: Config, console: Console) -> Data:
@@ -184,4 +184,5 @@ def synthetic(config: Config) -> Task:
     runtime = machine.start(config.train)
     images = np.random.default_rng(0).integers(256, size=(SYNTHETIC, height, width, channels), dtype=np.uint8)
     store = place(images, runtime.device, data.store, runtime.local_world_size)
-    return Task(config, spec, TrainingSet(store, np.arange(SYNTHETIC), None, 0), mask_plans(config, spec), runtime)
+    plans = masks.mask_plans(config, spec)
+    return Task(masks.settled(config, spec), spec, TrainingSet(store, np.arange(SYNTHETIC), None, 0), plans, runtime)
