@@ -16,6 +16,7 @@ from maskdm.measuring.verdict import reached, verdicts
 from maskdm.training.console import Console
 from maskdm.training.flops import training_flops
 from maskdm.training.run import list_runs, read_config, read_metrics
+from maskdm.training.trial import Trial
 
 SMALL = """
 title: Small
@@ -60,7 +61,8 @@ def test_shipped_comparisons_are_whole(name):
     ("old", "new", "words"),
     [
         ("baseline: plain", "baseline: none", ["baseline", "plain, masked"]),
-        ("share: 1,", "share: 0.9,", ["add up to 1", "arms.plain"]),
+        ("share: 1,", "share: 1.1,", ["add up to 1 at most", "arms.plain"]),
+        ("share: 1,", "share: 0.9,", ["a baseline", "add up to 1", "0.9"]),
         ("share: 1,", "", ["share above 0", "arms.plain"]),
         ("petaflops: 0.000003", "petaflops: 1, minutes: 1", ["budget", "one of them"]),
         ("looks: 4", "looks: 0", ["looks"]),
@@ -128,6 +130,19 @@ def test_arms_spend_the_same(small, digits_npz, tmp_path):
     assert images["masked"] > 1.5 * images["plain"]
 
 
+def test_an_arm_may_stop_early(small, digits_npz, tmp_path):
+    text = small.read_text().replace("name: show, share: 0.5", "name: show, share: 0.1")
+    small.write_text(text.replace("name: hide, share: 0.5", "name: hide, share: 0.15"))
+    comparison = read_comparison(str(small))
+    todo = compare.plan(comparison, [f"data.path={digits_npz}"], Console(quiet=True))
+    assert {name: arm.budget for name, arm in comparison.arms.items()} == {"plain": 1.0, "masked": 0.25}
+    prepared = lengths(comparison, todo, tmp_path)["masked"]
+    stages = zip(prepared.config.stages, prepared.masks, strict=True)
+    spent = sum((stage.images or 0) * training_flops(prepared.spec, plan.moments[0]) for stage, plan in stages)
+    assert spent == pytest.approx(3e9 / 4, rel=0.02)
+    assert prepared.config.stages[0].mask.kind == "patch"
+
+
 def test_minutes_become_images_by_the_pace_of_each_stage(small, digits_npz, tmp_path, monkeypatch):
     """On a machine where a masked image takes 1 s and a whole one 3 s."""
     measured: list[int] = []
@@ -163,6 +178,22 @@ def test_new_stages_are_laid_on_the_scale_of_the_old(small, digits_npz, tmp_path
     )
     both = compare.costs({**first, "masked": todo.arms["masked", 0]}, comparison, tmp_path)
     assert both["masked"] == pytest.approx([1 / 600, 3 / 600])
+
+
+def test_what_else_the_machine_does_is_no_part_of_a_pace(small, digits_npz, tmp_path, monkeypatch):
+    """Four of the five turns of either stage, whole and masked, are slowed down two- or threefold."""
+    comparison = read_comparison(str(small))
+    todo = compare.plan(comparison, [f"data.path={digits_npz}"], Console(quiet=True))
+    turns: list[int] = []
+
+    def steps(self, seconds, least=3, most=50):
+        turns.append(1)
+        return [8.0 * (1 if len(turns) in (3, 8) else 2 + len(turns) % 2)] * 3
+
+    monkeypatch.setattr(Trial, "steps", steps)
+    found = compare.seconds({arm: prepared for (arm, _), prepared in todo.arms.items()}, tmp_path)
+    assert len(turns) == 2 * pace.ROUNDS  # stages that cost the same are measured once
+    assert found == {"plain": [1.0], "masked": [1.0, 1.0]}
 
 
 def test_paces_are_real_and_of_this_machine(small, digits_npz, tmp_path, monkeypatch):
@@ -380,6 +411,29 @@ def test_what_starts_ahead_counts_as_there_at_its_first_look():
     _, found = verdicts([made("plain", 0, 1.0, 0.5, 0.4), made("tuned", 0, 0.3, 0.2, 0.1)], "plain")
     assert found.speed is not None
     assert found.speed.value == pytest.approx(2)
+
+
+def early(arm: str, seed: int, *errors: float) -> Outcome:
+    """With a quarter of the budget."""
+    found = made(arm, seed, *errors)
+    return replace(found, looks=tuple(replace(look, spent=look.spent / 4) for look in found.looks), budget=0.25)
+
+
+def test_an_arm_that_stops_early_says_so_and_is_not_called_worse():
+    plain = [made("plain", seed, 1.0, 0.6, 0.4, 0.3, 0.2 + seed / 1000) for seed in range(3)]
+    _, found = verdicts([*plain, *(early("fast", seed, 1.0, 0.5, 0.19) for seed in range(3))], "plain")
+    assert found.words.startswith("with 25% of the budget; reached the baseline's last error 4.07 times")
+    assert found.words.endswith("better at equal compute")
+    _, found = verdicts([*plain, *(early("slow", seed, 1.0, 0.8, 0.5) for seed in range(3))], "plain")
+    assert found.words == "with 25% of the budget; did not reach the baseline's last error with 3 of 3 seeds"
+
+    def scored(outcome: Outcome, distance: float) -> Outcome:
+        return replace(outcome, scores=(Look(1.0, distance + outcome.seed / 100),))
+
+    plain = [scored(each, 1.0) for each in plain]
+    far, near = ([scored(early("slow", seed, 1.0, 0.8, 0.5), d) for seed in range(3)] for d in (2.0, 0.5))
+    assert "distance" not in verdicts([*plain, *far], "plain")[1].words
+    assert "Frechet distance 50% lower" in verdicts([*plain, *near], "plain")[1].words
 
 
 def test_distances_are_compared_over_seeds():

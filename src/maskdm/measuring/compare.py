@@ -8,6 +8,7 @@ measuring is not part of a budget. A budget in minutes is turned into images by 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -52,6 +53,7 @@ class Outcome:
         scores: Fréchet distances, where `eval.scores` asks for them.
         features: of the scores, in words.
         images, seconds: of training, in all.
+        budget: the share that the arm was given.
     """
 
     arm: str
@@ -62,6 +64,7 @@ class Outcome:
     seconds: float
     scores: tuple[Look, ...] = ()
     features: str = ""
+    budget: float = 1.0
 
     @property
     def final(self) -> float:
@@ -117,13 +120,12 @@ def plan(comparison: Comparison, words: Sequence[str], console: Console, *, pret
     before: dict[tuple[str, int], Prepared] = {}
     for seed in comparison.seeds:
         configs = {arm: arm_config(comparison, arm, seed, words) for arm in comparison.arms}
-        for i, (arm, config) in enumerate(configs.items()):
-            twin = next((other for other in list(configs)[:i] if configs[other] == config), None)
-            if twin is not None:
-                raise InputError(f"arms {twin} and {arm} have the same settings; change one or leave it out")
         check_alike(configs)
-        for arm, config in configs.items():
-            arms[arm, seed] = _in_minutes(prepared(config), comparison, arm)
+        found = {arm: prepared(config) for arm, config in configs.items()}
+        for one, other in itertools.combinations(found, 2):
+            if found[one].config == found[other].config:
+                raise InputError(f"arms {one} and {other} have the same settings; change one or leave it out")
+        arms |= {(arm, seed): _in_minutes(each, comparison, arm) for arm, each in found.items()}
         for name in comparison.pretrained:
             config = pretrained_config(comparison, name, seed, [*words, *pretrain_words])
             before[name, seed] = prepared(config)
@@ -269,7 +271,9 @@ def compare(
     cost = costs({arm: found for (arm, seed), found in todo.arms.items() if seed == first}, comparison, output_dir)
     for arm in comparison.arms:
         lengths = spend(todo.arms[arm, first], cost[arm], comparison, arm).config.stages
-        console.say(f"  {arm}: {', '.join(f'{stage.name} {stage.images:,} images' for stage in lengths)}")
+        part = comparison.arms[arm].budget
+        early = f", with {part:.0%} of the budget" if part < 1 else ""
+        console.say(f"  {arm}: {', '.join(f'{stage.name} {stage.images:,} images' for stage in lengths)}{early}")
     number, whole = 0, len(todo.pretrained) + len(todo.arms)
     for seed in comparison.seeds:
         origins: dict[str, Path] = {}
@@ -282,7 +286,8 @@ def compare(
             number += 1
             long = spend(_started_from(todo.arms[arm, seed], origins), cost[arm], comparison, arm)
             run = trained(long, arm, f"{number} of {whole}: {arm}, seed {seed}")
-            yield outcome(arm, seed, run, dict(zip((s.name for s in long.config.stages), cost[arm], strict=True)))
+            found = outcome(arm, seed, run, dict(zip((s.name for s in long.config.stages), cost[arm], strict=True)))
+            yield replace(found, budget=comparison.arms[arm].budget)
 
 
 def _started_from(prepared: Prepared, origins: Mapping[str, Path]) -> Prepared:

@@ -38,13 +38,14 @@ def write_page(
     """`compare.html` in `folder`; of an unfinished comparison, what there is so far."""
     runs = len(comparison.arms) * len(comparison.seeds)
     seeds = wording.plural(len(comparison.seeds), "seed")
+    each = "each" if all(arm.budget == 1 for arm in comparison.arms.values()) else "each at most"
     body = tag(
         "body",
         tag("p", "maskdm comparison", class_="kind"),
         tag("h1", comparison.title),
         tag(
             "p",
-            f"{len(comparison.arms)} arms, {seeds}, {_budget(comparison)} each; {len(outcomes)} of {runs} runs done.",
+            f"{len(comparison.arms)} arms, {seeds}, {_budget(comparison)} {each}; {len(outcomes)} of {runs} runs done.",
         ),
         _verdicts(found),
         _curves(comparison, outcomes),

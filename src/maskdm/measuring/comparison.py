@@ -27,7 +27,7 @@ differ: the error is that of the estimated image at equal noise shares (`maskdm.
 
 
 class Budget(Section):
-    """What every arm may spend."""
+    """What an arm may spend."""
 
     minutes: PositiveFloat | None = None
     """Of training, on this machine, at the pace that each stage has where nothing else runs."""
@@ -49,8 +49,8 @@ class Arm(Section):
     settings: Settings = Field(default_factory=dict)
     """Over the comparison's."""
     stages: Stages | None = None
-    """Each has a `share` of the budget and settings of a stage, without a length. Left out: the stages of the settings,
-    their lengths stretched to the budget."""
+    """Each has a `share` of the budget and settings of a stage, without a length; shares of less than 1 in all make an
+    arm that stops early. Left out: the stages of the settings, their lengths stretched to the budget."""
 
     @field_validator("stages")
     @classmethod
@@ -59,9 +59,15 @@ class Arm(Section):
         shares = [share for share in given if isinstance(share, (int, float)) and share > 0]
         if len(shares) < len(given):
             raise ValueError(f"a share above 0 for every stage, got {given}")
-        if given and abs(sum(shares) - 1) > 1e-6:
-            raise ValueError(f"shares that add up to 1, got {shares}")
+        if sum(shares) > 1 + 1e-6:
+            raise ValueError(f"shares that add up to 1 at most, got {shares}")
         return stages
+
+    @property
+    def budget(self) -> float:
+        """The share of the budget that it spends, 1 at most."""
+        spent = sum(stage["share"] for stage in self.stages or ())
+        return 1.0 if not spent or spent > 1 - 1e-6 else float(spent)
 
 
 class Pretrained(Section):
@@ -85,7 +91,7 @@ class Comparison(Section):
     settings: Settings = Field(default_factory=dict)
     """key.sub: value over it, as on the command line of `maskdm train`."""
     budget: Budget
-    """The same for every arm."""
+    """The same for every arm; see `stages` for those that stop early."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
     """Every arm is trained once with each."""
     looks: Positive = 20
@@ -101,6 +107,8 @@ class Comparison(Section):
     def _names(self) -> Self:
         if self.baseline not in self.arms:
             raise ValueError(f"baseline, one of {', '.join(self.arms)}, got {self.baseline}")
+        if (spent := self.arms[self.baseline].budget) < 1:
+            raise ValueError(f"a baseline whose shares add up to 1: it has all of the budget; got {spent:g}")
         if both := self.arms.keys() & self.pretrained.keys():
             raise ValueError(f"names that are not both an arm's and a pre-trained model's, got {min(both)}")
         for name, arm in self.arms.items():

@@ -108,18 +108,24 @@ def _verdict(arm: str, runs: Mapping[int, Outcome], base: Mapping[int, Outcome],
     sooner = [found for here, there in pairs if (found := _sooner(here.looks, there.looks)) is not None]
     never = len(pairs) - len(sooner)
     speed = None if never else _ratio(sooner)
-    words = [_of_speed(speed, error, never, len(pairs))]
-    if closer is not None and distance is not None:
+    budget = min(run.budget for run in runs.values())
+    early = budget < 1  # that it ends worse is no finding then
+    words = [f"with {budget:.0%} of the budget"] if early else []
+    words.append(_of_speed(speed, None if early else error, never, len(pairs)))
+    if closer is not None and distance is not None and not (early and closer.value > 1):
         words.append(_of_distance(closer))
     return Verdict(arm, final, speed, error, distance, closer, "; ".join(words))
 
 
 def _of_speed(speed: Ratio | None, error: Ratio | None, never: int, seeds: int) -> str:
+    """`error`: over the baseline's, or None where budgets differ."""
     if speed is None:
         said = f"did not reach the baseline's last error with {never} of {seeds} seeds"
+        if error is None:
+            return said
         if seeds == 1:
             return f"{said}: a hint that it is worse, no finding"
-        surely = error is not None and error.low is not None and error.low > 1
+        surely = error.low is not None and error.low > 1
         return f"{said}: {'worse at equal compute' if surely else 'no difference that these seeds show'}"
     said = f"reached the baseline's last error {speed.value:.2f} times as fast"
     if speed.low is None or speed.high is None:
