@@ -240,7 +240,8 @@ def test_what_a_resumed_run_did_again_counts_once(tmp_path: Path) -> None:
 
 def test_losses_that_are_not_finite_do_not_break_the_curves(tmp_path: Path) -> None:
     events = training(1000)
-    for event, loss in zip([e for e in events if e["event"] == "train"], [math.nan, math.inf, None, 0.0], strict=False):
+    first = [e for e in events if e["event"] == "train"][:4]
+    for event, loss in zip(first, [math.nan, math.inf, None, 0.0], strict=True):
         event["loss"] = loss
     page = report(write_run(tmp_path / "run", events))
     assert "damaged" not in page
