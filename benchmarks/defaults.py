@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
+from maskdm.commands.demo import digits, scores
+from maskdm.config.resolve import resolve
 from maskdm.data.manifest import read_manifest
-from maskdm.data.pictures import save_npz
-from maskdm.demo import digits, scores
-from maskdm.method.patches import to_uint8
-from maskdm.method.sampling import sample
-from maskdm.training.console import Console
-from maskdm.training.run import read_metrics
-from maskdm.training.settings import resolve
+from maskdm.data.write import save_npz
+from maskdm.diffusion.patches import to_uint8
+from maskdm.models.weights import load
+from maskdm.runtime.console import Console
+from maskdm.sampling.sample import sample
+from maskdm.training.runs import read_metrics
 from maskdm.training.start import start
-from maskdm.training.weights import load
 
 CHOICES = {
     "the recipe (x0; ema; power 0.1)": (),

@@ -3,7 +3,7 @@
     python benchmarks/growth.py [--rounds 5] [--most 1000000] [--output growth.json] [key=value ...]
 
 A U-ViT of width 256 and 7 blocks, batch 16. Time is the median of the rounds, all cases of a table in turn; memory is
-what one image adds (`maskdm.training.trial.measure_need`). The last table takes batches of 64 from caches of ever more
+what one image adds (`maskdm.training.step_profiler.measure_need`). The last table takes batches of 64 from caches of ever more
 pictures of 64 px, mapped from a sparse file, in the shuffled order of training: the time of a batch, and of the
 shuffling at the start of an epoch.
 """
@@ -21,12 +21,12 @@ from statistics import median
 import numpy as np
 import torch
 
+from maskdm.config.resolve import resolve
+from maskdm.models.flops import training_flops
 from maskdm.training.batches import order
-from maskdm.training.flops import training_flops
 from maskdm.training.prepare import synthetic
-from maskdm.training.settings import resolve
+from maskdm.training.step_profiler import Trial
 from maskdm.training.store import OnHost
-from maskdm.training.trial import Trial
 
 USUAL = ("model.width=256", "model.depth=7", "model.heads=4", "stages.0.batch_size=16")
 NONE = "stages.0.mask={kind: none, ratio: 0}"

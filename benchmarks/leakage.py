@@ -32,15 +32,16 @@ import torch
 from curves import curves
 from fashion import idx
 
-from maskdm.audit import attacks, measure
+from maskdm.audit import attacks
+from maskdm.audit import scoring as measure
 from maskdm.audit.audit import errors
-from maskdm.audit.eye import ModelEye
 from maskdm.audit.subject import of_run
-from maskdm.measuring.verdict import T_95
-from maskdm.training.console import Console
-from maskdm.training.settings import resolve
+from maskdm.audit.target import ModelEye
+from maskdm.config.resolve import resolve
+from maskdm.experiments.conclusion import T_95
+from maskdm.models.weights import load
+from maskdm.runtime.console import Console
 from maskdm.training.start import start
-from maskdm.training.weights import load
 
 MEMBERS, POOL, PUBLIC = 256, 2560, 5000
 NETWORK = (

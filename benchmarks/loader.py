@@ -24,9 +24,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from maskdm.data.cache import load_images
+from maskdm.data.image_set import load_images
 from maskdm.data.sources import open_source
-from maskdm.training.runtime import pick_device
+from maskdm.runtime.distributed import pick_device
 from maskdm.training.store import Store, place
 
 ROUNDS = 5

@@ -4,7 +4,7 @@
 
 Default: U-ViT B at 256 px in patches of 4 (4,096 patches), bf16. The formula counts what a block of U-ViT keeps for the
 way back, in bytes for each token and unit of width: `analysis`. Measured: the slope of the peak over the number of
-images at once (`maskdm.training.trial.measure_need`), and what does not depend on it.
+images at once (`maskdm.training.step_profiler.measure_need`), and what does not depend on it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from maskdm.method.mask_plan import constant
-from maskdm.method.masking import Masking, masking
-from maskdm.method.patches import patch_grid
+from maskdm.config.resolve import resolve
+from maskdm.diffusion.mask_schedule import constant
+from maskdm.diffusion.masks import Masking, masking
+from maskdm.diffusion.patches import patch_grid
 from maskdm.training.prepare import synthetic
-from maskdm.training.settings import resolve
 from maskdm.training.step import Task
-from maskdm.training.trial import Trial
+from maskdm.training.step_profiler import Trial
 
 B256 = (
     "data.image_size=256",

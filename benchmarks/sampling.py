@@ -21,13 +21,13 @@ import torch
 from torch.nn import functional as F
 
 from maskdm.data.manifest import read_manifest
-from maskdm.measuring.metrics import frechet_distance, gaussian
-from maskdm.method.sampling import sample
-from maskdm.training.console import Console
+from maskdm.evaluation.metrics import frechet_distance, gaussian
+from maskdm.models.weights import load
+from maskdm.runtime.console import Console
+from maskdm.runtime.distributed import pick_device
+from maskdm.sampling.sample import sample
 from maskdm.training.prepare import prepare
-from maskdm.training.run import read_config
-from maskdm.training.runtime import pick_device
-from maskdm.training.weights import load
+from maskdm.training.runs import read_config
 
 WAYS: tuple[tuple[str, int, Literal["auto", "no"]], ...] = (
     ("ddim", 250, "no"),

@@ -31,11 +31,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskdm.measuring.bench import matrix_peak
+from maskdm.config.resolve import resolve
+from maskdm.profiling.bench import matrix_peak
+from maskdm.runtime.distributed import Runtime
 from maskdm.training.prepare import synthetic
-from maskdm.training.runtime import Runtime
-from maskdm.training.settings import resolve
-from maskdm.training.trial import Trial
+from maskdm.training.step_profiler import Trial
 
 WIDTH, DEPTH, HEADS, PATCH, SIDE = 512, 13, 8, 4, 64
 Step = Callable[[], float]

@@ -101,8 +101,8 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def train(data: Path, output_dir: Path, *more: str) -> Path:
-    from maskdm.training.console import Console
-    from maskdm.training.settings import resolve
+    from maskdm.config.resolve import resolve
+    from maskdm.runtime.console import Console
     from maskdm.training.start import start
 
     config = resolve(overrides=[f"data.path={data}", *TINY, *more])

@@ -14,18 +14,21 @@ import torch
 from conftest import train, write_photos
 from PIL import Image
 
-from maskdm.audit import charts, generation, measure, statistics
+from maskdm.audit import copies as generation
+from maskdm.audit import scoring as measure
+from maskdm.audit import statistics
 from maskdm.audit.attacks import PRIMARY, primary
-from maskdm.audit.compare import compare, read_audit
-from maskdm.audit.eye import Gaussian, Memoriser
-from maskdm.audit.measure import Control, Scored, blind, tensor
+from maskdm.audit.conclusion import EXIT, FEWEST, detected, verdict
+from maskdm.audit.paired import compare, read_audit
+from maskdm.audit.scoring import Control, Scored, blind, tensor
 from maskdm.audit.subgroups import by_class, by_group, least_like_others, most_exposed, set_level
 from maskdm.audit.subject import Pictures, Subject
-from maskdm.audit.verdict import EXIT, FEWEST, detected, verdict
-from maskdm.cli import main
+from maskdm.audit.target import Gaussian, Memoriser
+from maskdm.cli.main import main
+from maskdm.config.schema import ModelConfig, ModelSpec, ProcessConfig
 from maskdm.errors import InputError
-from maskdm.training.config import ModelConfig, ModelSpec, ProcessConfig
-from maskdm.training.run import read_config
+from maskdm.reports import audit_charts as charts
+from maskdm.training.runs import read_config
 
 SPLIT = ("data.heldout=0.35", "data.calibration=0.35")
 QUICK = ("--profile", "quick", "--batch-size", "32")

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from maskdm.audit import attacks, statistics
 from maskdm.audit.attacks import Attack, linear_sigmas, mix, normal_size, scores, shared_noise
-from maskdm.audit.difficulty import Ridge, Statistics, cross_fitted, folds, small
-from maskdm.audit.eye import Gaussian, Memoriser, ModelEye
-from maskdm.method.denoiser import Denoiser
-from maskdm.training import build
-from maskdm.training.config import ProcessConfig
+from maskdm.audit.calibration import Ridge, Statistics, cross_fitted, folds, small
+from maskdm.audit.target import Gaussian, Memoriser, ModelEye
+from maskdm.config.schema import ProcessConfig
+from maskdm.diffusion.denoiser import Denoiser
+from maskdm.models import build
 
 SIDE = 6
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskdm.audit import attacks, measure, statistics
-from maskdm.audit.eye import ModelEye
-from maskdm.audit.measure import Control, Scored
+from maskdm.audit import attacks, statistics
+from maskdm.audit import scoring as measure
+from maskdm.audit.conclusion import detected, verdict
+from maskdm.audit.scoring import Control, Scored
 from maskdm.audit.subject import Subject, of_run
-from maskdm.audit.verdict import detected, verdict
-from maskdm.training.console import Console
-from maskdm.training.settings import resolve
+from maskdm.audit.target import ModelEye
+from maskdm.config.resolve import resolve
+from maskdm.models.weights import load
+from maskdm.runtime.console import Console
 from maskdm.training.start import start
-from maskdm.training.weights import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -25,7 +26,7 @@ STAGES = "stages=[{name: learn, steps: 6000, batch_size: 64, lr: 2e-3, warmup_st
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory) -> Path:
-    from maskdm.demo import digits
+    from maskdm.commands.demo import digits
 
     path = tmp_path_factory.mktemp("digits") / "digits.npz"
     images, _ = digits()

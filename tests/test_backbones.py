@@ -11,18 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from maskdm.backbones import layers
-from maskdm.backbones.layers import Attention, resize_positions
-from maskdm.backbones.uvit import UViT
+from maskdm.config.schema import ModelConfig, ModelSpec, ProcessConfig
+from maskdm.diffusion.denoiser import Denoiser
+from maskdm.diffusion.loss import denoising_loss
+from maskdm.diffusion.masks import Kind, View, masking
+from maskdm.diffusion.patches import Grid, gather, patchify, scatter, unpatchify
+from maskdm.diffusion.prediction import EPS
+from maskdm.diffusion.schedules import cosine
 from maskdm.errors import InputError
-from maskdm.method.denoiser import Denoiser
-from maskdm.method.loss import denoising_loss
-from maskdm.method.masking import Kind, View, masking
-from maskdm.method.patches import Grid, gather, patchify, scatter, unpatchify
-from maskdm.method.prediction import EPS
-from maskdm.method.schedules import cosine
-from maskdm.training import build, weights
-from maskdm.training.config import ModelConfig, ModelSpec, ProcessConfig
+from maskdm.models import build, layers, weights
+from maskdm.models.layers import Attention, resize_positions
+from maskdm.models.uvit import UViT
 
 PATCH, CLASSES, IMAGES = 4, 3, 4
 SIZES = [(1, (16, 16)), (2, (8, 24)), (3, (24, 8)), (4, (16, 24))]

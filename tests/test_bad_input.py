@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from maskdm.cli import main
+from maskdm.cli.main import main
+from maskdm.config.resolve import resolve
 from maskdm.errors import InputError
+from maskdm.runtime.distributed import Runtime
 from maskdm.training import monitor
-from maskdm.training.runtime import Runtime
-from maskdm.training.settings import resolve
 from maskdm.training.start import check_batches
 
 OFFICIAL = Path(__file__).parent / "data" / "official_uncond_linear.pt"
@@ -593,7 +593,7 @@ def test_a_checkpoint_of_another_version(digits_run, tmp_path, capsys):
 @pytest.mark.parametrize("output", ["file", "file/made", "file/made.npz"])
 def test_where_samples_go_is_looked_at_before_they_are_made(output, refused, places, monkeypatch):
     calls: list[object] = []
-    monkeypatch.setattr("maskdm.method.sampling.pictures", lambda *arguments, **_: calls.append(arguments))
+    monkeypatch.setattr("maskdm.sampling.sample.pictures", lambda *arguments, **_: calls.append(arguments))
     refused(["sample", places["run"], "--steps", "1", "--num", "1", "--output", output])
     assert not calls
 

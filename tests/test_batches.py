@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from maskdm.method import schedules
-from maskdm.method.mask_plan import Portion, by_noise, constant, mixture, over_stage, parts
-from maskdm.method.masking import Masking, masking
-from maskdm.method.process import Process
+from maskdm.diffusion import schedules
+from maskdm.diffusion.mask_schedule import Portion, by_noise, constant, mixture, over_stage, parts
+from maskdm.diffusion.masks import Masking, masking
+from maskdm.diffusion.process import Process
+from maskdm.runtime.distributed import Runtime
 from maskdm.training.batches import Batch, TrainingSet, draw, order, seed_of
-from maskdm.training.runtime import Runtime
 from maskdm.training.store import OnHost
 
 CPU = torch.device("cpu")

@@ -16,15 +16,16 @@ from conftest import train
 from PIL import Image
 from safetensors import SafetensorError
 
-from maskdm import __version__, cli
-from maskdm.cli import main
-from maskdm.commands.parsing import numbers
+from maskdm import __version__
+from maskdm.cli import main as cli
+from maskdm.cli.main import main
+from maskdm.cli.parsing import numbers
+from maskdm.config.resolve import all_keys, recipes
 from maskdm.data.manifest import read_manifest
-from maskdm.method.samplers import SAMPLERS
-from maskdm.method.times import GRIDS
-from maskdm.training import weights
-from maskdm.training.run import read_config
-from maskdm.training.settings import all_keys, recipes
+from maskdm.models import weights
+from maskdm.sampling.samplers import SAMPLERS
+from maskdm.sampling.timesteps import GRIDS
+from maskdm.training.runs import read_config
 
 OFFICIAL = Path(__file__).parent / "data" / "official_uncond_linear.pt"
 
@@ -221,9 +222,9 @@ def test_help_is_quick():
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys, maskdm, maskdm.cli as c; c._parser().format_help(); print(*sys.modules)"
+    code = "import sys, maskdm, maskdm.cli.main as c; c._parser().format_help(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "maskdm.cli" in loaded
+    assert "maskdm.cli.main" in loaded
     assert {"torch", "numpy", "PIL", "pydantic", "ruamel.yaml"}.isdisjoint(loaded)
 
 

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from maskdm.cli import main
+from maskdm.cli.main import main
 from maskdm.errors import InputError
-from maskdm.measuring import compare, pace
-from maskdm.measuring.compare import PACES, Look, Outcome
-from maskdm.measuring.comparison import Budget, arm_config, comparisons, read_comparison
-from maskdm.measuring.verdict import reached, verdicts
-from maskdm.training.console import Console
-from maskdm.training.flops import training_flops
-from maskdm.training.run import list_runs, read_config, read_metrics
-from maskdm.training.trial import Trial
+from maskdm.experiments import runner as compare
+from maskdm.experiments import throughput as pace
+from maskdm.experiments.conclusion import reached, verdicts
+from maskdm.experiments.runner import PACES, Look, Outcome
+from maskdm.experiments.spec import Budget, arm_config, comparisons, read_comparison
+from maskdm.models.flops import training_flops
+from maskdm.runtime.console import Console
+from maskdm.training.runs import list_runs, read_config, read_metrics
+from maskdm.training.step_profiler import Trial
 
 SMALL = """
 title: Small

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskdm.data.cache import ImageSet, load_images
+from maskdm.data.image_set import ImageSet, load_images
 from maskdm.data.sources import open_source
 from maskdm.errors import InputError
 
@@ -239,7 +239,7 @@ def test_a_file_that_cannot_be_read_is_a_bad_picture(folder: Path) -> None:
 
 def test_a_picture_that_changes_meanwhile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "maskdm.data.cache.find_or_build",
+        "maskdm.data.image_set.find_or_build",
         lambda folder_, key, transform, count, decode_all, say: [
             (folder / "dog/00.png").write_bytes(png(picture(99))),
             list(decode_all()),

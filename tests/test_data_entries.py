@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskdm.data import entries
-from maskdm.data.cache import ImageSet, load_images
+from maskdm.data import disk_cache as entries
 from maskdm.data.decode import Transform
+from maskdm.data.image_set import ImageSet, load_images
 from maskdm.data.sources import open_source
 from maskdm.errors import InputError
 
@@ -79,7 +79,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(*_: object) -> None:
         raise AssertionError("it is in the cache")
 
-    monkeypatch.setattr("maskdm.data.cache.decode", decode)
+    monkeypatch.setattr("maskdm.data.image_set.decode", decode)
 
 
 def test_found_again_after_a_move(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskdm.data.cache import load_images
+from maskdm.data.image_set import load_images
 from maskdm.data.sources import open_source, settled_path
 from maskdm.errors import InputError
 

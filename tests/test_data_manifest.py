@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskdm.data.cache import ImageSet
 from maskdm.data.decode import Transform
+from maskdm.data.image_set import ImageSet
 from maskdm.data.manifest import Manifest, Role, read_manifest, write_manifest
 from maskdm.errors import InputError
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from maskdm.data.roles import PUBLIC_SALT, assign_roles, given_roles, group_names, matching, read_salt
+from maskdm.data.split import PUBLIC_SALT, assign_roles, given_roles, group_names, matching, read_salt
 from maskdm.errors import InputError
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskdm.data.cache import load_images
+from maskdm.data.image_set import load_images
 from maskdm.data.sources import open_source
 from maskdm.errors import InputError
 

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from maskdm.data.pictures import to_picture
-from maskdm.demo import demo, digits, scores
+from maskdm.commands.demo import demo, digits, scores
+from maskdm.data.write import to_picture
 
 
 def test_the_digits_are_real_and_use_the_whole_range():
@@ -30,8 +30,8 @@ def test_scores_run_from_noise_to_training_digits():
 
 
 def test_the_demo_in_short_says_what_it_does_and_where_its_page_is(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("maskdm.demo.GENERATED", 100)
-    monkeypatch.setattr("maskdm.demo.STEPS", 5)
+    monkeypatch.setattr("maskdm.commands.demo.GENERATED", 100)
+    monkeypatch.setattr("maskdm.commands.demo.STEPS", 5)
     short = ("stages.0.steps=4", "stages.1.steps=2", "eval.samples=4", "eval.sample_steps=2", "eval.heldout_images=8")
     run = demo(tmp_path / "demo", short)
     said = capsys.readouterr().err

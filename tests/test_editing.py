@@ -18,17 +18,18 @@ from PIL import Image
 from torch import Tensor
 
 import maskdm
-from maskdm.cli import main
+from maskdm.cli.main import main
+from maskdm.diffusion.denoiser import Denoiser
+from maskdm.diffusion.patches import from_uint8, to_uint8, to_unit
+from maskdm.diffusion.prediction import X0
+from maskdm.diffusion.process import share_of
+from maskdm.diffusion.schedules import cosine, edm, flow, linear, sigmoid, ve, vp, zero_terminal
 from maskdm.errors import InputError
-from maskdm.method import editing, samplers
-from maskdm.method.denoiser import Denoiser
-from maskdm.method.editing import below, inpaint, interpolate, slerp, vary
-from maskdm.method.patches import from_uint8, to_uint8, to_unit
-from maskdm.method.prediction import X0
-from maskdm.method.process import share_of
-from maskdm.method.samplers import SAMPLERS
-from maskdm.method.sampling import Plan, pictures, plan
-from maskdm.method.schedules import cosine, edm, flow, linear, sigmoid, ve, vp, zero_terminal
+from maskdm.sampling import edit as editing
+from maskdm.sampling import samplers
+from maskdm.sampling.edit import below, inpaint, interpolate, slerp, vary
+from maskdm.sampling.sample import Plan, pictures, plan
+from maskdm.sampling.samplers import SAMPLERS
 
 PROCESSES = {
     "linear": linear(),
@@ -519,7 +520,7 @@ def test_the_command_finds_ways(photos_run, photo, other_photo, tmp_path):
 
 
 def test_a_bar_of_steps_ends_where_it_should(photos_run, photo, other_photo, mask, tmp_path, monkeypatch):
-    from maskdm.training.console import Console
+    from maskdm.runtime.console import Console
 
     bars: list[list[int]] = []
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskdm.training.config import EMAConfig
+from maskdm.config.schema import EMAConfig
 from maskdm.training.ema import decay_at, gamma_of, update
 
 STEPS = 2000

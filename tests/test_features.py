@@ -17,13 +17,13 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from maskdm.cli import main
+from maskdm.cli.main import main
 from maskdm.errors import InputError
-from maskdm.measuring import encoder, features, inception
-from maskdm.measuring.evaluate import Reference, evaluate, read_statistics, remark
-from maskdm.measuring.features import cached, in_colour, pick, pixels
-from maskdm.measuring.metrics import bootstrap, gaussian, kernel_distance, manifolds, nearest_cosine
-from maskdm.measuring.pretrained import PUBLISHED
+from maskdm.evaluation import encoder, features, inception
+from maskdm.evaluation.features import cached, in_colour, pick, pixels
+from maskdm.evaluation.metrics import bootstrap, gaussian, kernel_distance, manifolds, nearest_cosine
+from maskdm.evaluation.pretrained import PUBLISHED
+from maskdm.evaluation.scores import Reference, evaluate, read_statistics, remark
 
 CPU = torch.device("cpu")
 

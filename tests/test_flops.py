@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from maskdm.method.mask_plan import by_noise, constant
-from maskdm.method.masking import masking
-from maskdm.training.config import ModelConfig, ModelSpec, ProcessConfig
-from maskdm.training.flops import counted_flops, forward_flops, training_flops
+from maskdm.config.schema import ModelConfig, ModelSpec, ProcessConfig
+from maskdm.diffusion.mask_schedule import by_noise, constant
+from maskdm.diffusion.masks import masking
+from maskdm.models.flops import counted_flops, forward_flops, training_flops
 
 GRID = (8, 4)
 MASKS = {

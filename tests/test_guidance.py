@@ -13,14 +13,14 @@ from test_oracles import SIZE, Mixture, Normal, exact
 from test_schedules import CONTINUOUS, DISCRETE, PROCESSES
 from torch import Tensor
 
-from maskdm.method.denoiser import Denoiser
-from maskdm.method.guidance import Guidance, estimator, translated
-from maskdm.method.prediction import EPS, PREDICTIONS, VELOCITY, X0, V, precondition
-from maskdm.method.process import Process
-from maskdm.method.samplers import level
-from maskdm.method.sampling import sample
-from maskdm.method.schedules import cosine, edm, flow, linear, shifted, ve, vp
-from maskdm.method.times import noisiest
+from maskdm.diffusion.denoiser import Denoiser
+from maskdm.diffusion.prediction import EPS, PREDICTIONS, VELOCITY, X0, V, precondition
+from maskdm.diffusion.process import Process
+from maskdm.diffusion.schedules import cosine, edm, flow, linear, shifted, ve, vp
+from maskdm.sampling.guidance import Guidance, estimator, translated
+from maskdm.sampling.sample import sample
+from maskdm.sampling.samplers import level
+from maskdm.sampling.timesteps import noisiest
 
 NAMES = ("cat", "dog")
 

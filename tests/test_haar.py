@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from maskdm.backbones.haar import Haar, check_levels, haar, unhaar
-from maskdm.backbones.uvit import UViT
+from maskdm.diffusion.denoiser import Denoiser
+from maskdm.diffusion.loss import denoising_loss
+from maskdm.diffusion.masks import masking
+from maskdm.diffusion.patches import patchify
+from maskdm.diffusion.prediction import PREDICTIONS
+from maskdm.diffusion.schedules import linear
 from maskdm.errors import InputError
-from maskdm.method.denoiser import Denoiser
-from maskdm.method.loss import denoising_loss
-from maskdm.method.masking import masking
-from maskdm.method.patches import patchify
-from maskdm.method.prediction import PREDICTIONS
-from maskdm.method.schedules import linear
+from maskdm.models.haar import Haar, check_levels, haar, unhaar
+from maskdm.models.uvit import UViT
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from maskdm.backbones.jit import SIZES, Block, JiT, RotaryAttention, SwiGLU, plane_waves, rotate
+from maskdm.diffusion.masks import masking
+from maskdm.diffusion.patches import gather, patchify, scatter
 from maskdm.errors import InputError
-from maskdm.method.masking import masking
-from maskdm.method.patches import gather, patchify, scatter
+from maskdm.models.jit import SIZES, Block, JiT, RotaryAttention, SwiGLU, plane_waves, rotate
 
 CLASSES, IMAGES = 3, 4
 SMALL = {"width": 24, "depth": 6, "heads": 3, "mlp_ratio": 2.0, "bottleneck": 10, "class_tokens": 2}

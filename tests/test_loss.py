@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from test_schedules import PAIRS, PROCESSES
 from torch import Tensor
 
-from maskdm.backbones.uvit import UViT
-from maskdm.method.denoiser import Backbone, Denoiser
-from maskdm.method.loss import SHARES, denoising_loss, fixed_questions, image_error, visible_mean
-from maskdm.method.masking import Masking, masking
-from maskdm.method.prediction import EPS, PREDICTIONS, VELOCITY, X0, Prediction, V, precondition
-from maskdm.method.process import Process, share_of
-from maskdm.method.schedules import cosine, edm, flow, linear, shifted, vp
-from maskdm.method.weighting import Weighting, min_snr, uniform, uniform_in
+from maskdm.diffusion.denoiser import Backbone, Denoiser
+from maskdm.diffusion.loss import SHARES, denoising_loss, fixed_questions, image_error, visible_mean
+from maskdm.diffusion.masks import Masking, masking
+from maskdm.diffusion.prediction import EPS, PREDICTIONS, VELOCITY, X0, Prediction, V, precondition
+from maskdm.diffusion.process import Process, share_of
+from maskdm.diffusion.schedules import cosine, edm, flow, linear, shifted, vp
+from maskdm.diffusion.weighting import Weighting, min_snr, uniform, uniform_in
+from maskdm.models.uvit import UViT
 
 PATCH, GRID = 4, (4, 6)
 MASKS = [

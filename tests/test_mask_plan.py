@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskdm.method.mask_plan import MaskPlan, Portion, by_noise, constant, mixture, over_stage, parts, ratios
-from maskdm.method.masking import Masking, masking
-from maskdm.method.schedules import edm, flow, linear
+from maskdm.diffusion.mask_schedule import MaskPlan, Portion, by_noise, constant, mixture, over_stage, parts, ratios
+from maskdm.diffusion.masks import Masking, masking
+from maskdm.diffusion.schedules import edm, flow, linear
 
 GRID = (4, 4)
 HALF, QUARTER, NONE, CROP = (

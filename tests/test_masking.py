@@ -11,9 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from maskdm.diffusion.masks import TOLERANCE, Masking, masking
+from maskdm.diffusion.patches import Grid
 from maskdm.errors import InputError
-from maskdm.method.masking import TOLERANCE, Masking, masking
-from maskdm.method.patches import Grid
 
 SEEDS = st.integers(0, 2**32 - 1)
 GRIDS = st.tuples(st.integers(1, 12), st.integers(1, 12))

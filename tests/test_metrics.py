@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskdm.errors import InputError
-from maskdm.measuring.metrics import Float64, frechet_distance, gaussian, pixel_features
+from maskdm.evaluation.metrics import Float64, frechet_distance, gaussian, pixel_features
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 12)

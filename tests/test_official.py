@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from maskdm.diffusion.denoiser import Denoiser
+from maskdm.diffusion.loss import denoising_loss
+from maskdm.diffusion.patches import gather, patchify, to_unit
 from maskdm.errors import InputError
-from maskdm.interop.official import read_any, read_official
-from maskdm.method.denoiser import Denoiser
-from maskdm.method.guidance import Guidance, estimator
-from maskdm.method.loss import denoising_loss
-from maskdm.method.patches import gather, patchify, to_unit
-from maskdm.method.samplers import ddim
-from maskdm.method.times import sampling_times
-from maskdm.training import weights
+from maskdm.models import weights
+from maskdm.models.official import read_any, read_official
+from maskdm.sampling.guidance import Guidance, estimator
+from maskdm.sampling.samplers import ddim
+from maskdm.sampling.timesteps import sampling_times
 
 DATA = Path(__file__).parent / "data"
 TOLERANCE = 1e-4

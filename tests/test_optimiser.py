@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from maskdm.backbones.uvit import UViT
-from maskdm.training.config import StageConfig
-from maskdm.training.optimiser import adamw, rate
+from maskdm.config.schema import StageConfig
+from maskdm.models.uvit import UViT
+from maskdm.training.optim import adamw, rate
 
 
 def stage(**settings: object) -> StageConfig:

@@ -18,13 +18,13 @@ import torch
 from test_schedules import DISCRETE, PAIRS, PROCESSES
 from torch import Tensor
 
-from maskdm.method.denoiser import Denoiser
-from maskdm.method.guidance import Guidance, estimator
-from maskdm.method.prediction import EPS, PREDICTIONS, VELOCITY, X0, Prediction
-from maskdm.method.process import Process
-from maskdm.method.samplers import SAMPLERS, level
-from maskdm.method.schedules import edm, flow, linear, ve, vp
-from maskdm.method.times import sampling_times
+from maskdm.diffusion.denoiser import Denoiser
+from maskdm.diffusion.prediction import EPS, PREDICTIONS, VELOCITY, X0, Prediction
+from maskdm.diffusion.process import Process
+from maskdm.diffusion.schedules import edm, flow, linear, ve, vp
+from maskdm.sampling.guidance import Guidance, estimator
+from maskdm.sampling.samplers import SAMPLERS, level
+from maskdm.sampling.timesteps import sampling_times
 
 SIZE = (1, 2)
 MEAN = torch.tensor([0.2, -0.1], dtype=torch.float64)

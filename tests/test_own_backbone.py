@@ -19,15 +19,15 @@ from conftest import TINY, write_photos
 from torch import Tensor, nn
 
 import maskdm
-from maskdm.cli import main
+from maskdm.cli.main import main
+from maskdm.config.resolve import resolve, write_yaml
+from maskdm.config.schema import ModelConfig, ModelSpec, ProcessConfig
+from maskdm.diffusion.denoiser import Denoiser
+from maskdm.diffusion.masks import masking
 from maskdm.errors import InputError
-from maskdm.method.denoiser import Denoiser
-from maskdm.method.masking import masking
-from maskdm.training import build, transfer, weights
-from maskdm.training.config import ModelConfig, ModelSpec, ProcessConfig
-from maskdm.training.run import read_config
-from maskdm.training.settings import resolve, write_yaml
-from maskdm.training.weights import Weights
+from maskdm.models import build, transfer, weights
+from maskdm.models.weights import Weights
+from maskdm.training.runs import read_config
 
 PAGE = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

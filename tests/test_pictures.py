@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskdm.data.cache import load_images
-from maskdm.data.pictures import grid, make_folder, save_grid, save_images, save_npz, to_picture
+from maskdm.data.image_set import load_images
 from maskdm.data.sources import open_source
+from maskdm.data.write import grid, make_folder, save_grid, save_images, save_npz, to_picture
 from maskdm.errors import InputError, StorageError
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}

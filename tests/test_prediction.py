@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from test_schedules import PAIRS, PROCESSES, carried, every_time
 from torch import Tensor
 
+from maskdm.diffusion.prediction import EPS, PREDICTIONS, VELOCITY, X0, V, bounded, carry, precondition
+from maskdm.diffusion.schedules import cosine, edm, flow, linear, ve, vp, zero_terminal
 from maskdm.errors import InputError
-from maskdm.method.prediction import EPS, PREDICTIONS, VELOCITY, X0, V, bounded, carry, precondition
-from maskdm.method.schedules import cosine, edm, flow, linear, ve, vp, zero_terminal
 
 TINY = torch.finfo(torch.float64).eps
 

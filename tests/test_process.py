@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from maskdm.method.process import ContinuousProcess, DiscreteProcess, by_alpha, by_sum, exact, share_of
-from maskdm.method.schedules import cosine, linear, shifted, zero_terminal
+from maskdm.diffusion.process import ContinuousProcess, DiscreteProcess, by_alpha, by_sum, exact, share_of
+from maskdm.diffusion.schedules import cosine, linear, shifted, zero_terminal
 
 
 def flat(timesteps: int) -> DiscreteProcess:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from maskdm.errors import InputError
-from maskdm.measuring import wording
-from maskdm.measuring.charts import MAX_POINTS, Boundary, Point, Series, line_chart, thin
-from maskdm.measuring.markup import Html, tag
-from maskdm.measuring.report import write_report
+from maskdm.reports import formatting as wording
+from maskdm.reports.charts import MAX_POINTS, Boundary, Point, Series, line_chart, thin
+from maskdm.reports.markup import Html, tag
+from maskdm.reports.run_page import write_report
 
 CONFIG = """\
 data: {path: pictures, image_size: [32, 32]}

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from maskdm.config.resolve import resolve
+from maskdm.config.schema import Config
 from maskdm.errors import InputError
-from maskdm.training.config import Config
-from maskdm.training.run import (
+from maskdm.runtime.distributed import Runtime
+from maskdm.training.runs import (
     Run,
     _differences,
     _flat,
@@ -29,8 +31,6 @@ from maskdm.training.run import (
     read_metrics,
     write_env,
 )
-from maskdm.training.runtime import Runtime
-from maskdm.training.settings import resolve
 
 CONFIG = resolve()
 OTHER = resolve(overrides=["stages.0.lr=1e-3"])

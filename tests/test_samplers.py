@@ -17,18 +17,18 @@ from test_oracles import RUNS, SECOND_ORDER
 from test_schedules import PROCESSES
 from torch import Tensor
 
-from maskdm.backbones.uvit import UViT
+from maskdm.diffusion.denoiser import Denoiser
+from maskdm.diffusion.patches import to_unit
+from maskdm.diffusion.prediction import EPS, VELOCITY, X0, Prediction, V, precondition
+from maskdm.diffusion.process import Process
+from maskdm.diffusion.schedules import cosine, edm, flow, linear, ve, vp
 from maskdm.errors import InputError
-from maskdm.method import samplers
-from maskdm.method.denoiser import Denoiser
-from maskdm.method.guidance import Guidance, estimator
-from maskdm.method.patches import to_unit
-from maskdm.method.prediction import EPS, VELOCITY, X0, Prediction, V, precondition
-from maskdm.method.process import Process
-from maskdm.method.samplers import SAMPLERS, between, level, noised, pick
-from maskdm.method.sampling import SeededNoise, plan, sample
-from maskdm.method.schedules import cosine, edm, flow, linear, ve, vp
-from maskdm.method.times import sampling_times
+from maskdm.models.uvit import UViT
+from maskdm.sampling import samplers
+from maskdm.sampling.guidance import Guidance, estimator
+from maskdm.sampling.sample import SeededNoise, plan, sample
+from maskdm.sampling.samplers import SAMPLERS, between, level, noised, pick
+from maskdm.sampling.timesteps import sampling_times
 
 LINEAR, COSINE = linear(), cosine()
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from maskdm.diffusion import schedules
+from maskdm.diffusion.prediction import PREDICTIONS, Prediction, carry
+from maskdm.diffusion.process import ContinuousProcess, DiscreteProcess, Process, share_of
+from maskdm.diffusion.schedules import cosine, edm, flow, linear, shifted, sigmoid, ve, vp, zero_terminal
 from maskdm.errors import InputError
-from maskdm.method import schedules
-from maskdm.method.prediction import PREDICTIONS, Prediction, carry
-from maskdm.method.process import ContinuousProcess, DiscreteProcess, Process, share_of
-from maskdm.method.schedules import cosine, edm, flow, linear, shifted, sigmoid, ve, vp, zero_terminal
 
 DDPM = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid}
 DISCRETE: dict[str, DiscreteProcess] = {

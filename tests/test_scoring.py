@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from maskdm.cli import main
+from maskdm.cli.main import main
+from maskdm.config.resolve import resolve
 from maskdm.errors import InputError
-from maskdm.measuring.scoring import labels_like
-from maskdm.training.console import Console
-from maskdm.training.run import read_metrics
-from maskdm.training.settings import resolve
+from maskdm.evaluation.scorer import labels_like
+from maskdm.runtime.console import Console
+from maskdm.training.runs import read_metrics
 from maskdm.training.start import start
 
 SCORES = ["eval.scores=pixels", "eval.score_images=12", "eval.scores_every=16"]

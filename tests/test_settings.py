@@ -13,10 +13,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from maskdm.config import resolve as settings
+from maskdm.config.resolve import all_keys, read_recipe, read_yaml, recipes, resolve, to_config, write_yaml
+from maskdm.config.schema import LENGTHS, Config, ModelSpec, to_dict
 from maskdm.errors import InputError
-from maskdm.training import build, settings
-from maskdm.training.config import LENGTHS, Config, ModelSpec, to_dict
-from maskdm.training.settings import all_keys, read_recipe, read_yaml, recipes, resolve, to_config, write_yaml
+from maskdm.models import build
 
 DEFAULTS = Config()
 PLAIN = ["stages.0.mask.kind=none", "stages.0.mask.ratio=0"]
@@ -785,7 +786,7 @@ def test_the_recipe_for_emoji_is_the_one_for_laptops_but_for_its_split():
 
 
 def test_the_settings_page_says_what_stages_there_are(capsys):
-    from maskdm.cli import main
+    from maskdm.cli.main import main
 
     assert main(["train", "--settings"]) == 0
     words = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("    stages.")]

@@ -10,17 +10,19 @@ import pytest
 import torch
 from conftest import train
 
-from maskdm.cli import main
+from maskdm.cli.main import main
+from maskdm.config.resolve import resolve
 from maskdm.errors import InputError
-from maskdm.measuring import bench as benching
-from maskdm.measuring import plan as planning
-from maskdm.measuring.bench import Row, bench, maskings
-from maskdm.training import memory, stages, step, trial
+from maskdm.models.weights import load
+from maskdm.profiling import bench as benching
+from maskdm.profiling import forecast as planning
+from maskdm.profiling.bench import Row, bench, maskings
+from maskdm.runtime import memory
+from maskdm.training import stages, step
+from maskdm.training import step_profiler as trial
 from maskdm.training.checkpoint import Progress
 from maskdm.training.prepare import synthetic
-from maskdm.training.settings import resolve
-from maskdm.training.trial import Need, Trial, choose_micro_batch, even
-from maskdm.training.weights import load
+from maskdm.training.step_profiler import Need, Trial, choose_micro_batch, even
 
 SMALL = ("data.image_size=16", "model.width=16", "model.depth=3", "model.heads=2", "stages.0.batch_size=8")
 SHORTAGE = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from test_schedules import CONTINUOUS, DISCRETE, PAIRS, PROCESSES
 from torch import Tensor
 
+from maskdm.diffusion.prediction import EPS, VELOCITY, X0, V, precondition
+from maskdm.diffusion.process import Process, share_of
+from maskdm.diffusion.schedules import cosine, edm, flow, linear, ve, vp, zero_terminal
 from maskdm.errors import InputError
-from maskdm.method.prediction import EPS, VELOCITY, X0, V, precondition
-from maskdm.method.process import Process, share_of
-from maskdm.method.schedules import cosine, edm, flow, linear, ve, vp, zero_terminal
-from maskdm.method.times import GRIDS, MAX_AMPLIFICATION, noisiest, sampling_times, time_of_share
+from maskdm.sampling.timesteps import GRIDS, MAX_AMPLIFICATION, noisiest, sampling_times, time_of_share
 
 LINEAR = linear()
 

@@ -19,22 +19,22 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskdm.cli import main
+from maskdm.cli.main import main
+from maskdm.config.resolve import resolve
+from maskdm.config.schema import Config
 from maskdm.data.manifest import read_manifest
+from maskdm.diffusion.loss import fixed_questions, image_error
+from maskdm.diffusion.patches import from_uint8
 from maskdm.errors import Interrupted, TrainingError
-from maskdm.interop.official import read_official
-from maskdm.method.loss import fixed_questions, image_error
-from maskdm.method.patches import from_uint8
+from maskdm.models.official import read_official
+from maskdm.models.weights import load
+from maskdm.runtime.console import Console
 from maskdm.training import loop, step
 from maskdm.training import start as start_module
-from maskdm.training.config import Config
-from maskdm.training.console import Console
 from maskdm.training.loop import Training
-from maskdm.training.run import read_metrics
-from maskdm.training.settings import resolve
+from maskdm.training.runs import read_metrics
 from maskdm.training.start import start
 from maskdm.training.store import OnHost
-from maskdm.training.weights import load
 
 OFFICIAL = Path(__file__).parent / "data" / "official_uncond_linear.pt"
 TINY = (

@@ -13,16 +13,16 @@ from conftest import TINY, write_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskdm.backbones.haar import Haar
-from maskdm.backbones.layers import resize_positions
-from maskdm.cli import main
+from maskdm.cli.main import main
+from maskdm.config.schema import ModelConfig, ModelSpec, ProcessConfig
+from maskdm.diffusion.patches import patchify
 from maskdm.errors import InputError
-from maskdm.interop.official import read_official
-from maskdm.method.patches import patchify
-from maskdm.training import build, transfer, weights
-from maskdm.training.config import ModelConfig, ModelSpec, ProcessConfig
-from maskdm.training.run import read_metrics
-from maskdm.training.weights import Weights
+from maskdm.models import build, transfer, weights
+from maskdm.models.haar import Haar
+from maskdm.models.layers import resize_positions
+from maskdm.models.official import read_official
+from maskdm.models.weights import Weights
+from maskdm.training.runs import read_metrics
 
 OFFICIAL = Path(__file__).parent / "data"
 MODELS = {

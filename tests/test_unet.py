@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskdm.backbones.unet import SIZES, Block, Down, SelfAttention, UNet, Up, group_norm
+from maskdm.diffusion.masks import masking
+from maskdm.diffusion.patches import patchify
 from maskdm.errors import InputError
-from maskdm.method.masking import masking
-from maskdm.method.patches import patchify
+from maskdm.models.unet import SIZES, Block, Down, SelfAttention, UNet, Up, group_norm
 
 PATCH, CLASSES, IMAGES = 4, 3, 4
 CROP = (2, 3)

@@ -20,16 +20,16 @@ from conftest import train, write_photos
 from torch import Tensor, nn
 
 import maskdm
+from maskdm.config.schema import Config, MaskConfig, MaskPart, ModelConfig, ModelSpec, ProcessConfig, StageConfig
+from maskdm.diffusion.denoiser import Denoiser
+from maskdm.diffusion.loss import denoising_loss
+from maskdm.diffusion.patches import gather, patchify, scatter, unpatchify
 from maskdm.errors import InputError
-from maskdm.method.denoiser import Denoiser
-from maskdm.method.loss import denoising_loss
-from maskdm.method.patches import gather, patchify, scatter, unpatchify
-from maskdm.training import build, weights
+from maskdm.models import build, weights
+from maskdm.models.weights import Weights
 from maskdm.training.batches import Batch, TrainingSet, draw
-from maskdm.training.config import Config, MaskConfig, MaskPart, ModelConfig, ModelSpec, ProcessConfig, StageConfig
-from maskdm.training.masks import mask_plans
+from maskdm.training.stage_masks import mask_plans
 from maskdm.training.store import OnHost
-from maskdm.training.weights import Weights
 
 SIDE, PATCH, CHANNELS, IMAGES = 8, 2, 2, 8
 CLASSES = ("cat", "dog")

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskdm.cli import main
+from maskdm.cli.main import main
+from maskdm.config.resolve import resolve
+from maskdm.config.schema import MaskConfig, MaskPart, ModelConfig, ModelSpec, ProcessConfig
 from maskdm.errors import InputError
-from maskdm.training.config import MaskConfig, MaskPart, ModelConfig, ModelSpec, ProcessConfig
-from maskdm.training.masks import MANY, chosen, mask_plans, plan_of, settle, settled, usual_mask
-from maskdm.training.run import read_config, same_settings
-from maskdm.training.settings import resolve
+from maskdm.training.runs import read_config, same_settings
+from maskdm.training.stage_masks import MANY, chosen, mask_plans, plan_of, settle, settled, usual_mask
 
 GRIDS = st.tuples(st.integers(1, 80), st.integers(1, 80))
 AUTO = MaskConfig(kind="auto")

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from test_schedules import PAIRS, PROCESSES
 from torch import Tensor
 
-from maskdm.method.prediction import EPS, PREDICTIONS, VELOCITY, X0, V, precondition
-from maskdm.method.process import Process
-from maskdm.method.schedules import cosine, edm, flow, linear, vp, zero_terminal
-from maskdm.method.weighting import LARGEST, min_snr, p2, uniform, uniform_in
+from maskdm.diffusion.prediction import EPS, PREDICTIONS, VELOCITY, X0, V, precondition
+from maskdm.diffusion.process import Process
+from maskdm.diffusion.schedules import cosine, edm, flow, linear, vp, zero_terminal
+from maskdm.diffusion.weighting import LARGEST, min_snr, p2, uniform, uniform_in
 
 F = precondition()
 U = torch.linspace(0.001, 0.999, 200, dtype=torch.float64)

@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from maskdm.diffusion.denoiser import Backbone, Denoiser
+    from maskdm.diffusion.masks import Masking, masking
     from maskdm.errors import InputError, Interrupted, TrainingError
-    from maskdm.method.denoiser import Backbone, Denoiser
-    from maskdm.method.masking import Masking, masking
-    from maskdm.method.sampling import sample
-    from maskdm.training.weights import load
+    from maskdm.models.weights import load
+    from maskdm.sampling.sample import sample
 
 _HOMES = {
-    "Backbone": "maskdm.method.denoiser",
-    "Denoiser": "maskdm.method.denoiser",
+    "Backbone": "maskdm.diffusion.denoiser",
+    "Denoiser": "maskdm.diffusion.denoiser",
     "InputError": "maskdm.errors",
     "Interrupted": "maskdm.errors",
-    "Masking": "maskdm.method.masking",
+    "Masking": "maskdm.diffusion.masks",
     "TrainingError": "maskdm.errors",
-    "load": "maskdm.training.weights",
-    "masking": "maskdm.method.masking",
-    "sample": "maskdm.method.sampling",
+    "load": "maskdm.models.weights",
+    "masking": "maskdm.diffusion.masks",
+    "sample": "maskdm.sampling.sample",
 }
 
 __all__ = [

@@ -2,6 +2,6 @@
 
 import sys
 
-from maskdm.cli import main
+from maskdm.cli.main import main
 
 sys.exit(main())

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskdm.audit.eye import LEAST, Eye, ModelEye
 from maskdm.audit.statistics import Float64
+from maskdm.audit.target import LEAST, Eye, ModelEye
 
 SIGMAS = (0.09, 0.17, 0.32, 0.46)
 """The grid of noise, as sigma of a variance-preserving process."""

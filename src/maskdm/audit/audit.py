@@ -16,21 +16,23 @@ import numpy as np
 import torch
 
 from maskdm import __version__
-from maskdm.audit import attacks, generation, measure, statistics, subgroups
+from maskdm.audit import attacks, statistics, subgroups
+from maskdm.audit import copies as generation
+from maskdm.audit import scoring as measure
 from maskdm.audit.attacks import VERSION, Attack
-from maskdm.audit.eye import ModelEye
-from maskdm.audit.generation import Encode, Share
-from maskdm.audit.measure import Control, Scored, tensor
+from maskdm.audit.conclusion import Verdict, verdict
+from maskdm.audit.copies import Encode, Share
+from maskdm.audit.scoring import Control, Scored, tensor
 from maskdm.audit.subject import Subject, described
-from maskdm.audit.verdict import Verdict, verdict
+from maskdm.audit.target import ModelEye
 from maskdm.data.manifest import write_private
+from maskdm.diffusion.denoiser import Denoiser
+from maskdm.diffusion.loss import fixed_questions, image_error
+from maskdm.diffusion.patches import to_uint8
 from maskdm.errors import InputError, StorageError
-from maskdm.method.denoiser import Denoiser
-from maskdm.method.loss import fixed_questions, image_error
-from maskdm.method.patches import to_uint8
-from maskdm.method.sampling import STEPS, sample
-from maskdm.training import build
-from maskdm.training.console import Console
+from maskdm.models import build
+from maskdm.runtime.console import Console
+from maskdm.sampling.sample import STEPS, sample
 
 Profile = Literal["quick", "standard", "full"]
 SCHEMA = "maskdm-audit/1"

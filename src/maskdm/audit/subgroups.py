@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from maskdm.audit import statistics
-from maskdm.audit.difficulty import AT_ONCE, small
-from maskdm.audit.generation import nearest
-from maskdm.audit.measure import Scored, groups_of
+from maskdm.audit.calibration import AT_ONCE, small
+from maskdm.audit.copies import nearest
+from maskdm.audit.scoring import Scored, groups_of
 from maskdm.audit.statistics import Auc, Float64
 from maskdm.audit.subject import Pictures, Subject
 

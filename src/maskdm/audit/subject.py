@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from maskdm.data.cache import ImageSet
+from maskdm.config.schema import ModelSpec
+from maskdm.data.image_set import ImageSet
 from maskdm.data.manifest import Manifest, read_manifest
-from maskdm.data.roles import Role, group_names
+from maskdm.data.split import Role, group_names
 from maskdm.errors import InputError
-from maskdm.training.config import ModelSpec
-from maskdm.training.console import Console
+from maskdm.models.weights import find, read
+from maskdm.runtime.console import Console
 from maskdm.training.prepare import load_as, prepare
-from maskdm.training.run import read_config
-from maskdm.training.weights import find, read
+from maskdm.training.runs import read_config
 
 ROLES: tuple[Role, ...] = ("member", "heldout", "calibration")
 LEAST, MOST = 10, 10_000

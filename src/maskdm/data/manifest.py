@@ -23,9 +23,9 @@ from typing import Any, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from maskdm.data.cache import ImageSet
-from maskdm.data.roles import PUBLIC_SALT, Role, assign_roles, group_names, read_salt
+from maskdm.data.image_set import ImageSet
 from maskdm.data.sources import one_line, shown
+from maskdm.data.split import PUBLIC_SALT, Role, assign_roles, group_names, read_salt
 from maskdm.errors import InputError
 
 __all__ = [

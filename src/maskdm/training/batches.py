@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskdm.method.mask_plan import Portion, parts
-from maskdm.method.patches import from_uint8
-from maskdm.method.process import Process
+from maskdm.diffusion.mask_schedule import Portion, parts
+from maskdm.diffusion.patches import from_uint8
+from maskdm.diffusion.process import Process
 from maskdm.training.store import Store
 
 
@@ -41,7 +41,7 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Batch:
-    """A part of a batch on the device, all with masks of one shape; see `maskdm.method.loss.denoising_loss`."""
+    """A part of a batch on the device, all with masks of one shape; see `maskdm.diffusion.loss.denoising_loss`."""
 
     x_0: Tensor
     t: Tensor

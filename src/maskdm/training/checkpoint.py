@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maskdm.errors import InputError
-from maskdm.training import weights
-from maskdm.training.runtime import Runtime
-from maskdm.training.weights import Facts, Weights
+from maskdm.models import weights
+from maskdm.models.weights import Facts, Weights
+from maskdm.runtime.distributed import Runtime
 
 NAME = "step-{:07d}"
 

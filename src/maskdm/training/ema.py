@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskdm.training.config import EMAConfig
+from maskdm.config.schema import EMAConfig
 
 
 def gamma_of(sigma_rel: float) -> float:

@@ -20,19 +20,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskdm.diffusion.denoiser import Denoiser
+from maskdm.diffusion.patches import to_uint8
 from maskdm.errors import Interrupted, StorageError, TrainingError
-from maskdm.method.denoiser import Denoiser
-from maskdm.method.patches import to_uint8
-from maskdm.method.sampling import STEPS, plan
-from maskdm.training import build, checkpoint, dealing, stages
+from maskdm.models import build
+from maskdm.models.transfer import Read, read_ours
+from maskdm.models.weights import Facts, Weights
+from maskdm.runtime.console import Bar, Console
+from maskdm.sampling import ranks as dealing
+from maskdm.sampling.sample import STEPS, plan
+from maskdm.training import checkpoint, stages
 from maskdm.training.checkpoint import Progress, State
-from maskdm.training.console import Bar, Console
 from maskdm.training.monitor import CHUNK, HeldOut, Track, write_samples
-from maskdm.training.run import Run
+from maskdm.training.runs import Run
 from maskdm.training.step import Task, training_step
-from maskdm.training.transfer import Read, read_ours
-from maskdm.training.trial import choose_micro_batch
-from maskdm.training.weights import Facts, Weights
+from maskdm.training.step_profiler import choose_micro_batch
 
 Scores = dict[str, float | str]
 

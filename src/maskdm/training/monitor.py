@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskdm.data.pictures import save_grid
+from maskdm.config.schema import EvalConfig
+from maskdm.data.write import save_grid
+from maskdm.diffusion.denoiser import Denoiser
+from maskdm.diffusion.loss import fixed_questions, image_error
+from maskdm.diffusion.patches import from_uint8, to_uint8
 from maskdm.errors import InputError
-from maskdm.method.denoiser import Denoiser
-from maskdm.method.loss import fixed_questions, image_error
-from maskdm.method.patches import from_uint8, to_uint8
-from maskdm.method.sampling import plan
-from maskdm.training import dealing
-from maskdm.training.config import EvalConfig
-from maskdm.training.runtime import Runtime
+from maskdm.runtime.distributed import Runtime
+from maskdm.sampling import ranks as dealing
+from maskdm.sampling.sample import plan
 
 CHUNK = 64
 

@@ -14,19 +14,20 @@ from typing import get_args
 import numpy as np
 import torch
 
-from maskdm.data.cache import ImageSet, load_images
-from maskdm.data.roles import Role, assign_roles, given_roles, group_names, matching, read_salt
+from maskdm.config.schema import Config, ModelSpec, as_size
+from maskdm.data.image_set import ImageSet, load_images
 from maskdm.data.sources import open_source, settled_path
+from maskdm.data.split import Role, assign_roles, given_roles, group_names, matching, read_salt
+from maskdm.diffusion.mask_schedule import MaskPlan
+from maskdm.diffusion.patches import patch_grid
 from maskdm.errors import InputError
-from maskdm.method.mask_plan import MaskPlan
-from maskdm.method.patches import patch_grid
-from maskdm.method.times import sampling_times
-from maskdm.training import build, masks
-from maskdm.training import runtime as machine
+from maskdm.models import build
+from maskdm.runtime import distributed as machine
+from maskdm.runtime.console import Console
+from maskdm.runtime.distributed import Runtime
+from maskdm.sampling.timesteps import sampling_times
+from maskdm.training import stage_masks as masks
 from maskdm.training.batches import TrainingSet
-from maskdm.training.config import Config, ModelSpec, as_size
-from maskdm.training.console import Console
-from maskdm.training.runtime import Runtime
 from maskdm.training.step import Task
 from maskdm.training.store import place
 

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from maskdm.training import build, transfer
+from maskdm.config.schema import Config, ModelSpec, StageConfig
+from maskdm.models import build, transfer
+from maskdm.models.transfer import Read
+from maskdm.runtime.distributed import Runtime
 from maskdm.training.batches import seed_of
 from maskdm.training.checkpoint import Progress, State
-from maskdm.training.config import Config, ModelSpec, StageConfig
-from maskdm.training.optimiser import adamw
-from maskdm.training.runtime import Runtime
-from maskdm.training.transfer import Read
+from maskdm.training.optim import adamw
 
 
 def fresh_network(config: Config, spec: ModelSpec, runtime: Runtime) -> nn.Module:

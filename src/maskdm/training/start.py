@@ -10,21 +10,22 @@ import numpy as np
 import torch
 
 from maskdm import __version__
+from maskdm.config.schema import Config, to_dict
 from maskdm.data.manifest import Manifest, read_manifest, write_manifest
 from maskdm.errors import InputError
-from maskdm.training import build, checkpoint, transfer
-from maskdm.training import runtime as machine
-from maskdm.training.config import Config, to_dict
-from maskdm.training.console import Console
+from maskdm.models import build, transfer
+from maskdm.models.transfer import Read
+from maskdm.models.weights import Facts
+from maskdm.runtime import distributed as machine
+from maskdm.runtime.console import Console
+from maskdm.runtime.distributed import Runtime
+from maskdm.training import checkpoint
 from maskdm.training.loop import Score, Training, train
-from maskdm.training.masks import remarks
 from maskdm.training.monitor import HeldOut, check_trackers, trackers
 from maskdm.training.prepare import Prepared, prepare, task_of
-from maskdm.training.run import Run, check_writable, find_resumable, find_run, open_run, write_env
-from maskdm.training.runtime import Runtime
+from maskdm.training.runs import Run, check_writable, find_resumable, find_run, open_run, write_env
+from maskdm.training.stage_masks import remarks
 from maskdm.training.stages import total_steps
-from maskdm.training.transfer import Read
-from maskdm.training.weights import Facts
 
 Scorer = Callable[[Prepared, Runtime, Console], Score]
 """Makes what scores pictures along the way (`eval.scores`)."""

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from maskdm.method.denoiser import Denoiser
-from maskdm.method.loss import denoising_loss
-from maskdm.method.mask_plan import MaskPlan
-from maskdm.training import memory, stages
+from maskdm.config.schema import Config, ModelSpec, StageConfig
+from maskdm.diffusion.denoiser import Denoiser
+from maskdm.diffusion.loss import denoising_loss
+from maskdm.diffusion.mask_schedule import MaskPlan
+from maskdm.runtime import memory
+from maskdm.runtime.distributed import Runtime
+from maskdm.training import stages
 from maskdm.training.batches import Batch, TrainingSet, draw
 from maskdm.training.checkpoint import Progress, State
-from maskdm.training.config import Config, ModelSpec, StageConfig
 from maskdm.training.ema import decay_at, update
-from maskdm.training.optimiser import rate
-from maskdm.training.runtime import Runtime
+from maskdm.training.optim import rate
 
 
 @dataclass(frozen=True)

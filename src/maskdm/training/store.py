@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskdm.config.schema import Where
 from maskdm.data.stream import Images
 from maskdm.errors import InputError
-from maskdm.training.config import Where
-from maskdm.training.memory import available
+from maskdm.runtime.memory import available
 
 SHARE_OF_DEVICE, SHARE_OF_RAM = 0.25, 0.5
 """How much of the free memory pictures may take when nobody says where they shall lie."""

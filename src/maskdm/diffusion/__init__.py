@@ -1,0 +1,1 @@
+"""The method: process, prediction, weighting, denoiser, masks and the loss."""

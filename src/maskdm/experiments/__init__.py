@@ -1,0 +1,1 @@
+"""Several ways of training at equal compute, and what the seeds show."""

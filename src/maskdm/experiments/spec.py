@@ -1,0 +1,242 @@
+"""The file of a comparison: arms, the budget that is the same for all, seeds, and what arms may start from."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from maskdm.config.resolve import read_yaml, resolve, shipped
+from maskdm.config.schema import Config, Count, Positive, PositiveFloat, Section, to_dict
+from maskdm.errors import InputError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
+Settings = dict[str, Any]
+Stages = Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
+
+PRETRAINED = "pretrained."
+"""What stands before the name of a pre-trained model in an arm's `init_from`."""
+SAME = {"data": {"flip", "store", "cache_dir"}, "eval": {"heldout_every"}}
+"""Sections that all arms share, but for these settings: else their held-out errors could not be compared. Processes may
+differ: the error is that of the estimated image at equal noise shares (`maskdm.diffusion.loss.fixed_questions`)."""
+
+
+class Budget(Section):
+    """What an arm may spend."""
+
+    minutes: PositiveFloat | None = None
+    """Of training, on this machine, at the pace that each stage has where nothing else runs."""
+    petaflops: PositiveFloat | None = None
+    """10^15 multiplications and additions of the network."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.minutes is None) == (self.petaflops is None):
+            raise ValueError("minutes or petaflops, one of them")
+        return self
+
+
+class Arm(Section):
+    """One way of training; in a file, a list alone is its stages."""
+
+    recipe: str | None = None
+    """Instead of the comparison's, but for its pictures and what is measured (sections data and eval)."""
+    settings: Settings = Field(default_factory=dict)
+    """Over the comparison's."""
+    stages: Stages | None = None
+    """Each has a `share` of the budget and settings of a stage, without a length; shares of less than 1 in all make an
+    arm that stops early. Left out: the stages of the settings, their lengths stretched to the budget."""
+
+    @field_validator("stages")
+    @classmethod
+    def _shares(cls, stages: Stages | None) -> Stages | None:
+        given = [stage.get("share") for stage in stages or ()]
+        shares = [share for share in given if isinstance(share, (int, float)) and share > 0]
+        if len(shares) < len(given):
+            raise ValueError(f"a share above 0 for every stage, got {given}")
+        if sum(shares) > 1 + 1e-6:
+            raise ValueError(f"shares that add up to 1 at most, got {shares}")
+        return stages
+
+    @property
+    def budget(self) -> float:
+        """The share of the budget that it spends, 1 at most."""
+        spent = sum(stage["share"] for stage in self.stages or ())
+        return 1.0 if not spent or spent > 1 - 1e-6 else float(spent)
+
+
+class Pretrained(Section):
+    """A model that arms may start from; what it costs is nobody's budget."""
+
+    recipe: str | None = None
+    """Instead of the comparison's."""
+    settings: Settings = Field(default_factory=dict)
+    """Over the comparison's; such as data.path."""
+    stages: Stages
+    """With their lengths; minutes are at the pace that a stage has here where nothing else runs."""
+
+
+class Comparison(Section):
+    """A file of `maskdm compare`."""
+
+    title: str = "Comparison"
+    """What stands above the page."""
+    recipe: str | None = None
+    """Settings of all arms: a shipped recipe, and"""
+    settings: Settings = Field(default_factory=dict)
+    """key.sub: value over it, as on the command line of `maskdm train`."""
+    budget: Budget
+    """The same for every arm; see `stages` for those that stop early."""
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
+    """Every arm is trained once with each."""
+    looks: Positive = 20
+    """How often the held-out error is measured in every arm."""
+    pretrained: dict[Name, Pretrained] = Field(default_factory=dict)
+    """Models that arms may start from, by `init_from: pretrained.NAME`: one for every seed."""
+    baseline: Name
+    """The arm that the others are compared with."""
+    arms: Annotated[dict[Name, Arm], Field(min_length=2)]
+    """Name: stages, or recipe, settings and stages."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        if self.baseline not in self.arms:
+            raise ValueError(f"baseline, one of {', '.join(self.arms)}, got {self.baseline}")
+        if (spent := self.arms[self.baseline].budget) < 1:
+            raise ValueError(f"a baseline whose shares add up to 1: it has all of the budget; got {spent:g}")
+        if both := self.arms.keys() & self.pretrained.keys():
+            raise ValueError(f"names that are not both an arm's and a pre-trained model's, got {min(both)}")
+        for name, arm in self.arms.items():
+            for stage in arm.stages or ():
+                origin = str(stage.get("init_from", ""))
+                if origin.startswith(PRETRAINED) and origin.removeprefix(PRETRAINED) not in self.pretrained:
+                    raise ValueError(f"arm {name} to start from one of pretrained, which has no {origin}")
+        return self
+
+
+def comparisons() -> dict[str, str]:
+    """Comparisons that come with the package: name -> the first line of its header."""
+    return shipped("comparisons")
+
+
+def shown(name: str) -> str:
+    """The text of a shipped comparison.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name not in comparisons():
+        raise InputError(f"--show: got {name!r}, wanted one of {', '.join(comparisons())}")
+    return (resources.files("maskdm") / "comparisons" / f"{name}.yaml").read_text()
+
+
+def read_comparison(name: str) -> Comparison:
+    """A file, or a shipped comparison by its name.
+
+    Raises:
+        InputError: no such file, or not as it must be; it names the key.
+    """
+    known = comparisons()
+    path = Path(name)
+    if name in known:
+        path = Path(str(resources.files("maskdm") / "comparisons" / f"{name}.yaml"))
+    elif not path.is_file():
+        raise InputError(f"comparison: got {name!r}, wanted a file, or one of {', '.join(known)}")
+    tree = read_yaml(path)
+    if isinstance(arms := tree.get("arms"), dict):
+        tree["arms"] = {name: {"stages": arm} if isinstance(arm, list) else arm for name, arm in arms.items()}
+    try:
+        # Through JSON: only there do lists count as tuples while "3" still is no number.
+        return Comparison.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise InputError(f"{name}: {_readable(error)}") from None
+
+
+def _readable(error: ValidationError) -> str:
+    """The first fault in one line; an unknown key before what may be missing because of it."""
+    faults = error.errors(include_url=False)
+    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
+    *above, last = (str(part) for part in fault["loc"]) if fault["loc"] else ("comparison",)
+    place = ".".join([*above, last])
+    if fault["type"] == "extra_forbidden":
+        section = Arm if above[:1] == ["arms"] else Pretrained if above[:1] == ["pretrained"] else Comparison
+        known = list((Budget if above[:1] == ["budget"] else section).model_fields)
+        close = difflib.get_close_matches(last, known, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"unknown key {place!r}{hint}; known here: {', '.join(known)}"
+    if fault["type"] == "missing":
+        return f"{place}: missing"
+    if fault["type"] == "value_error":
+        return f"{place}: wanted {fault['msg'].removeprefix('Value error, ')}"
+    if above == ["arms"] or place.endswith("stages"):
+        return f"{place}: wanted a list of stages such as [{{share: 1, batch_size: 8}}]"
+    said = fault["msg"].removeprefix("Input should be ")
+    return f"{place}: got {fault['input']!r}, wanted {said[:1].lower()}{said[1:]}"
+
+
+def arm_config(comparison: Comparison, name: str, seed: int, words: Sequence[str]) -> Config:
+    """The settings of one arm; stages that have a share are as many minutes long, those of settings as they say."""
+    arm = comparison.arms[name]
+    stages = None
+    if arm.stages is not None:
+        stages = [{k: v for k, v in stage.items() if k != "share"} for stage in arm.stages]
+        for stage, given in zip(stages, arm.stages, strict=True):
+            stage["minutes"] = given["share"]
+    quiet = ["eval.heldout_every=1000000000000", "eval.samples_every=1000000000000"]
+    shared = [*_words(comparison.settings), *quiet]
+    own = [*_words(arm.settings), *_stages(stages), *words, f"train.seed={seed}"]
+    if arm.recipe is None:
+        return _resolved(f"arm {name}", comparison.recipe, [*shared, *own])
+    config = _resolved(f"arm {name}", arm.recipe, own)
+    usual = _resolved("settings", comparison.recipe, [*shared, *words])
+    return config.model_copy(update={"data": usual.data, "eval": usual.eval})
+
+
+def pretrained_config(comparison: Comparison, name: str, seed: int, words: Sequence[str]) -> Config:
+    """The settings of a model that arms start from."""
+    model = comparison.pretrained[name]
+    overrides = [*_words(comparison.settings), *words, *_words(model.settings), *_stages(list(model.stages))]
+    return _resolved(f"pretrained {name}", model.recipe or comparison.recipe, [*overrides, f"train.seed={seed}"])
+
+
+def check_alike(configs: Mapping[str, Config]) -> None:
+    """Refuses arms whose held-out errors could not be compared.
+
+    Raises:
+        InputError: two that differ in their pictures or in what is measured.
+    """
+    name, first = next(iter(configs.items()))
+    for section, free in SAME.items():
+        here = to_dict(getattr(first, section))
+        for other, config in configs.items():
+            there = to_dict(getattr(config, section))
+            apart = next((key for key in here if key not in free and here[key] != there[key]), None)
+            if apart:
+                raise InputError(
+                    f"arms {name} and {other} differ in {section}.{apart} ({here[apart]} and {there[apart]}), so their "
+                    "held-out errors cannot be compared; give both the same"
+                )
+
+
+def _words(settings: Settings) -> list[str]:
+    """As on the command line: text as it is, and all else as JSON, which is YAML."""
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+
+
+def _stages(stages: Sequence[Settings] | None) -> list[str]:
+    if stages is None:
+        return []
+    named = [{"name": f"stage{number + 1}", **stage} for number, stage in enumerate(stages)]
+    return [f"stages={json.dumps(named)}"]
+
+
+def _resolved(what: str, recipe: str | None, overrides: Sequence[str]) -> Config:
+    try:
+        return resolve(recipe=recipe, overrides=overrides)
+    except InputError as error:
+        raise InputError(f"{what}: {str(error).replace('in the command line', 'in its settings')}") from None

@@ -1,1 +1,0 @@
-"""Weights from elsewhere: a table of names and two functions each."""

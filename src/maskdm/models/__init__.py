@@ -1,0 +1,1 @@
+"""Backbones, and a model as a file: specification, construction, weights, transfer, formats of others."""

@@ -1,0 +1,213 @@
+"""Starting from the weights of another model: what fits is kept, what depends on the images is fitted, all is told.
+
+The network must be the same kind, width and depth; the images may have another size, patch grid, patch size, number of
+channels and set of classes. A backbone says in its `layout` which of its tensors depend on those, and in what role:
+
+- ``positions`` (extras + N, D): resized like a picture;
+- ``patch_in`` (., p*p*C), ``patch_out`` (p*p*C, .), ``patch_bias`` (p*p*C,): resized as pictures of p x p pixels (with
+  Haar levels, of the pixels they stand for), such that a patch enlarged with its image is embedded as before and
+  answered enlarged (FlexiViT, Beyer et al. 2023, arXiv 2212.08013);
+- ``conv_in`` (., C + extras, k, k), ``conv_out`` (C, ., k, k), ``conv_bias`` (C,);
+- ``labels`` (classes + 1, D): rows go by the names of classes, a new class starts as "no class".
+
+Gray to colour: every channel gets the gray one's weights, a third of them where they are summed; colour to gray: their
+sum, or mean. Other changes of channels start those tensors anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from maskdm.config.schema import ModelSpec
+from maskdm.diffusion.patches import patch_grid, patchify, unpatchify
+from maskdm.errors import InputError
+from maskdm.models import weights
+from maskdm.models.haar import Haar, haar, unhaar
+from maskdm.models.layers import resize_positions
+from maskdm.models.weights import Weights, Which
+
+Read = Callable[[Path, str], tuple[Path, Weights]]
+"""(a run or file, which of its weights) -> the file, and what is in it."""
+
+SAME = (
+    *("backbone", "width", "depth", "heads", "mlp_ratio", "qkv_bias", "time_mlp", "mixer_depth", "bottleneck"),
+    *("class_tokens", "levels", "attention_levels", "haar_levels", "options"),
+)
+"""What must not differ between two models."""
+
+ROLES = ("positions", "patch_in", "patch_out", "patch_bias", "conv_in", "conv_out", "conv_bias", "labels")
+
+
+def read_ours(path: Path, which: str) -> tuple[Path, Weights]:
+    """Weights of ours."""
+    file = weights.find(path, which)
+    return file, weights.read(file)
+
+
+def inherit(network: nn.Module, spec: ModelSpec, path: Path, which: Which, read: Read = read_ours) -> list[str]:
+    """Starts `network`, described by `spec`, from the weights at `path`; says in sentences what was done.
+
+    Raises:
+        InputError: see `read_fitting`.
+    """
+    file, source = read_fitting(spec, path, which, read)
+    fitted, said = fit(network, spec, source)
+    weights.restore(network, fitted, file)
+    if source.spec.process != spec.process:
+        old, new = source.spec.process.model_dump(), spec.process.model_dump()
+        changes = ", ".join(f"{key} {old[key]} -> {value}" for key, value in new.items() if old[key] != value)
+        said.append(f"trained for another process ({changes})")
+    return [f"{file}", *said]
+
+
+def read_fitting(spec: ModelSpec, path: Path, which: Which, read: Read = read_ours) -> tuple[Path, Weights]:
+    """Weights from which a model as `spec` says can start, and their file.
+
+    Raises:
+        InputError: nothing that can be read, or weights of another network; every difference is named.
+    """
+    file, source = read(path, which)
+    here, there = spec.model.model_dump(), source.spec.model.model_dump()
+    different = [f"{k} is {there[k]} there and {here[k]} here" for k in SAME if there[k] != here[k]]
+    if different:
+        raise InputError(f"init_from {file}: weights of another model: {'; '.join(different)}")
+    return file, source
+
+
+def fit(network: nn.Module, spec: ModelSpec, source: Weights) -> tuple[dict[str, Tensor], list[str]]:
+    """The state that `network` starts from, and what was kept, fitted, new and dropped, in sentences."""
+    inner, prefix = (network.inner, "inner.") if isinstance(network, Haar) else (network, "")
+    layout: dict[str, str] = getattr(inner, "layout", {})
+    roles = {prefix + name: role for name, role in layout.items()}
+    for name, role in layout.items():
+        if role not in ROLES:
+            known = ", ".join(ROLES)
+            raise InputError(f"{spec.model.backbone}: its layout calls {name} {role!r}, wanted one of {known}")
+    fitting = _Fitting(source.spec, spec)
+    state: dict[str, Tensor] = {}
+    kept: list[str] = []
+    fitted: list[str] = []
+    new: list[str] = []
+    for name, fresh in network.state_dict().items():
+        old = source.tensors.get(name)
+        made = old
+        if name in roles and old is not None:
+            made = fitting.fit(roles[name], old, fresh)
+        if made is None or made.shape != fresh.shape:
+            state[name] = fresh
+            new.append(name)
+            continue
+        state[name] = made.to(fresh.dtype)
+        (kept if made is old else fitted).append(name)
+    dropped = [name for name in source.tensors if name not in state]
+    said = [f"{len(kept)} tensors kept"] + [
+        f"{what}: {', '.join(names)}"
+        for what, names in (("fitted", fitted), ("new", new), ("dropped", dropped))
+        if names
+    ]
+    return state, said + fitting.reasons()
+
+
+class _Fitting:
+    """How tensors of one model become those of another."""
+
+    def __init__(self, old: ModelSpec, new: ModelSpec) -> None:
+        self.old, self.new = old, new
+        self.levels = new.model.haar_levels
+        self.sizes = old.model.patch_size, new.model.patch_size
+        self.grids = tuple(patch_grid(s.image_size, s.model.patch_size) for s in (old, new))
+        self.channels = old.channels, new.channels
+        self.per_channel = 4**self.levels  # Haar coefficients, which stand side by side for every channel
+
+    def reasons(self) -> list[str]:
+        """What differs between the two models, in sentences."""
+        said = []
+        for what, a, b in (
+            ("images", self.old.image_size, self.new.image_size),
+            ("patches of", self.old.model.patch_size, self.new.model.patch_size),
+            ("channels", *self.channels),
+        ):
+            if a != b:
+                said.append(f"{what} {b} instead of {a}")
+        old, new = set(self.old.class_names), set(self.new.class_names)
+        if self.old.class_names != self.new.class_names:
+            said.append(f"{len(old & new)} classes known, {len(new - old)} new, {len(old - new)} dropped")
+        return said
+
+    def fit(self, role: str, old: Tensor, fresh: Tensor) -> Tensor | None:
+        """The old tensor in the shape of the fresh one, itself where nothing changes; None where there is no way."""
+        if role == "positions":
+            return self._positions(old, fresh)
+        if role == "labels":
+            return self._labels(old)
+        if self.channels[0] == self.channels[1] and (role.startswith("conv") or self.sizes[0] == self.sizes[1]):
+            return old
+        if role == "conv_in":
+            count = self.channels[0] * self.per_channel
+            image = self._recolour(old[:, :count].movedim(1, 0), self.per_channel, summed=True)
+            return None if image is None else torch.cat([image.movedim(0, 1), old[:, count:]], dim=1)
+        if role in ("conv_out", "conv_bias"):
+            return self._recolour(old, self.per_channel, summed=False)
+        enlarge = _enlarge(*self.sizes).to(old)
+        if role == "patch_in":  # whatever the embedding made of a patch, it shall make of the same patch enlarged
+            return self._patches(old, torch.linalg.pinv(enlarge), summed=True)
+        made = self._patches(old.reshape(len(old), -1).T, enlarge.T, summed=False)
+        return None if made is None else made.T.reshape(-1, *old.shape[1:])
+
+    def _positions(self, old: Tensor, fresh: Tensor) -> Tensor:
+        extras = len(fresh) - self.grids[1][0] * self.grids[1][1]
+        rows = old if self.grids[0] == self.grids[1] else resize_positions(old, *self.grids)
+        here = len(rows) - (len(fresh) - extras)
+        if here == extras:
+            return rows
+        # The token of the label comes or goes; it stands first.
+        return rows[here - extras :] if here > extras else torch.cat([fresh[: extras - here], rows])
+
+    def _labels(self, old: Tensor) -> Tensor:
+        if self.old.class_names == self.new.class_names:
+            return old
+        numbers = {name: i for i, name in enumerate(self.old.class_names)}
+        known = [old[numbers[name]] if name in numbers else old[-1] for name in self.new.class_names]
+        return torch.stack([*known, old[-1]])
+
+    def _patches(self, rows: Tensor, resize: Tensor, *, summed: bool) -> Tensor | None:
+        """Weights of one patch, recoloured and resized as pictures: (n, p*p*C) and (p*p, q*q) -> (n, q*q*C)."""
+        scale = 2**self.levels
+        pictures = unpatchify(rows[:, None], (1, 1), self.channels[0] * self.per_channel)
+        for _ in range(self.levels):  # the transform is orthonormal: weights go with what they weigh
+            pictures = unhaar(pictures)
+        recoloured = self._recolour(pictures.movedim(1, 0), 1, summed=summed)
+        if recoloured is None:
+            return None
+        q = self.sizes[1]
+        pictures = (recoloured.movedim(0, 1).flatten(2) @ resize).reshape(len(rows), -1, q, q)
+        for _ in range(self.levels):
+            pictures = haar(pictures)
+        return patchify(pictures, q // scale)[:, 0]
+
+    def _recolour(self, kernel: Tensor, bands: int, *, summed: bool) -> Tensor | None:
+        """(bands * C, ...) weights for other channels; `summed` where the network adds channels up."""
+        old, new = self.channels
+        if old == new:
+            return kernel
+        if 2 in (old, new) or 4 in (old, new):
+            return None
+        by_band = kernel.reshape(bands, old, *kernel.shape[1:])
+        if old == 1:
+            made = by_band.expand(-1, new, *by_band.shape[2:]) / (new if summed else 1)
+        else:
+            made = by_band.sum(1, keepdim=True) / (1 if summed else old)
+        return made.flatten(0, 1)
+
+
+def _enlarge(p: int, q: int) -> Tensor:
+    """The matrix that resizes pictures of p x p pixels to q x q, bilinearly: (q q, p p) float32."""
+    basis = torch.eye(p * p).reshape(p * p, 1, p, p)
+    if p == q:
+        return torch.eye(p * p)
+    images = nn.functional.interpolate(basis, size=(q, q), mode="bilinear", antialias=q < p, align_corners=False)
+    return images.reshape(p * p, q * q).T

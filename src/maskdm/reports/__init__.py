@@ -1,0 +1,1 @@
+"""Files in, pages out: nothing here opens a model."""

@@ -1,0 +1,1 @@
+"""This process: its device, its ranks, its memory, and what it prints."""
