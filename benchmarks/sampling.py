@@ -60,7 +60,7 @@ def main() -> None:
     a = parser.parse_args()
     config = read_config(a.run)
     config = config.model_copy(update={"data": config.data.model_copy(update={"path": a.data})})
-    images = prepare(config, Console(quiet=True)).pictures.images[read_manifest(a.run).indices("heldout")]
+    images = prepare(config, Console(quiet=True)).dataset.images.images[read_manifest(a.run).indices("heldout")]
     heldout = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     reference = gaussian(features(heldout))
     print(f"{a.num:,} pictures against {len(heldout):,} held out, {a.repeats} times\n")

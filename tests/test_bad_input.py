@@ -19,7 +19,7 @@ from maskdm.cli.main import main
 from maskdm.config.resolve import resolve
 from maskdm.errors import InputError
 from maskdm.runtime.distributed import Runtime
-from maskdm.training import monitor
+from maskdm.training import trackers
 from maskdm.training.start import check_batches
 
 OFFICIAL = Path(__file__).parent / "data" / "official_uncond_linear.pt"
@@ -539,7 +539,7 @@ def test_a_tracker_that_is_not_installed(service, refused, places, tiny, monkeyp
             raise ImportError(f"No module named {name!r}")
         return real(name, *more)
 
-    monkeypatch.setattr(monitor.importlib, "import_module", missing)
+    monkeypatch.setattr(trackers.importlib, "import_module", missing)
     words = ["train", "--data", places["digits"], "--output-dir", "out", *tiny, f"log.track=[{service}]"]
     line = refused(words)
     assert f"log.track: {service} is not installed; pip install" in line

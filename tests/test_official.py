@@ -13,7 +13,8 @@ from maskdm.diffusion.loss import denoising_loss
 from maskdm.diffusion.patches import gather, patchify, to_unit
 from maskdm.errors import InputError
 from maskdm.models import weights
-from maskdm.models.official import read_any, read_official
+from maskdm.models.official import read_official
+from maskdm.models.transfer import read_source
 from maskdm.sampling.guidance import Guidance, estimator
 from maskdm.sampling.samplers import ddim
 from maskdm.sampling.timesteps import sampling_times
@@ -106,12 +107,12 @@ def test_the_linear_schedule_is_sampled_on_the_official_grid(tmp_path):
 @pytest.mark.parametrize("which", ["raw", "ema"])
 def test_a_stage_can_start_from_a_checkpoint_as_it_is(which, tmp_path):
     path = DATA / "official_uncond_linear.pt"
-    file, read = read_any(path, which)
+    file, read = read_source(path, which)
     assert file == path
     assert read.facts["which"] == which
     assert read.tensors.keys() == read_official(path, which=which).tensors.keys()
     weights.save(tmp_path / "ours.safetensors", read)
-    file, again = read_any(tmp_path / "ours.safetensors", which)
+    file, again = read_source(tmp_path / "ours.safetensors", which)
     assert again.spec == read.spec
 
 

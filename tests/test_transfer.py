@@ -121,7 +121,7 @@ def test_the_same_model_is_the_same_model(kind, classes, tmp_path):
 
 
 def test_raw_weights_are_others_than_the_average(photos_run):
-    read = {which: transfer.read_ours(photos_run, which)[1].tensors for which in ("ema", "raw", "pretrain-ema")}
+    read = {which: transfer.read_source(photos_run, which)[1].tensors for which in ("ema", "raw", "pretrain-ema")}
     assert not torch.equal(read["ema"]["head.weight"], read["raw"]["head.weight"])
     assert not torch.equal(read["ema"]["head.weight"], read["pretrain-ema"]["head.weight"])
 

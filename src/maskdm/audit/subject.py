@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from maskdm.config.schema import ModelSpec
+from maskdm.data.dataset import load_image_set, read_dataset
 from maskdm.data.image_set import ImageSet
 from maskdm.data.manifest import Manifest, read_manifest
 from maskdm.data.split import Role, group_names
 from maskdm.errors import InputError
 from maskdm.models.weights import find, read
 from maskdm.runtime.console import Console
-from maskdm.training.prepare import load_as, prepare
 from maskdm.training.runs import read_config
 
 ROLES: tuple[Role, ...] = ("member", "heldout", "calibration")
@@ -117,7 +117,7 @@ def of_run(run: Path, which: str, console: Console, *, seed: int, group_by: str 
         raise InputError(
             f"audit: {path} was not trained by the manifest of {run}; put back the files of one run, or train it again"
         )
-    pictures = prepare(read_config(run), console).pictures
+    pictures = read_dataset(read_config(run).data, console).images
     manifest.check(pictures)  # by the bytes of every file
     members, heldout, calibration = _roles(run, manifest, pictures, found.spec, seed, group_by)
     certified = manifest.head.split == "keyed"
@@ -215,7 +215,7 @@ def of_folders(weights: Path, which: str, members: str, nonmembers: str, console
 def pictures_of(data: str, option: str, spec: ModelSpec, console: Console) -> ImageSet:
     """Pictures that `option` names, in the size that a model makes."""
     try:
-        return load_as(data, console, (*spec.image_size, spec.channels))
+        return load_image_set(data, console, (*spec.image_size, spec.channels))
     except InputError as error:
         raise InputError(f"{option}: {error}") from None
 

@@ -1,7 +1,7 @@
 """What an attack sees of a model: the noise that it finds in a picture, whatever its process and prediction.
 
 Attacks are published for eps and for variance-preserving mixtures x = sqrt(1 - sigma^2) x_0 + sigma eps. Any other
-process holds the same picture at the same ratio sigma / alpha, but for a factor (`maskdm.diffusion.process`), so that one
+process holds the same picture at the same ratio sigma / alpha, but for a factor (see `diffusion.process`), so that one
 grid of sigma serves all of them, and the timesteps of a paper become the sigma that they stood for.
 """
 

@@ -106,16 +106,14 @@ def _list(a: argparse.Namespace, comparison: Comparison, todo: Plan, console: Co
 def _run(a: argparse.Namespace, comparison: Comparison, todo: Plan, console: Console) -> None:
     """Trains, and writes the page anew after every run."""
     from maskdm.data.write import make_folder
-    from maskdm.evaluation.scorer import scorer
     from maskdm.experiments.conclusion import lines, verdicts
     from maskdm.experiments.runner import Outcome, compare
-    from maskdm.models.official import read_any
     from maskdm.reports.compare_page import write_page
 
     make_folder(a.output_dir)
     about = _about(a, comparison, todo)
     done: list[Outcome] = []
-    for found in compare(comparison, todo, output_dir=a.output_dir, console=console, read=read_any, scorer=scorer):
+    for found in compare(comparison, todo, output_dir=a.output_dir, console=console):
         done.append(found)
         so_far = verdicts(done, comparison.baseline) if any(o.arm == comparison.baseline for o in done) else []
         path = write_page(a.output_dir, comparison, done, so_far, about=about)
@@ -132,7 +130,7 @@ def _about(a: argparse.Namespace, comparison: Comparison, todo: Plan) -> About:
 
     arms = {arm: found for (arm, seed), found in todo.arms.items() if seed == comparison.seeds[0]}
     first = arms[comparison.baseline]
-    counts = first.counts
+    counts = first.dataset.counts
     return About(
         stages={arm: plan(found) for arm, found in arms.items()},
         data=f"{Path(first.config.data.path).name}: {counts['member']:,} pictures to train on, "

@@ -74,13 +74,13 @@ def add(commands: Commands) -> None:
 
 
 def _eval(a: argparse.Namespace) -> None:
+    from maskdm.data.dataset import load_image_set
     from maskdm.data.write import check_folder
     from maskdm.evaluation.features import check
     from maskdm.evaluation.scores import without_grid
     from maskdm.runtime.console import Console
     from maskdm.runtime.distributed import join
     from maskdm.sampling.sample import check_counts
-    from maskdm.training.prepare import load_as
 
     check(a.features, a.weights)
     check_counts(a.num, a.batch_size)
@@ -102,7 +102,7 @@ def _eval(a: argparse.Namespace) -> None:
         if denoiser is not None:
             made = _made(a, denoiser, reference, runtime, console)
         else:
-            made = without_grid(load_as(str(a.subject), console, reference.shape))
+            made = without_grid(load_image_set(str(a.subject), console, reference.shape))
         if features is not None:
             _score(a, made, reference, features, console)
         runtime.barrier()
@@ -113,16 +113,16 @@ def _eval(a: argparse.Namespace) -> None:
 def _score(a: argparse.Namespace, made: np.ndarray, real: Real, features: Features, console: Console) -> None:
     """Scores, for whoever reads, for the run's report, and for programs."""
     from maskdm import __version__
+    from maskdm.data.dataset import default_cache
     from maskdm.data.write import make_folder
     from maskdm.evaluation import scores as evaluate
     from maskdm.reports.run_page import write_report
-    from maskdm.training.prepare import usual_cache
 
     reference = real.reference
     total = sum(len(part) for part in (made, reference.real, reference.known) if part is not None)
     with console.bar("features", total) as bar:
         scores = evaluate.evaluate(
-            made, reference, features, cache_dir=usual_cache() / "features", resamples=a.bootstrap, report=bar.update
+            made, reference, features, cache_dir=default_cache() / "features", resamples=a.bootstrap, report=bar.update
         )
     note = evaluate.remark(len(made), None if reference.real is None else len(reference.real))
     print("\n".join([f"features   {features.name}", *evaluate.lines(scores), note]))
@@ -180,8 +180,8 @@ def _denoiser(a: argparse.Namespace, runtime: Runtime) -> Denoiser:
 
 
 def _reference(a: argparse.Namespace, console: Console, denoiser: Denoiser | None) -> Real:
+    from maskdm.data.dataset import load_image_set
     from maskdm.evaluation.scores import Reference, read_statistics
-    from maskdm.training.prepare import load_as
 
     if a.reference is None:
         if not (a.subject / "config.yaml").is_file():
@@ -191,7 +191,7 @@ def _reference(a: argparse.Namespace, console: Console, denoiser: Denoiser | Non
         statistics = read_statistics(Path(a.reference))
         if statistics is not None:
             return Real(Reference(None, statistics))
-    pictures = load_as(a.reference, console, (*denoiser.image_size, denoiser.channels) if denoiser else None)
+    pictures = load_image_set(a.reference, console, (*denoiser.image_size, denoiser.channels) if denoiser else None)
     height, width, channels = pictures.images.shape[1:]
     if denoiser is not None and any(size != (height, width) for size in pictures.source_sizes):
         console.warn(f"--reference: its pictures are resized to the model's {height} x {width} x {channels}")
@@ -208,12 +208,12 @@ def _own(run: Path, console: Console) -> Real:
     """A run's held-out pictures, and those that it was trained on."""
     import numpy as np
 
+    from maskdm.data.dataset import read_dataset
     from maskdm.data.manifest import read_manifest
     from maskdm.evaluation.scores import Reference
-    from maskdm.training.prepare import prepare
     from maskdm.training.runs import read_config
 
-    pictures = prepare(read_config(run), console).pictures
+    pictures = read_dataset(read_config(run).data, console).images
     manifest = read_manifest(run)
     manifest.check(pictures)
     members, heldout = (manifest.indices(role) for role in ("member", "heldout"))
@@ -233,9 +233,9 @@ def _own(run: Path, console: Console) -> Real:
 
 
 def _features(a: argparse.Namespace, runtime: Runtime, console: Console, real: Real) -> Features:
+    from maskdm.data.dataset import default_cache
     from maskdm.evaluation.encoder import on_members
     from maskdm.evaluation.features import pick
-    from maskdm.training.prepare import usual_cache
 
     def pictures() -> tuple[np.ndarray, np.ndarray | None]:
         """What an encoder is trained on: of training and reference pictures whichever are more."""
@@ -249,7 +249,7 @@ def _features(a: argparse.Namespace, runtime: Runtime, console: Console, real: R
     return pick(
         a.features,
         device=runtime.device,
-        cache_dir=usual_cache(),
+        cache_dir=default_cache(),
         reference=pictures,
         weights=a.weights,
         say=console.say,

@@ -108,7 +108,7 @@ def _task(a: argparse.Namespace, rest: Words, console: Console) -> Task | None:
         return None
     prepared, runtime = prepare(config, console), machine.start(config.train)
     describe(prepared, runtime, console)
-    return task_of(prepared, runtime, prepared.rows("member"))
+    return task_of(prepared, runtime, prepared.dataset.rows("member"))
 
 
 def _synthetic(a: argparse.Namespace, rest: Words) -> Task:

@@ -65,15 +65,13 @@ def _start_training(a: argparse.Namespace, words: Words) -> None:
         config = read_config(find_resumable(a.output_dir, a.resume))
     config = config or resolved(a, words)
 
-    from maskdm.evaluation.scorer import scorer
-    from maskdm.models.official import read_any
     from maskdm.reports.run_page import write_report
     from maskdm.runtime.console import Console
     from maskdm.training.start import dry_run, start
 
     console = Console()
     if a.dry_run:
-        dry_run(config, output_dir=a.output_dir, resume=a.resume, console=console, read=read_any)
+        dry_run(config, output_dir=a.output_dir, resume=a.resume, console=console)
         return
     name = a.name or a.recipe or Path(config.data.path).stem or "run"
     path = start(
@@ -82,8 +80,6 @@ def _start_training(a: argparse.Namespace, words: Words) -> None:
         name=_slug(name),
         resume=a.resume,
         console=console,
-        read=read_any,
-        scorer=scorer,
     )
     if not console.quiet:
         report = write_report(path)

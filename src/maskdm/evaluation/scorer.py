@@ -10,15 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maskdm.errors import InputError
+from maskdm.config.schema import Config, ModelSpec
+from maskdm.data.dataset import Dataset, cache_dir
+from maskdm.errors import within
 from maskdm.evaluation import metrics
 from maskdm.evaluation.encoder import on_members
 from maskdm.evaluation.features import Features, cached, pick
 from maskdm.evaluation.metrics import Float64
 from maskdm.runtime.console import Console
 from maskdm.runtime.distributed import Runtime
-from maskdm.training.loop import Scores
-from maskdm.training.prepare import Prepared, cache_dir
+
+Scores = dict[str, float | str]
 
 
 @dataclass(frozen=True)
@@ -50,28 +52,25 @@ class Scorer:
         }
 
 
-def scorer(prepared: Prepared, runtime: Runtime, console: Console) -> Scorer:
-    """For the held-out pictures of a run about to begin.
+def make_scorer(config: Config, spec: ModelSpec, dataset: Dataset, runtime: Runtime, console: Console) -> Scorer:
+    """For the held-out images of a run about to begin.
 
     Raises:
-        InputError: features that cannot be had, or fewer than two held-out pictures.
+        InputError: features that cannot be had.
     """
-    wanted, cache = prepared.config.eval.scores, cache_dir(prepared.config)
+    wanted, cache, images = config.eval.scores, cache_dir(config.data), dataset.images
     assert wanted is not None, "asked for only where scores are"
-    members, heldout = prepared.rows("member"), prepared.rows("heldout")
-    real = prepared.pictures.images[heldout]
+    members, heldout = dataset.rows("member"), dataset.rows("heldout")
+    real = images.images[heldout]
 
-    def pictures() -> tuple[np.ndarray, np.ndarray | None]:
+    def reference() -> tuple[np.ndarray, np.ndarray | None]:
         chosen = members if on_members(len(members), len(heldout)) else heldout
-        labels = prepared.pictures.labels
-        return prepared.pictures.images[chosen], None if labels is None else labels[chosen]
+        return images.images[chosen], None if images.labels is None else images.labels[chosen]
 
-    try:
-        features = pick(wanted, device=runtime.device, cache_dir=cache, reference=pictures, say=console.say)
-    except InputError as error:
-        raise InputError(f"eval.scores: {str(error).removeprefix('--features: ')}") from None
-    labels = prepared.pictures.labels if prepared.spec.class_names else None
-    like = None if labels is None else labels_like(labels[heldout], prepared.config.eval.score_images)
+    with within("eval.", features="scores"):
+        features = pick(wanted, device=runtime.device, cache_dir=cache, reference=reference, say=console.say)
+    labels = images.labels if spec.class_names else None
+    like = None if labels is None else labels_like(labels[heldout], config.eval.score_images)
     return Scorer(features, cached(features, real, cache / "features", lambda images: None), like)
 
 

@@ -16,19 +16,19 @@ from pathlib import Path
 from statistics import mean
 
 from maskdm.config.schema import Config
+from maskdm.data.dataset import Dataset, read_dataset
 from maskdm.errors import InputError
 from maskdm.experiments.spec import PRETRAINED, Comparison, arm_config, check_alike, pretrained_config
 from maskdm.experiments.throughput import key_of, paces
 from maskdm.models.flops import training_flops
-from maskdm.models.transfer import Read
 from maskdm.runtime import distributed as machine
 from maskdm.runtime.console import Console
 from maskdm.runtime.distributed import Runtime
 from maskdm.training import stages
 from maskdm.training.batches import TrainingSet
-from maskdm.training.prepare import Data, Prepared, prepare, read_data, task_of
+from maskdm.training.prepare import Prepared, check_settings, prepare, task_of
 from maskdm.training.runs import finished, list_runs, read_config, read_metrics, same_settings
-from maskdm.training.start import Scorer, start
+from maskdm.training.start import start
 from maskdm.training.step import Task
 
 PACES = "paces.json"
@@ -105,16 +105,14 @@ def plan(comparison: Comparison, words: Sequence[str], console: Console, *, pret
     Raises:
         InputError: something in the settings of an arm; arms that are one, or that cannot be compared.
     """
-    known: dict[str, Data] = {}
-
-    def read_once(config: Config, console: Console) -> Data:
-        key = config.data.model_dump_json()
-        if key not in known:
-            known[key] = read_data(config, console)
-        return known[key]
+    known: dict[str, Dataset] = {}
 
     def prepared(config: Config) -> Prepared:
-        return prepare(config, console, read_once)
+        key = config.data.model_dump_json()
+        if config.data.path and key not in known:
+            check_settings(config)
+            known[key] = read_dataset(config.data, console)
+        return prepare(config, console, known.get(key))
 
     arms: dict[tuple[str, int], Prepared] = {}
     before: dict[tuple[str, int], Prepared] = {}
@@ -129,8 +127,8 @@ def plan(comparison: Comparison, words: Sequence[str], console: Console, *, pret
         for name in comparison.pretrained:
             config = pretrained_config(comparison, name, seed, [*words, *pretrain_words])
             before[name, seed] = prepared(config)
-    pictures = next(iter(arms.values())).pictures
-    same = next((name for (name, _), found in before.items() if found.pictures is pictures), None)
+    pictures = next(iter(arms.values())).dataset.images
+    same = next((name for (name, _), found in before.items() if found.dataset.images is pictures), None)
     if same is not None:
         raise InputError(
             f"pretrained {same}: has the pictures of the arms; give others with --pretrain-data, or set its data.path"
@@ -178,9 +176,9 @@ def seconds(runs: Mapping[str, Prepared], folder: Path) -> dict[str, list[float]
     tasks: dict[str, list[Task]] = {}
     for name, prepared in runs.items():
         runtime = machine.start(prepared.config.train)
-        key = (id(prepared.pictures), len(prepared.spec.class_names))
+        key = (id(prepared.dataset.images), len(prepared.spec.class_names))
         if key not in data:
-            data[key] = task_of(prepared, runtime, prepared.rows("member")).data
+            data[key] = task_of(prepared, runtime, prepared.dataset.rows("member")).data
         tasks[name] = list(_stage_tasks(prepared, data[key], runtime))
     known = paces({key_of(task): task for found in tasks.values() for task in found}, folder / PACES)
     return {name: [known[key_of(task)] for task in found] for name, found in tasks.items()}
@@ -241,8 +239,6 @@ def compare(
     *,
     output_dir: Path,
     console: Console,
-    read: Read,
-    scorer: Scorer | None = None,
 ) -> Iterator[Outcome]:
     """Trains what has not been trained yet, one after another, and reads what came out."""
 
@@ -257,8 +253,6 @@ def compare(
             name=name,
             resume=None,
             console=console,
-            read=read,
-            scorer=scorer,
         )
 
     first = comparison.seeds[0]

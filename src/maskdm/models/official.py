@@ -19,7 +19,6 @@ from torch import Tensor
 from maskdm.config.schema import ModelConfig, ModelSpec, ProcessConfig
 from maskdm.diffusion import schedules
 from maskdm.errors import InputError
-from maskdm.models.transfer import read_ours
 from maskdm.models.weights import Weights, Which
 
 UNREADABLE = (pickle.UnpicklingError, SafetensorError, LookupError, ValueError, TypeError, AttributeError)
@@ -67,13 +66,6 @@ def read_official(path: Path, *, which: Which = "ema", heads: int | None = None)
     except KeyError as error:
         raise InputError(f"{path} lacks {error}: not a checkpoint of the official network") from None
     return Weights(spec, {"which": which, "source": "official", "steps": checkpoint.get("step")}, tensors)
-
-
-def read_any(path: Path, which: str) -> tuple[Path, Weights]:
-    """Weights to start from: a run or file of ours, or an official checkpoint (.pt, .pth) with heads of 64 channels."""
-    if path.suffix in (".pt", ".pth"):
-        return path, read_official(path, which="raw" if which == "raw" else "ema")
-    return read_ours(path, which)
 
 
 def _unpickle(path: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ sum, or mean. Other changes of channels start those tensors anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,10 +27,8 @@ from maskdm.errors import InputError
 from maskdm.models import weights
 from maskdm.models.haar import Haar, haar, unhaar
 from maskdm.models.layers import resize_positions
+from maskdm.models.official import read_official
 from maskdm.models.weights import Weights, Which
-
-Read = Callable[[Path, str], tuple[Path, Weights]]
-"""(a run or file, which of its weights) -> the file, and what is in it."""
 
 SAME = (
     *("backbone", "width", "depth", "heads", "mlp_ratio", "qkv_bias", "time_mlp", "mixer_depth", "bottleneck"),
@@ -42,19 +39,27 @@ SAME = (
 ROLES = ("positions", "patch_in", "patch_out", "patch_bias", "conv_in", "conv_out", "conv_bias", "labels")
 
 
-def read_ours(path: Path, which: str) -> tuple[Path, Weights]:
-    """Weights of ours."""
+def read_source(path: Path, which: str) -> tuple[Path, Weights]:
+    """The file and the weights to start from: of a run or file, or of an official checkpoint (.pt, .pth).
+
+    The heads of an official network are not in its file; here they are taken to be of 64 channels.
+
+    Raises:
+        InputError: nothing there that can be read.
+    """
+    if path.suffix in (".pt", ".pth"):
+        return path, read_official(path, which="raw" if which == "raw" else "ema")
     file = weights.find(path, which)
     return file, weights.read(file)
 
 
-def inherit(network: nn.Module, spec: ModelSpec, path: Path, which: Which, read: Read = read_ours) -> list[str]:
+def inherit(network: nn.Module, spec: ModelSpec, path: Path, which: Which) -> list[str]:
     """Starts `network`, described by `spec`, from the weights at `path`; says in sentences what was done.
 
     Raises:
         InputError: see `read_fitting`.
     """
-    file, source = read_fitting(spec, path, which, read)
+    file, source = read_fitting(spec, path, which)
     fitted, said = fit(network, spec, source)
     weights.restore(network, fitted, file)
     if source.spec.process != spec.process:
@@ -64,13 +69,13 @@ def inherit(network: nn.Module, spec: ModelSpec, path: Path, which: Which, read:
     return [f"{file}", *said]
 
 
-def read_fitting(spec: ModelSpec, path: Path, which: Which, read: Read = read_ours) -> tuple[Path, Weights]:
+def read_fitting(spec: ModelSpec, path: Path, which: Which) -> tuple[Path, Weights]:
     """Weights from which a model as `spec` says can start, and their file.
 
     Raises:
         InputError: nothing that can be read, or weights of another network; every difference is named.
     """
-    file, source = read(path, which)
+    file, source = read_source(path, which)
     here, there = spec.model.model_dump(), source.spec.model.model_dump()
     different = [f"{k} is {there[k]} there and {here[k]} here" for k in SAME if there[k] != here[k]]
     if different:

@@ -9,46 +9,34 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from maskdm.config.schema import EvalConfig
+from maskdm.data.write import save_grid
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.patches import to_uint8
 from maskdm.errors import Interrupted, StorageError, TrainingError
+from maskdm.evaluation.heldout import CHUNK, HeldOut
+from maskdm.evaluation.scorer import Scorer
 from maskdm.models import build
-from maskdm.models.transfer import Read, read_ours
 from maskdm.models.weights import Facts, Weights
 from maskdm.runtime.console import Bar, Console
-from maskdm.sampling import ranks as dealing
+from maskdm.runtime.distributed import Runtime
+from maskdm.sampling import ranks
 from maskdm.sampling.sample import STEPS, plan
 from maskdm.training import checkpoint, stages
 from maskdm.training.checkpoint import Progress, State
-from maskdm.training.monitor import CHUNK, HeldOut, Track, write_samples
 from maskdm.training.runs import Run
 from maskdm.training.step import Task, training_step
 from maskdm.training.step_profiler import choose_micro_batch
-
-Scores = dict[str, float | str]
-
-
-class Score(Protocol):
-    """What compares generated pictures with held-out ones."""
-
-    @property
-    def labels(self) -> Sequence[int] | None:
-        """Of the pictures to be generated, one after another; None for a model without classes."""
-        ...
-
-    def __call__(self, made: np.ndarray) -> Scores:
-        """Of (N, H, W, C) uint8 pictures: `title`, `frechet_distance`, and whatever else there is to record."""
+from maskdm.training.trackers import Track
 
 
 @dataclass(frozen=True)
@@ -59,8 +47,7 @@ class Training(Task):
     facts: Facts
     run: Run
     console: Console
-    read: Read = read_ours
-    score: Score | None = None
+    scorer: Scorer | None = None
     track: Sequence[Track] = ()
 
     def record(self, event: str, progress: Progress, **values: float | str | None) -> None:
@@ -108,7 +95,7 @@ def train(training: Training) -> State:
 def begin_stage(training: Training, state: State, denoiser: Denoiser) -> None:
     """The hand-over: made, measured, written down and told."""
     progress, stage = state.progress, training.stage(state.progress)
-    origin = stages.begin(state, training.config, training.spec, training.runtime, training.read)
+    origin = stages.begin(state, training.config, training.spec, training.runtime)
     masks = training.masks[progress.stage]
     training.console.say(f"stage {progress.stage + 1} of {len(training.config.stages)}, {stage.name}: {masks}")
     training.console.say(f"  starts from {'; '.join(origin)}")
@@ -238,8 +225,8 @@ def look(training: Training, state: State, denoiser: Denoiser) -> None:
         own = len(training.runtime.turns(config.samples))
         with training.console.bar("samples", own * config.sample_steps, "call") as bar:
             write_samples(denoiser, config, path, training.runtime, bar.update)
-    if training.score is not None and due(config.scores_every):
-        measure_scores(training, state, denoiser, training.score)
+    if training.scorer is not None and due(config.scores_every):
+        measure_scores(training, state, denoiser, training.scorer)
 
 
 def measure_heldout(training: Training, state: State, denoiser: Denoiser) -> None:
@@ -256,14 +243,14 @@ def measure_heldout(training: Training, state: State, denoiser: Denoiser) -> Non
     )
 
 
-def measure_scores(training: Training, state: State, denoiser: Denoiser, score: Score) -> None:
+def measure_scores(training: Training, state: State, denoiser: Denoiser, scorer: Scorer) -> None:
     """Generated pictures, made by all ranks, against held-out ones, as `maskdm eval` of these weights would say."""
     num, runtime = training.config.eval.score_images, training.runtime
-    how = plan(denoiser, seeds=range(num), labels=score.labels)
+    how = plan(denoiser, seeds=range(num), labels=scorer.labels)
     with training.console.bar("scores", len(runtime.turns(num)) * STEPS, "call") as bar:
-        unit = dealing.make(how, num, runtime, batch_size=CHUNK, report=bar.update)
+        unit = ranks.make(how, num, runtime, batch_size=CHUNK, report=bar.update)
     if runtime.main:
-        values = score(to_uint8(unit).permute(0, 2, 3, 1).numpy())
+        values = scorer(to_uint8(unit).permute(0, 2, 3, 1).numpy())
         training.record("score", state.progress, seconds=state.progress.seconds, n=num, **values)
         said = f"{values['title']} {values['frechet_distance']:.4g}, n = {num:,}"
         training.console.say(f"  {state.progress.images:>12,} images: {said}")
@@ -292,6 +279,16 @@ def publish(training: Training, state: State, made: Path) -> None:
         if state.progress.stage_done:
             name = f"{training.stage(state.progress).name}-{source.name}"
             checkpoint.publish(source, training.run.weights / name)
+
+
+def write_samples(
+    denoiser: Denoiser, config: EvalConfig, path: Path, runtime: Runtime, report: Callable[[int], None]
+) -> None:
+    """A grid of pictures by DDIM from seeds 0, 1, ..., to be compared over time; every rank makes some."""
+    how = plan(denoiser, sampler="ddim", steps=config.sample_steps, seeds=range(config.samples))
+    unit = ranks.make(how, config.samples, runtime, batch_size=CHUNK, report=report)
+    if runtime.main:
+        save_grid(to_uint8(unit).permute(0, 2, 3, 1).numpy(), path)
 
 
 @contextmanager

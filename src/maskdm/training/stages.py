@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from maskdm.config.schema import Config, ModelSpec, StageConfig
 from maskdm.models import build, transfer
-from maskdm.models.transfer import Read
 from maskdm.runtime.distributed import Runtime
 from maskdm.training.batches import seed_of
 from maskdm.training.checkpoint import Progress, State
@@ -46,7 +45,7 @@ def recompute(network: nn.Module) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def begin(state: State, config: Config, spec: ModelSpec, runtime: Runtime, read: Read) -> list[str]:
+def begin(state: State, config: Config, spec: ModelSpec, runtime: Runtime) -> list[str]:
     """Puts `state` at the start of stage `state.progress.stage`; says in sentences where its weights are from.
 
     The network takes over the weights that the stage names, the average starts from the network, and optimiser, scale
@@ -64,7 +63,7 @@ def begin(state: State, config: Config, spec: ModelSpec, runtime: Runtime, read:
         said.append("fresh weights")
     else:
         network = fresh_network(config, spec, runtime)
-        said = transfer.inherit(network, spec, Path(stage.init_from), stage.weights, read)
+        said = transfer.inherit(network, spec, Path(stage.init_from), stage.weights)
         runtime.fill(state.model, network.state_dict())
         said.insert(0, f"{stage.weights} weights of {stage.init_from}")
     state.ema.load_state_dict(state.model.state_dict())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +12,20 @@ from maskdm import __version__
 from maskdm.config.schema import Config, to_dict
 from maskdm.data.manifest import Manifest, read_manifest, write_manifest
 from maskdm.errors import InputError
+from maskdm.evaluation.heldout import HeldOut
+from maskdm.evaluation.scorer import Scorer, make_scorer
 from maskdm.models import build, transfer
-from maskdm.models.transfer import Read
 from maskdm.models.weights import Facts
 from maskdm.runtime import distributed as machine
 from maskdm.runtime.console import Console
 from maskdm.runtime.distributed import Runtime
 from maskdm.training import checkpoint
-from maskdm.training.loop import Score, Training, train
-from maskdm.training.monitor import HeldOut, check_trackers, trackers
+from maskdm.training.loop import Training, train
 from maskdm.training.prepare import Prepared, prepare, task_of
 from maskdm.training.runs import Run, check_writable, find_resumable, find_run, open_run, write_env
 from maskdm.training.stage_masks import remarks
 from maskdm.training.stages import total_steps
-
-Scorer = Callable[[Prepared, Runtime, Console], Score]
-"""Makes what scores pictures along the way (`eval.scores`)."""
+from maskdm.training.trackers import check_trackers, trackers
 
 
 def start(
@@ -38,12 +35,8 @@ def start(
     name: str,
     resume: str | None,
     console: Console,
-    read: Read = transfer.read_ours,
-    scorer: Scorer | None = None,
 ) -> Path:
     """Trains `config` in a run folder below `output_dir`, new or found again, and returns it.
-
-    `read` reads the weights that a stage may start from; `scorer` is needed where `eval.scores` is set.
 
     Raises:
         InputError: something in the settings, the pictures or the folder is not as it must be.
@@ -62,14 +55,14 @@ def start(
         describe(prepared, runtime, console)
         warn_of_parents(prepared, console)
         if runtime.main:
-            check_origins(prepared, find_run(output_dir, prepared.config, resume), read)
+            check_origins(prepared, find_run(output_dir, prepared.config, resume))
         with runtime.main_first():
-            score = _score(prepared, runtime, console, scorer)
+            scorer = _scorer(prepared, runtime, console)
         run = open_run(output_dir, name, prepared.config, resume) if runtime.main else None
         path = Path(runtime.share(str(run.path) if run else ""))
         run = run or Run(path, resumed=True)
         try:
-            _run(prepared, runtime, run, console, read, score)
+            _run(prepared, runtime, run, console, scorer)
         finally:
             run.release()
     finally:
@@ -77,9 +70,7 @@ def start(
     return path
 
 
-def dry_run(
-    config: Config, *, output_dir: Path, resume: str | None, console: Console, read: Read = transfer.read_ours
-) -> None:
+def dry_run(config: Config, *, output_dir: Path, resume: str | None, console: Console) -> None:
     """Everything up to the making of a run, then what it would do; pictures are decoded into the cache."""
     check_writable(output_dir)
     check_trackers(config.log.track)
@@ -89,7 +80,7 @@ def dry_run(
     describe(prepared, runtime, console)
     warn_of_parents(prepared, console)
     found = find_run(output_dir, prepared.config, resume)
-    check_origins(prepared, found, read)
+    check_origins(prepared, found)
     console.say(f"would go on with {found}" if found else f"would begin a run in {output_dir}")
     for line in plan(prepared):
         console.say(line)
@@ -104,18 +95,18 @@ def check_batches(config: Config, runtime: Runtime) -> None:
             )
 
 
-def check_origins(prepared: Prepared, run: Path | None, read: Read) -> None:
+def check_origins(prepared: Prepared, run: Path | None) -> None:
     """Reads the weights that a stage still to come starts from, to refuse here what would fail there."""
     saved = checkpoint.newest(run / "checkpoints") if run else None
     begun = checkpoint.read_progress(saved).stage if saved else -1
     for i, stage in enumerate(prepared.config.stages):
         if i > begun and stage.init_from not in ("previous", "none"):
-            transfer.read_fitting(prepared.spec, Path(stage.init_from), stage.weights, read)
+            transfer.read_fitting(prepared.spec, Path(stage.init_from), stage.weights)
 
 
 def warn_of_parents(prepared: Prepared, console: Console) -> None:
     """Says where a run that a stage starts from was trained on pictures that are held out here."""
-    here = dict(zip(prepared.pictures.sha256, prepared.roles, strict=True))
+    here = dict(zip(prepared.dataset.images.sha256, prepared.dataset.roles, strict=True))
     for i, stage in enumerate(prepared.config.stages):
         origin = Path(stage.init_from)
         runs = [folder for folder in (origin, *origin.parents) if (folder / "manifest.head.json").is_file()]
@@ -134,11 +125,11 @@ def warn_of_parents(prepared: Prepared, console: Console) -> None:
 
 def describe(prepared: Prepared, runtime: Runtime, console: Console) -> None:
     """Says what is about to be trained, on what, and where a mask is not what was asked."""
-    spec, counts = prepared.spec, prepared.counts
+    spec, counts = prepared.spec, prepared.dataset.counts
     height, width = spec.image_size
     classes = f", {len(spec.class_names)} classes" if spec.class_names else ""
     console.say(
-        f"{len(prepared.pictures):,} pictures at {height} x {width} x {spec.channels}{classes}: "
+        f"{len(prepared.dataset.images):,} pictures at {height} x {width} x {spec.channels}{classes}: "
         f"{counts['member']:,} to train on, {counts['heldout']:,} held out, {counts['calibration']:,} for calibration"
     )
     with torch.device("meta"):
@@ -174,31 +165,30 @@ def plan(prepared: Prepared) -> list[str]:
     return lines
 
 
-def _score(prepared: Prepared, runtime: Runtime, console: Console, scorer: Scorer | None) -> Score | None:
+def _scorer(prepared: Prepared, runtime: Runtime, console: Console) -> Scorer | None:
     """What scores pictures along the way, where that is asked for."""
     if prepared.config.eval.scores is None:
         return None
-    if scorer is None:
-        raise InputError("eval.scores: nothing here takes scores; train with maskdm train, or leave it null")
-    if prepared.counts["heldout"] < 2:
+    if prepared.dataset.counts["heldout"] < 2:
         raise InputError(
-            f"eval.scores: wanted at least 2 held-out pictures, got {prepared.counts['heldout']}; raise data.heldout"
+            "eval.scores",
+            got=prepared.dataset.counts["heldout"],
+            wanted="at least 2 held-out images",
+            remedy="raise data.heldout",
         )
-    return scorer(prepared, runtime, console)
+    return make_scorer(prepared.config, prepared.spec, prepared.dataset, runtime, console)
 
 
-def _run(
-    prepared: Prepared, runtime: Runtime, run: Run, console: Console, read: Read, score: Score | None = None
-) -> None:
+def _run(prepared: Prepared, runtime: Runtime, run: Run, console: Console, scorer: Scorer | None) -> None:
     if runtime.main:
         console.attach(run.path / "log.txt")
     console.say(f"{'resuming' if run.resumed else 'new run'} {run.path}")
     if runtime.main:
-        _record_manifest(prepared, run, read)
+        _record_manifest(prepared, run)
         write_env(run, runtime)
     runtime.barrier()
     manifest = read_manifest(run.path)
-    manifest.check(prepared.pictures)
+    manifest.check(prepared.dataset.images)
     config = prepared.config
     facts: Facts = {
         "maskdm": __version__,
@@ -213,26 +203,25 @@ def _run(
         facts=facts,
         run=run,
         console=console,
-        read=read,
-        score=score,
+        scorer=scorer,
         track=trackers(config.log.track, run.path, to_dict(config)) if runtime.main else (),
     )
     train(training)
 
 
-def _record_manifest(prepared: Prepared, run: Run, read: Read) -> None:
+def _record_manifest(prepared: Prepared, run: Run) -> None:
     """The split, on record before step 0; a resumed run has it already."""
     if (run.path / "manifest.head.json").exists():
         return
     first = prepared.config.stages[0]
     parent = None
     if first.init_from not in ("previous", "none"):
-        parent = read(Path(first.init_from), first.weights)[1].facts.get("manifest_sha256")
+        parent = transfer.read_source(Path(first.init_from), first.weights)[1].facts.get("manifest_sha256")
     write_manifest(
         run.path,
-        prepared.pictures,
-        prepared.roles,
-        groups=prepared.groups,
+        prepared.dataset.images,
+        prepared.dataset.roles,
+        groups=prepared.dataset.groups,
         stages=[stage.name for stage in prepared.config.stages],
         tool_version=__version__,
         config_sha256=hashlib.sha256(prepared.config.model_dump_json().encode()).hexdigest(),
@@ -251,5 +240,5 @@ def _heldout(prepared: Prepared, manifest: Manifest, labels: np.ndarray | None, 
         network = build.backbone(prepared.spec)
     denoiser = build.denoiser(prepared.spec, network)
     return HeldOut.ask(
-        prepared.pictures.images[chosen], None if labels is None else labels[chosen], denoiser, runtime.device
+        prepared.dataset.images.images[chosen], None if labels is None else labels[chosen], denoiser, runtime.device
     )

@@ -1,0 +1,146 @@
+"""Files that are there whole or not at all, whoever writes them and however the process ends.
+
+Everything is written beside its place under a name of its own (`.NAME.tmp-PID-RANDOM`), flushed to disk, and renamed:
+two processes that write one file do not meet, and a killed one leaves a file that `sweep` knows. Text is UTF-8 with
+line breaks of one character on every system.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from maskdm.errors import InputError, StorageError
+
+PRIVATE = 0o600
+"""Mode of a file that says who was in a training set."""
+_TEMPORARY = re.compile(r"\..+\.tmp-(\d+)-[0-9a-f]{8}(\.[A-Za-z0-9]+)?")
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that nobody else uses, with the same suffix, which some writers go by."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+
+
+@contextmanager
+def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """Gives the name under which to write; what is there when the block ends takes the place of `path`.
+
+    Raises:
+        StorageError: it cannot be written; `path` is as it was.
+    """
+    temporary = temporary_name(path)
+    try:
+        if private:
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
+        yield temporary
+        flush(temporary)
+        temporary.replace(path)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Bytes, whole or not at all; see `replacing`."""
+    with replacing(path, private=private) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Text, whole or not at all; see `replacing`."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"), private=private)
+
+
+def write_json(path: Path, value: object, *, private: bool = False) -> None:
+    """JSON for programs and people, whole or not at all; see `replacing`."""
+    write_text(path, json.dumps(value, indent=2) + "\n", private=private)
+
+
+def append_line(path: Path, line: str) -> None:
+    """A line at the end of a file, which is made where there is none."""
+    with path.open("a", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        file.write(line + "\n")
+
+
+def publish(source: Path, target: Path) -> None:
+    """`source` under another name too, put there in one step: a hard link where the disk has them, else a copy."""
+    with replacing(target) as temporary:
+        try:
+            temporary.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def flush(path: Path) -> None:
+    """To disk, so that a rename never outlives its content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes left of unfinished files in `folder`."""
+    for path in folder.glob(".*.tmp-*"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and not alive(int(found[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine runs under this number; True where the system does not say."""
+    if os.name != "posix":  # elsewhere a signal 0 would end the process instead of asking after it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Refuses, without making anything, a folder in which nothing could be made.
+
+    Args:
+        folder: where something is to be written.
+        name: of the argument that gave it.
+
+    Raises:
+        InputError: a file is in the way, or the folder cannot be written to.
+    """
+    parent = folder
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(name, f"cannot make {folder}, since {parent} is a file", remedy="choose a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(
+            name, f"cannot make {folder}, since {parent} cannot be written to", remedy="choose another folder"
+        )
+
+
+def make_folder(folder: Path, name: str = "output") -> None:
+    """The folder and those above it, if they are not there.
+
+    Raises:
+        InputError: they cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(name, f"cannot make the folder {folder} ({error.strerror})", remedy="choose another") from None
