@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from maskdm.commands.demo import digits, scores
+from maskdm.commands.sample import sample
 from maskdm.config.resolve import resolve
 from maskdm.data.manifest import read_manifest
 from maskdm.data.write import save_npz
-from maskdm.diffusion.patches import to_uint8
+from maskdm.diffusion.pixels import to_uint8_nhwc
 from maskdm.models.weights import load
 from maskdm.runtime.console import Console
-from maskdm.sampling.sample import sample
-from maskdm.training.runs import read_metrics
-from maskdm.training.start import start
+from maskdm.training.read_run import read_history
+from maskdm.training.start import start_training
 
 CHOICES = {
     "the recipe (x0; ema; power 0.1)": (),
@@ -46,11 +46,11 @@ def measure(words: tuple[str, ...], folder: Path) -> dict[str, float]:
     save_npz(data, images, labels=labels)
     quiet = ("eval.samples=0", "eval.heldout_every=1000000000")
     config = resolve(recipe="digits", overrides=(f"data.path={data}", *quiet, *words))
-    run = start(config, output_dir=folder, name="run", resume="never", console=Console(quiet=True))
-    made = to_uint8(sample(load(run), 1000, sampler="ddim", steps=50, batch_size=250)).permute(0, 2, 3, 1).numpy()
+    run = start_training(config, output_dir=folder, name="run", resume="never", console=Console(quiet=True))
+    made = to_uint8_nhwc(sample(load(run), 1000, sampler="ddim", steps=50, batch_size=250))
     manifest = read_manifest(run)
     rows = scores(made, images[manifest.indices("member")][..., None], images[manifest.indices("heldout")][..., None])
-    loss = [event["loss_ema"] for event in read_metrics(run) if event["event"] == "heldout"][-1]
+    loss = read_history(run).heldout[-1].error_ema
     return {"heldout_loss": float(str(loss)), "frechet": float(rows[1]["value"])}
 
 

@@ -3,7 +3,7 @@
     python benchmarks/growth.py [--rounds 5] [--most 1000000] [--output growth.json] [key=value ...]
 
 A U-ViT of width 256 and 7 blocks, batch 16. Time is the median of the rounds, all cases of a table in turn; memory is
-what one image adds (`maskdm.training.step_profiler.measure_need`). The last table takes batches of 64 from caches of ever more
+what one image adds (`maskdm.training.step_profiler.estimate_memory`). The last table takes batches of 64 from caches of ever more
 pictures of 64 px, mapped from a sparse file, in the shuffled order of training: the time of a batch, and of the
 shuffling at the start of an epoch.
 """
@@ -23,10 +23,10 @@ import torch
 
 from maskdm.config.resolve import resolve
 from maskdm.models.flops import training_flops
-from maskdm.training.batches import order
-from maskdm.training.prepare import synthetic
-from maskdm.training.step_profiler import Trial
-from maskdm.training.store import OnHost
+from maskdm.training.batches import member_order
+from maskdm.training.prepare import synthetic_task
+from maskdm.training.step_profiler import StepProfiler
+from maskdm.training.store import HostStore
 
 USUAL = ("model.width=256", "model.depth=7", "model.heads=4", "stages.0.batch_size=16")
 NONE = "stages.0.mask={kind: none, ratio: 0}"
@@ -46,8 +46,8 @@ TABLES: dict[str, tuple[Case, ...]] = {
 
 def steps(cases: Sequence[Case], words: Sequence[str], rounds: int) -> list[dict[str, float | str]]:
     """A row for each case."""
-    trials = [Trial(synthetic(resolve(overrides=[*USUAL, *settings, *words]))) for _, settings in cases]
-    needs = [trial.need() for trial in trials]
+    trials = [StepProfiler(synthetic_task(resolve(overrides=[*USUAL, *settings, *words]))) for _, settings in cases]
+    needs = [trial.memory() for trial in trials]
     for trial in trials:
         trial.step()
     taken = [[trial.step() for trial in trials] for _ in range(rounds)]
@@ -57,9 +57,9 @@ def steps(cases: Sequence[Case], words: Sequence[str], rounds: int) -> list[dict
         rows.append(
             {
                 "case": name,
-                "patches": task.masks[0].maskings[0].visible,
+                "patches": task.masks[0].maskings[0].num_visible,
                 "seconds": median(seconds[i] for seconds in taken),
-                "flops": training_flops(task.spec, task.masks[0].moments[0]) * trials[i].batch_size,
+                "flops": training_flops(task.spec, task.masks[0].phases[0]) * trials[i].batch_size,
                 "bytes_an_image": need.per_image if need else float("nan"),
             }
         )
@@ -89,13 +89,13 @@ def batches(most: int, rounds: int) -> list[dict[str, float]]:
             shape = (count, 64, 64, 3)
             images = np.lib.format.open_memmap(Path(folder) / f"{count}.npy", "w+", np.uint8, shape)
             del images  # and mapped again as a run maps it
-            store = OnHost(np.load(Path(folder) / f"{count}.npy", mmap_mode="r"), torch.device("cpu"))
+            store = HostStore(np.load(Path(folder) / f"{count}.npy", mmap_mode="r"), torch.device("cpu"))
             since = time.perf_counter()
-            order(count, 64, 0, "growth", count)
+            member_order(count, 64, 0, "growth", count)
             shuffling, seconds = time.perf_counter() - since, []
             for step in range(1, 20 * rounds):
                 since = time.perf_counter()
-                store.take(order(count, 64, step, "growth", count))
+                store.take(member_order(count, 64, step, "growth", count))
                 seconds.append(time.perf_counter() - since)
             rows.append({"pictures": count, "batch_seconds": median(seconds), "epoch_seconds": shuffling})
     return rows

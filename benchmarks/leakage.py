@@ -32,16 +32,16 @@ import torch
 from curves import curves
 from fashion import idx
 
-from maskdm.audit import attacks
-from maskdm.audit import scoring as measure
-from maskdm.audit.audit import errors
-from maskdm.audit.subject import of_run
-from maskdm.audit.target import ModelEye
+from maskdm.audit.attacks import primary_attacks
+from maskdm.audit.audit import role_errors
+from maskdm.audit.scoring import score_attacks
+from maskdm.audit.subject import run_subject
+from maskdm.audit.target import ModelTarget
 from maskdm.config.resolve import resolve
-from maskdm.experiments.conclusion import T_95
+from maskdm.experiments.conclusion import t_quantile
 from maskdm.models.weights import load
 from maskdm.runtime.console import Console
-from maskdm.training.start import start
+from maskdm.training.start import start_training
 
 MEMBERS, POOL, PUBLIC = 256, 2560, 5000
 NETWORK = (
@@ -80,7 +80,7 @@ def train(folder: Path, data: Path, stages: list[dict[str, object]], seed: int, 
     """A run in `folder`."""
     words = [f"data.path={data}", *NETWORK, f"stages={json.dumps(stages)}", f"train.seed={seed}", *split]
     config = resolve(overrides=words)
-    return start(config, output_dir=folder, name="run", resume="never", console=Console(quiet=True))
+    return start_training(config, output_dir=folder, name="run", resume="never", console=Console(quiet=True))
 
 
 def arms(steps: int) -> dict[str, tuple[dict[str, object] | None, dict[str, object] | None]]:
@@ -96,10 +96,10 @@ def arms(steps: int) -> dict[str, tuple[dict[str, object] | None, dict[str, obje
 
 def audited(run: Path, stage: str, arm: str, seed: int, part: int) -> Point:
     """One stage of a run."""
-    subject = of_run(run, f"{stage}-ema", Console(quiet=True), seed=0).sized(MEMBERS, 600, 500, 0)
+    subject = run_subject(run, f"{stage}-ema", seed=0, console=Console(quiet=True)).subset(MEMBERS, 600, 500, 0)
     denoiser = load(run, weights=f"{stage}-ema")
-    primary = measure.score(ModelEye(denoiser), attacks.primary(4), subject, batch_size=256)[0]
-    members, heldout = errors(denoiser, subject, 256)
+    primary = score_attacks(ModelTarget(denoiser), primary_attacks(4), subject, batch_size=256)[0]
+    members, heldout = role_errors(denoiser, subject, 256)
     found = primary.auc
     return Point(arm, seed, part, heldout, members, found.value, found.error)
 
@@ -162,7 +162,7 @@ def difference(values: list[float]) -> str:
     """A mean and its interval over seeds."""
     if len(values) < 2:
         return f"{values[0]:+.3f} (1)" if values else "never"
-    half = T_95.get(len(values) - 1, 2.2) * stdev(values) / len(values) ** 0.5
+    half = t_quantile(len(values)) * stdev(values) / len(values) ** 0.5
     return f"{mean(values):+.3f} ({mean(values) - half:+.3f} to {mean(values) + half:+.3f})"
 
 

@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from maskdm.data.image_set import load_images
 from maskdm.data.sources import open_source
-from maskdm.runtime.distributed import pick_device
-from maskdm.training.store import Store, place
+from maskdm.runtime.console import Console
+from maskdm.runtime.device import pick_device
+from maskdm.training.store import Store, make_store
 
 ROUNDS = 5
 
@@ -76,14 +77,14 @@ def rate(take: Callable[[], Tensor], device: torch.device, seconds: float) -> fl
 
 
 def taker(store: Store, count: int, batch: int) -> Callable[[], Tensor]:
-    """Batches as a step takes them: the next is expected while this one is used."""
+    """Batches as a step takes them: the next is prefetched while this one is used."""
     rng = np.random.default_rng(1)
     ahead = [rng.integers(count, size=batch)]
 
     def take() -> Tensor:
         pixels = store.take(ahead[0])
         ahead[0] = rng.integers(count, size=batch)
-        store.expect(ahead[0])
+        store.prefetch(ahead[0])
         return pixels
 
     return take
@@ -100,13 +101,13 @@ def measure(side: int, count: int, batch: int, seconds: float, device: torch.dev
         batches = endless(loader)
         takes: dict[str, Callable[[], Tensor]] = {"DataLoader": lambda: next(batches).to(device)}
         source = open_source(files)
-        cached = load_images(source, cache_dir=folder / "cache", say=print, image_size=side)
-        fresh = load_images(source, cache_dir=folder / "cache", say=print, image_size=side, keep=False)
-        takes["map"] = taker(place(cached.images, device, "map"), count, batch)
-        takes["ram"] = taker(place(cached.images, device, "ram"), count, batch)
-        takes["stream"] = taker(place(fresh.images, device, "map"), count, batch)
+        cached = load_images(source, cache_dir=folder / "cache", console=Console(), image_size=side)
+        fresh = load_images(source, cache_dir=folder / "cache", console=Console(), image_size=side, keep=False)
+        takes["map"] = taker(make_store(cached.images, device, "map"), count, batch)
+        takes["ram"] = taker(make_store(cached.images, device, "ram"), count, batch)
+        takes["stream"] = taker(make_store(fresh.images, device, "map"), count, batch)
         if device.type == "cuda":
-            takes["device"] = taker(place(cached.images, device, "device"), count, batch)
+            takes["device"] = taker(make_store(cached.images, device, "device"), count, batch)
         for take in takes.values():
             take()
         rounds = [{way: rate(take, device, seconds) for way, take in takes.items()} for _ in range(ROUNDS)]

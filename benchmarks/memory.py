@@ -4,7 +4,7 @@
 
 Default: U-ViT B at 256 px in patches of 4 (4,096 patches), bf16. The formula counts what a block of U-ViT keeps for the
 way back, in bytes for each token and unit of width: `analysis`. Measured: the slope of the peak over the number of
-images at once (`maskdm.training.step_profiler.measure_need`), and what does not depend on it.
+images at once (`maskdm.training.step_profiler.estimate_memory`), and what does not depend on it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from maskdm.config.resolve import resolve
 from maskdm.diffusion.mask_schedule import constant
 from maskdm.diffusion.masks import Masking, masking
 from maskdm.diffusion.patches import patch_grid
-from maskdm.training.prepare import synthetic
+from maskdm.training.prepare import synthetic_task
 from maskdm.training.step import Task
-from maskdm.training.step_profiler import Trial
+from maskdm.training.step_profiler import StepProfiler
 
 B256 = (
     "data.image_size=256",
@@ -47,7 +47,7 @@ def analysis(task: Task, mask: Masking) -> int:
     model = task.spec.model
     assert model.backbone == "uvit", "the formula is of U-ViT"
     assert model.width, model.depth
-    tokens, width, depth = mask.visible + 1, model.width, model.depth or 0
+    tokens, width, depth = mask.num_visible + 1, model.width, model.depth or 0
     if task.config.train.checkpoint_activations:  # every block's input, and one block whole
         return tokens * width * (4 * depth + sum(KEPT.values()) + KEPT_BY_SKIP)
     return tokens * width * (depth * sum(KEPT.values()) + depth // 2 * KEPT_BY_SKIP)
@@ -64,11 +64,11 @@ def main() -> None:
     rows = []
     for again in (False, True):
         words = (*B256, *a.words, f"train.checkpoint_activations={str(again).lower()}")
-        task = synthetic(resolve(overrides=words))
+        task = synthetic_task(resolve(overrides=words))
         grid = patch_grid(task.spec.image_size, task.spec.model.patch_size)
         for hidden in a.hidden:
             mask = masking("patch" if hidden else "none", grid, hidden)
-            need = Trial(replace(task, masks=[constant(mask)] * len(task.masks))).need()
+            need = StepProfiler(replace(task, masks=[constant(mask)] * len(task.masks))).memory()
             if need is None:
                 raise SystemExit("this system does not tell how much memory a process takes")
             formula = analysis(task, mask)

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from maskdm.commands.sample import sample
 from maskdm.data.manifest import read_manifest
 from maskdm.evaluation.metrics import frechet_distance, gaussian
 from maskdm.models.weights import load
 from maskdm.runtime.console import Console
-from maskdm.runtime.distributed import pick_device
-from maskdm.sampling.sample import sample
+from maskdm.runtime.device import pick_device
 from maskdm.training.prepare import prepare
-from maskdm.training.runs import read_config
+from maskdm.training.read_run import read_config
 
 WAYS: tuple[tuple[str, int, Literal["auto", "no"]], ...] = (
     ("ddim", 250, "no"),

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from maskdm.config.resolve import resolve
 from maskdm.profiling.bench import matrix_peak
 from maskdm.runtime.distributed import Runtime
-from maskdm.training.prepare import synthetic
-from maskdm.training.step_profiler import Trial
+from maskdm.training.prepare import synthetic_task
+from maskdm.training.step_profiler import StepProfiler
 
 WIDTH, DEPTH, HEADS, PATCH, SIDE = 512, 13, 8, 4, 64
 Step = Callable[[], float]
@@ -56,8 +56,8 @@ def ours(hidden: float, batch: int, words: list[str]) -> tuple[Step, Runtime]:
         f"stages.0.batch_size={batch}",
         *words,
     )
-    task = synthetic(resolve(overrides=settings))
-    return Trial(task).step, task.runtime
+    task = synthetic_task(resolve(overrides=settings))
+    return StepProfiler(task).step, task.runtime
 
 
 def theirs(path: Path, hidden: float, batch: int, device: torch.device) -> Step:

@@ -84,7 +84,7 @@ class Net(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(*(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(layers)))
 
-    def forward(self, x_t, t, *, visible=None, through=None, label=None):
+    def forward(self, x_t, t, *, mask=None, label=None):
         return self.layers(x_t)
 """
 
@@ -103,10 +103,10 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def train(data: Path, output_dir: Path, *more: str) -> Path:
     from maskdm.config.resolve import resolve
     from maskdm.runtime.console import Console
-    from maskdm.training.start import start
+    from maskdm.training.start import start_training
 
     config = resolve(overrides=[f"data.path={data}", *TINY, *more])
-    return start(config, output_dir=output_dir, name=data.stem, resume=None, console=Console(quiet=True))
+    return start_training(config, output_dir=output_dir, name=data.stem, resume=None, console=Console(quiet=True))
 
 
 def write_digits(path: Path) -> Path:

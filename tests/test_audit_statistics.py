@@ -34,11 +34,11 @@ def test_delong_agrees_with_the_bootstrap():
     assert s.auc(m, h).error == pytest.approx(np.std(drawn), rel=0.1)
 
 
-def test_pictures_of_one_group_count_as_one():
+def test_images_of_one_group_count_as_one():
     rng = np.random.default_rng(4)
     people = np.repeat(np.arange(60), 10)
     drawn = []
-    for _ in range(400):  # people are drawn, and each brings ten pictures that are alike
+    for _ in range(400):  # people are drawn, and each brings ten images that are alike
         m, h = (rng.normal(0, 1, 60)[people] + 0.3 * rng.normal(size=600) for _ in range(2))
         drawn.append(s.auc(m, h).value)
     robust, naive = s.auc(m, h, (people, people)).error, s.auc(m, h).error
@@ -62,16 +62,16 @@ def test_the_paired_error_is_that_of_the_difference():
         return (m, h), (m + 0.3 * noise[0], h + 0.3 * noise[1])
 
     noise = rng.normal(size=(2, 200))
-    value, error = s.difference(*both(m, h))
+    value, error = s.auc_difference(*both(m, h))
     a, b = both(m, h)
     assert value == pytest.approx(s.auc(*a).value - s.auc(*b).value)
     drawn = []
     for _ in range(1000):
         i, j = rng.integers(200, size=(2, 200))
-        drawn.append(s.difference((a[0][i], a[1][j]), (b[0][i], b[1][j]))[0])
+        drawn.append(s.auc_difference((a[0][i], a[1][j]), (b[0][i], b[1][j]))[0])
     assert error == pytest.approx(np.std(drawn), rel=0.15)
     assert error < 0.5 * math.hypot(s.auc(*a).error, s.auc(*b).error)
-    assert s.difference(a, a) == (0, 0)
+    assert s.auc_difference(a, a) == (0, 0)
 
 
 @settings(deadline=None)
@@ -81,7 +81,7 @@ def test_the_paired_error_is_that_of_the_difference():
     st.sampled_from([0.02, 0.05, 0.1]),
 )
 def test_false_positives_never_exceed_their_target(members, heldout, target):
-    found = s.operating(members, heldout, target)
+    found = s.operating_point(members, heldout, target)
     if target * len(heldout) < 10:
         assert found is None
         return
@@ -94,25 +94,25 @@ def test_false_positives_never_exceed_their_target(members, heldout, target):
 
 def test_a_tenth_of_a_percent_needs_ten_thousand():
     scores = np.arange(9_999.0)
-    assert s.operating(scores, scores, 0.001) is None
-    found = s.operating(np.arange(10_000.0), np.arange(10_000.0), 0.001)
+    assert s.operating_point(scores, scores, 0.001) is None
+    found = s.operating_point(np.arange(10_000.0), np.arange(10_000.0), 0.001)
     assert found is not None
     assert (found.false, found.hits) == (10, 10)
 
 
-def test_what_clusters_are_worth():
+def test_the_effective_sample_size_of_clusters():
     rng = np.random.default_rng(0)
     x = rng.random(3000) < 0.2
-    assert s.worth(x, None) == 3000
-    assert s.worth(x, [str(i) for i in range(3000)]) == pytest.approx(3000, rel=0.01)
-    assert s.worth(np.repeat(x[:300], 10), [i // 10 for i in range(3000)]) == pytest.approx(300, rel=0.02)
-    assert s.worth(np.zeros(3000, bool), [i // 10 for i in range(3000)]) == 300
-    assert s.worth(np.ones(20, bool), ["one"] * 20) == s.worth(np.arange(20) < 9, ["one"] * 20) == 1
+    assert s.effective_n(x, None) == 3000
+    assert s.effective_n(x, [str(i) for i in range(3000)]) == pytest.approx(3000, rel=0.01)
+    assert s.effective_n(np.repeat(x[:300], 10), [i // 10 for i in range(3000)]) == pytest.approx(300, rel=0.02)
+    assert s.effective_n(np.zeros(3000, bool), [i // 10 for i in range(3000)]) == 300
+    assert s.effective_n(np.ones(20, bool), ["one"] * 20) == s.effective_n(np.arange(20) < 9, ["one"] * 20) == 1
     once = np.arange(3000) < 1
-    assert s.worth(once, [i // 10 for i in range(3000)]) == 300  # found once, which tells nothing of its spread
-    assert s.effective(["a"] * 80 + ["b"] * 10 + ["c"] * 10) == pytest.approx(1.515, abs=1e-3)
-    assert s.interval_of_share(0.25, 20) == s.clopper_pearson(5, 20)
-    low, high = s.interval_of_share(0.26, 20)
+    assert s.effective_n(once, [i // 10 for i in range(3000)]) == 300  # found once, which tells nothing of its spread
+    assert s.effective_clusters(["a"] * 80 + ["b"] * 10 + ["c"] * 10) == pytest.approx(1.515, abs=1e-3)
+    assert s.share_interval(0.25, 20) == s.clopper_pearson(5, 20)
+    low, high = s.share_interval(0.26, 20)
     assert (low, high) == (s.clopper_pearson(5, 20)[0], s.clopper_pearson(6, 20)[1])
 
 
@@ -134,13 +134,13 @@ def test_the_rule_of_three(n):
 def test_detectable_auc(n, wanted):
     assert s.detectable_auc(n, n, level=0.95) == pytest.approx(wanted, abs=6e-4)
     assert s.detectable_auc(n, n) > s.detectable_auc(n, n, level=0.95)
-    assert s.detectable_auc(*[s.pictures_needed(wanted, level=0.95)] * 2, level=0.95) <= wanted
+    assert s.detectable_auc(*[s.images_needed(wanted, level=0.95)] * 2, level=0.95) <= wanted
 
 
-def test_epsilon_of_a_perfect_attack_is_what_its_pictures_allow():
-    found = s.Operating(0.01, 1000, 1000, 0, 1000, (1000, 1000))
+def test_epsilon_of_a_perfect_attack_is_what_its_images_allow():
+    found = s.OperatingPoint(0.01, 1000, 1000, 0, 1000, (1000, 1000))
     assert found.epsilon() == pytest.approx(5.6, abs=0.05)
-    assert s.Operating(0.01, 10, 1000, 10, 1000, (1000, 1000)).epsilon() == 0
+    assert s.OperatingPoint(0.01, 10, 1000, 10, 1000, (1000, 1000)).epsilon() == 0
 
 
 def test_holm():
@@ -148,7 +148,7 @@ def test_holm():
     assert s.holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
 
 
-def test_balanced_accuracy_is_of_pictures_that_did_not_choose_the_threshold():
+def test_balanced_accuracy_is_of_images_that_did_not_choose_the_threshold():
     rng = np.random.default_rng(2)
     chance = [s.balanced_accuracy(*rng.normal(size=(2, 40))) for _ in range(200)]
     assert np.mean(chance) == pytest.approx(0.5, abs=0.01)

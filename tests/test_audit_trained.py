@@ -1,4 +1,4 @@
-"""The audit on a model that was trained until it knew its 128 digits by heart. Minutes."""
+"""The audit of a model that was trained until it had memorized its 128 digits. Minutes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskdm.audit import attacks, statistics
-from maskdm.audit import scoring as measure
-from maskdm.audit.conclusion import detected, verdict
-from maskdm.audit.scoring import Control, Scored
-from maskdm.audit.subject import Subject, of_run
-from maskdm.audit.target import ModelEye
+from maskdm.audit import statistics
+from maskdm.audit.attacks import standard_attacks
+from maskdm.audit.conclusion import audit_verdict, leakage_detected
+from maskdm.audit.controls import Control, blind_control, null_control
+from maskdm.audit.scoring import ScoredAttack, score_attacks
+from maskdm.audit.subject import Subject, run_subject
+from maskdm.audit.target import ModelTarget
 from maskdm.config.resolve import resolve
 from maskdm.models.weights import load
 from maskdm.runtime.console import Console
-from maskdm.training.start import start
+from maskdm.training.start import start_training
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -40,35 +41,35 @@ def subject(digits, tmp_path_factory) -> Subject:
     quiet = ("eval.samples=0", "eval.heldout_images=0", "model.classes=none")
     config = resolve(recipe="digits", overrides=[f"data.path={digits}", STAGES, *split, *quiet])
     folder = tmp_path_factory.mktemp("runs")
-    run = start(config, output_dir=folder, name="run", resume="never", console=Console(quiet=True))
-    return of_run(run, "ema", Console(quiet=True), seed=0)
+    run = start_training(config, output_dir=folder, name="run", resume="never", console=Console(quiet=True))
+    return run_subject(run, "ema", seed=0, console=Console(quiet=True))
 
 
-def score(subject: Subject) -> tuple[Scored, list[Control]]:
-    found = measure.score(ModelEye(load(subject.weights)), attacks.standard(2), subject, batch_size=256)
-    return found[0], [measure.blind(subject), measure.null(found[0])]
+def score(subject: Subject) -> tuple[ScoredAttack, list[Control]]:
+    found = score_attacks(ModelTarget(load(subject.weights)), standard_attacks(2), subject, batch_size=256)
+    return found[0], [blind_control(subject), null_control(found[0])]
 
 
 @pytest.fixture(scope="module")
-def scored(subject) -> tuple[Scored, list[Control]]:
+def scored(subject) -> tuple[ScoredAttack, list[Control]]:
     return score(subject)
 
 
 def test_must_flag(scored):
     primary, controls = scored
-    assert verdict(primary, controls).name == "LEAKAGE DETECTED"
+    assert audit_verdict(primary, controls).name == "LEAKAGE DETECTED"
     assert primary.auc.value > 0.95
 
 
 def test_must_not_flag(subject):
-    """The same model, asked about pictures that it never saw as if they were members."""
+    """The same model, asked about images that it never saw as if they were members."""
     half = len(subject.heldout) // 2
     order = np.random.default_rng(0).permutation(len(subject.heldout))
     pretended = replace(subject, members=subject.heldout.take(order[:half]), heldout=subject.heldout.take(order[half:]))
     primary, controls = score(pretended)
     low, high = primary.auc.interval(0.999)
     assert low < 0.5 < high
-    assert verdict(primary, controls).name in ("INCONCLUSIVE", "NO LEAKAGE DETECTED BY THESE ATTACKS")
+    assert audit_verdict(primary, controls).name in ("INCONCLUSIVE", "NO LEAKAGE DETECTED BY THESE ATTACKS")
 
 
 def test_must_say_invalid(subject):
@@ -76,23 +77,23 @@ def test_must_say_invalid(subject):
     faded = (subject.members.images * 0.97).round().astype(np.uint8)
     primary, controls = score(replace(subject, members=replace(subject.members, images=faded)))
     assert not controls[0].passed
-    assert verdict(primary, controls).name == "INVALID"
+    assert audit_verdict(primary, controls).name == "INVALID"
 
 
 def test_must_say_inconclusive(subject):
-    primary, controls = score(subject.sized(40, 40, 200, 0))
-    assert verdict(primary, [c for c in controls if c.passed]).name == "INCONCLUSIVE"
+    primary, controls = score(subject.subset(40, 40, 200, 0))
+    assert audit_verdict(primary, [c for c in controls if c.passed]).name == "INCONCLUSIVE"
 
 
-def test_false_alarms_on_pictures_that_nobody_was_trained_on(scored):
-    """Scores of held-out pictures of a model that leaks, split again and again: 1 % nominal, three standard errors."""
+def test_false_alarms_on_images_that_nobody_was_trained_on(scored):
+    """Scores of held-out images of a model that leaks, split again and again: 1 % nominal, three standard errors."""
     pool = scored[0].heldout
     alarms, rounds = 0, 400
     for seed in range(rounds):
         order = np.random.default_rng(seed).permutation(len(pool))
         half = len(pool) // 2
         m, h = pool[order[:half]], pool[order[half:]]
-        alarms += detected(Scored("primary", (m, h), m, h, h))
+        alarms += leakage_detected(ScoredAttack("primary", (m, h), m, h, h))
     assert alarms / rounds <= 0.01 + 3 * (0.01 * 0.99 / rounds) ** 0.5
 
 

@@ -1,5 +1,7 @@
 """Files damaged in every way: `decode` gives pixels or `BadImage`, and is quiet about it."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import random

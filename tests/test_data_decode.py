@@ -1,19 +1,23 @@
 """Decoding: every kind of pixel, the geometry, transparency, rotation; and probing."""
 
+from __future__ import annotations
+
 import io
 import json
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from data_helpers import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageOps
 
-from maskdm.data.decode import BadImage, Transform, decode, fit_array, probe
+from maskdm.data.decode import BadImage, Transform, decode, decode_file, fit_array, probe
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (6, 8), dtype=np.uint8)
@@ -108,8 +112,8 @@ def test_one_transparent_colour(pixels: np.ndarray, key: int | tuple[int, ...]) 
     else:
         data = file_of(pixels, transparency=key)
     alpha = decode(data, same_size(4))[..., 3]
-    hidden = (pixels == pixels[0, 0]).all(-1) if pixels.ndim == 3 else pixels == pixels[0, 0]
-    assert np.array_equal(alpha == 0, hidden)
+    transparent = (pixels == pixels[0, 0]).all(-1) if pixels.ndim == 3 else pixels == pixels[0, 0]
+    assert np.array_equal(alpha == 0, transparent)
     assert not probe(data)[2]
 
 
@@ -199,13 +203,13 @@ def test_a_camera_with_odd_metadata_is_still_turned() -> None:
     exif[271] = "maker"
     fields = exif.tobytes().replace(b"\x01\x0f", b"\x01\x00", 1)  # now text where a width belongs
     data = file_of(RGB, "JPEG", exif=fields)
-    with pytest.raises(struct.error):  # why `decode` turns pictures by itself
+    with pytest.raises(struct.error):  # why `decode` turns images by itself
         ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert probe(data)[:2] == (6, 8)
     assert decode(data, Transform(8, 6, 3)).shape == (8, 6, 3)
 
 
-def test_hidden_colours_do_not_bleed() -> None:
+def test_invisible_colours_do_not_bleed() -> None:
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:, :4] = (255, 0, 0, 0)  # red, but invisible
     pixels[:, 4:] = (0, 0, 255, 255)
@@ -231,6 +235,17 @@ def test_description_is_json_and_names_all_that_matters() -> None:
     assert json.loads(json.dumps(described)) == described
     assert described["filter"] == "lanczos"
     assert isinstance(described["version"], int)
+
+
+def test_a_file_that_a_user_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    with refused(path, "cannot be read (No such file or directory)", wanted="an image"):
+        decode_file(path, same_size(3))
+    path.write_bytes(b"text")
+    with refused(path, "cannot be read (not an image that can be read", wanted="an image"):
+        decode_file(path, same_size(3))
+    path.write_bytes(file_of(RGB))
+    assert np.array_equal(decode_file(path, same_size(3)), RGB)
 
 
 # --- probing ---------------------------------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+from data_helpers import Listener, refused
 from PIL import Image
 
 from maskdm.data.image_set import load_images
-from maskdm.data.sources import open_source, settled_path
-from maskdm.errors import InputError
+from maskdm.data.sources import open_source, resolved_path
 
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.filterwarnings("default")  # its own
@@ -24,8 +24,8 @@ def png(value: int) -> bytes:
 
 
 def table(count: int = 9, *, labelled: bool = True):
-    features = {"picture": datasets.Image()} | ({"kind": datasets.ClassLabel(names=["owl", "cat"])} if labelled else {})
-    columns = {"picture": [{"bytes": png(20 * i), "path": None} for i in range(count)]}
+    features = {"photo": datasets.Image()} | ({"kind": datasets.ClassLabel(names=["owl", "cat"])} if labelled else {})
+    columns = {"photo": [{"bytes": png(20 * i), "path": None} for i in range(count)]}
     if labelled:
         columns["kind"] = [i % 2 for i in range(count)]
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
@@ -44,11 +44,11 @@ def parquet(tmp_path):
 def test_a_folder_as_on_the_hub(parquet, tmp_path):
     source = open_source(f"hf:{parquet}")
     assert source.class_names == ("owl", "cat")
-    pictures = load_images(source, cache_dir=tmp_path / "cache", say=print)
-    assert pictures.images.shape == (9, 4, 4, 3)
-    assert pictures.images[np.arange(9)][:, 0, 0, 0].tolist() == [20 * i for i in range(9)]
-    assert pictures.labels is not None
-    assert pictures.labels.tolist() == [i % 2 for i in range(9)]
+    found = load_images(source, cache_dir=tmp_path / "cache", console=Listener())
+    assert found.images.shape == (9, 4, 4, 3)
+    assert found.images[np.arange(9)][:, 0, 0, 0].tolist() == [20 * i for i in range(9)]
+    assert found.labels is not None
+    assert found.labels.tolist() == [i % 2 for i in range(9)]
     assert len(open_source(f"hf:{parquet}:test").items) == 8
 
 
@@ -61,26 +61,33 @@ def test_saved_to_disk_with_and_without_splits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "problem"),
     [
-        ("hf:no-such/data-set", "cannot be loaded"),
-        ("hf:{parquet}:nowhere", "cannot be loaded"),
+        ("hf:no-such/data-set", "cannot be loaded ("),
+        ("hf:{parquet}:nowhere", "cannot be loaded ("),
         ("hf:{words}", "has no column of images but ['text']"),
     ],
 )
-def test_what_cannot_be_had_is_one_line(parquet, tmp_path, name, words):
+def test_what_cannot_be_had(parquet, tmp_path, name, problem):
     datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "words")
-    with pytest.raises(InputError) as caught:
-        open_source(name.format(parquet=parquet, words=tmp_path / "words"))
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
+    name = name.format(parquet=parquet, words=tmp_path / "words")
+    with refused(name.removesuffix(":nowhere"), problem):
+        open_source(name)
+
+
+def test_images_without_a_class_are_refused(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "kind": datasets.ClassLabel(names=["owl"])})
+    columns = {"image": [{"bytes": png(0), "path": None}] * 2, "kind": [0, -1]}
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "set")
+    with refused(f"hf:{tmp_path / 'set'}", "some images have no class", remedy="another split than train"):
+        open_source(f"hf:{tmp_path / 'set'}")
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match="pip install datasets"):
+    with refused("hf:some/set", "the library datasets, which is missing", remedy="pip install datasets"):
         open_source("hf:some/set")
 
 
 def test_names_of_the_hub_are_no_paths():
-    assert settled_path("hf:org/set:train") == "hf:org/set:train"
+    assert resolved_path("hf:org/set:train") == "hf:org/set:train"

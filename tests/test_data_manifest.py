@@ -1,38 +1,30 @@
 """A record of the roles that shows every change."""
 
+from __future__ import annotations
+
 import hashlib
 import json
+import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from data_helpers import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskdm.data.decode import Transform
 from maskdm.data.image_set import ImageSet
-from maskdm.data.manifest import Manifest, Role, read_manifest, write_manifest
-from maskdm.errors import InputError
-
-
-@contextmanager
-def refused(*words: str) -> Iterator[None]:
-    """An `InputError` on one line that holds all of `words`."""
-    with pytest.raises(InputError) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
+from maskdm.data.manifest import Manifest, read_manifest, write_manifest
+from maskdm.data.split import Role
+from maskdm.errors import StorageError
 
 
 def image_set() -> ImageSet:
-    """Four good pictures, the first and the last equal, and a bad one between."""
+    """Four good images, the first and the last equal, and a bad one between."""
     return ImageSet(
         images=np.zeros((4, 2, 2, 1), np.uint8),
         names=("a.png", "c.png", "d\n\udcff.png", "e.png"),
@@ -88,7 +80,7 @@ def test_files_are_whole_and_private(run: Path) -> None:
     assert len((run / "manifest.jsonl").read_bytes().splitlines()) == 5
 
 
-def test_indices_are_rows_of_the_good_pictures(run: Path) -> None:
+def test_indices_are_rows_of_the_good_images(run: Path) -> None:
     manifest = read_manifest(run)
     rows: dict[Role, list[int]] = {"heldout": [0, 3], "member": [1], "calibration": [2], "excluded": []}
     for role, expected in rows.items():
@@ -103,10 +95,13 @@ def test_without_labels_and_groups(tmp_path: Path) -> None:
     }
 
 
+REMEDY = "put both files of the manifest back as the run wrote them, or start a new run with --resume never"
+
+
 @pytest.mark.parametrize("file", ["manifest.jsonl", "manifest.head.json"])
 def test_missing_files(file: str, run: Path) -> None:
     (run / file).unlink()
-    with refused("no valid manifest", file, "put both files back", "--resume never"):
+    with refused(run / file, "cannot be read (No such file or directory)", remedy=REMEDY):
         read_manifest(run)
 
 
@@ -119,51 +114,50 @@ def test_a_changed_byte_never_goes_unnoticed(tmp_path_factory: pytest.TempPathFa
     content = bytearray(path.read_bytes())
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
-    with refused("manifest.jsonl is not what manifest.head.json says"):
+    with refused(path, "is not what manifest.head.json says it was", remedy=REMEDY):
         read_manifest(run)
 
 
 @pytest.mark.parametrize(
-    ("edit", "word"),
+    ("edit", "problem"),
     [
-        (lambda head: [], "not an object"),
-        (lambda head: {key: head[key] for key in list(head)[1:]}, "not an object"),
-        (lambda head: head | {"more": 1}, "not an object"),
+        (lambda head: [], "not an object with the keys format, tool_version"),
+        (lambda head: {key: head[key] for key in list(head)[1:]}, "not an object with the keys format"),
+        (lambda head: head | {"more": 1}, "not an object with the keys format"),
         (lambda head: head | {"counts": 3}, "counts is 3"),
-        (lambda head: head | {"format": 99}, "format 99, wanted 1"),
-        (lambda head: head | {"records_sha256": "0"}, "not what"),
+        (lambda head: head | {"format": 99}, "has format 99, wanted 1"),
     ],
 )
-def test_malformed_heads(edit: Any, word: str, run: Path) -> None:
+def test_malformed_heads(edit: Any, problem: str, run: Path) -> None:
     path = run / "manifest.head.json"
     path.write_text(json.dumps(edit(json.loads(path.read_text()))))
-    with refused("no valid manifest", word, "put both files back"):
+    with refused(path, problem, remedy=REMEDY):
         read_manifest(run)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\x00"])
 def test_heads_that_are_no_json(text: str, run: Path) -> None:
     (run / "manifest.head.json").write_text(text)
-    with refused("no valid manifest", "manifest.head.json"):
+    with refused(run / "manifest.head.json", remedy=REMEDY):
         read_manifest(run)
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "word"),
+    ("old", "new", "problem"),
     [
         (b'"member"', b'"friend"', "role is 'friend'"),
         (b'"w": 10', b'"w": "x"', "w is 'x'"),
-        (b"{", b"", "manifest.jsonl"),
+        (b"{", b"", ""),
     ],
 )
-def test_malformed_records(old: bytes, new: bytes, word: str, run: Path) -> None:
+def test_malformed_records(old: bytes, new: bytes, problem: str, run: Path) -> None:
     """Even where the head agrees with them."""
     lines = (run / "manifest.jsonl").read_bytes().replace(old, new)
     (run / "manifest.jsonl").write_bytes(lines)
     head = json.loads((run / "manifest.head.json").read_text())
     head["records_sha256"] = hashlib.sha256(lines).hexdigest()
     (run / "manifest.head.json").write_text(json.dumps(head))
-    with refused("no valid manifest", word):
+    with refused(run / "manifest.jsonl", problem, remedy=REMEDY):
         read_manifest(run)
 
 
@@ -171,7 +165,8 @@ def test_check(run: Path) -> None:
     manifest: Manifest = read_manifest(run)
     images = image_set()
     manifest.check(images)
-    with refused("1 added, 2 removed, 1 changed", "--resume never"):
+    remedy = "start a new run with --resume never"
+    with refused("data.path", "not those this run began with (1 added, 2 removed, 1 changed)", remedy=remedy):
         manifest.check(
             replace(
                 images,
@@ -180,13 +175,23 @@ def test_check(run: Path) -> None:
                 sha256=("1" * 64, "9" * 64, "3" * 64),
             )
         )
-    with refused("0 added, 0 removed, 1 changed", "--resume never"):
+    with refused("data.path", "(0 added, 0 removed, 1 changed)", remedy=remedy):
         manifest.check(replace(images, fingerprint="0", bad_sha256=("9" * 64,)))
-    with refused("'channels': 3", "'channels': 1", "--resume never"):
+    with refused("data.path", "'channels': 3", remedy=remedy):
         manifest.check(replace(images, fingerprint="0", transform=Transform(2, 2, 3)))
 
 
 def test_run_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with refused("cannot be written", "give a writable run folder"):
+    with refused("output", f"cannot make the folder {tmp_path / 'file'}"):
         write(tmp_path / "file")
+
+
+def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StorageError, match=r"cannot write .*manifest\.jsonl: No space left on device"):
+        write(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,37 +1,20 @@
-"""Listing: names, order and labels of folders, zips and arrays; every refusal on one line with its remedy."""
+"""Listing: names, order and labels of folders, zips and arrays; every refusal with its values."""
 
-import io
+from __future__ import annotations
+
 import json
+import os
 import threading
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from data_helpers import png, refused
 
-from maskdm.data.sources import SUFFIXES, Source, open_source
-from maskdm.errors import InputError
-
-
-@contextmanager
-def refused(*words: str) -> Iterator[None]:
-    """An `InputError` on one line that holds all of `words`."""
-    with pytest.raises(InputError) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
-
-
-def png(value: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (2, 2), value).save(buffer, "PNG")
-    return buffer.getvalue()
+from maskdm.data.source import SUFFIXES, Source
+from maskdm.data.sources import open_source, resolved_path
 
 
 def make_folder(root: Path, names: list[str]) -> Path:
@@ -50,11 +33,11 @@ def make_zip(path: Path, names: list[str]) -> Path:
 
 def make(kind: str, tmp_path: Path, names: list[str], more: dict[str, str] | None = None) -> Path:
     if kind == "folder":
-        root = make_folder(tmp_path / "pictures", names)
+        root = make_folder(tmp_path / "images", names)
         for name, text in (more or {}).items():
             (root / name).write_text(text)
         return root
-    path = make_zip(tmp_path / "pictures.zip", names)
+    path = make_zip(tmp_path / "images.zip", names)
     with zipfile.ZipFile(path, "a") as archive:
         for name, text in (more or {}).items():
             archive.writestr(name, text)
@@ -69,7 +52,7 @@ both = pytest.mark.parametrize("kind", ["folder", "zip"])
 
 
 @both
-def test_names_are_relative_sorted_and_only_of_pictures(kind: str, tmp_path: Path) -> None:
+def test_names_are_relative_sorted_and_only_of_images(kind: str, tmp_path: Path) -> None:
     names = [f"b.{suffix.upper()}" for suffix in SUFFIXES] + ["sub/a.png", "a.png"]
     others = ["notes.txt", ".hidden.png", "png", "Thumbs.db", "sub/.cache/a.png", "__MACOSX/a.png"]
     source = open_source(make(kind, tmp_path, names + others))
@@ -120,39 +103,58 @@ def test_dataset_json_with_null_means_no_labels(kind: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "word"),
+    ("text", "problem"),
     [
-        ("{", "JSON"),
-        ("[" * 100_000, "JSON"),
-        ("[]", "'labels'"),
-        ('{"labels": 3}', "int"),
-        ('{"labels": [["a.png", 0.5]]}', "0.5"),
+        ("{", "cannot be read as JSON ("),
+        ("[" * 100_000, "cannot be read as JSON ("),
+        ("[]", "has no key 'labels'"),
+        ('{"labels": 3}', "has 'labels' of type int"),
+        ('{"labels": [["a.png", 0.5]]}', "has the entry \"['a.png', 0.5]\""),
         ('{"labels": [["a.png", true]]}', "True"),
         ('{"labels": [["a.png", [0, 1]]]}', "entry"),
-        ('{"labels": []}', "a.png"),
+        ('{"labels": []}', "has no label for 1 of 1 images, the first 'a.png'"),
     ],
 )
-def test_dataset_json_that_is_wrong(text: str, word: str, tmp_path: Path) -> None:
+def test_dataset_json_that_is_wrong(text: str, problem: str, tmp_path: Path) -> None:
     path = make("folder", tmp_path, ["a.png"], {"dataset.json": text})
-    with refused("dataset.json", word, "wanted"):
+    with refused(path / "dataset.json", problem, wanted='{"labels": [[name, integer], ...]}'):
         open_source(path)
 
 
 def test_no_such_path(tmp_path: Path) -> None:
-    with refused("does not exist", "give a folder"):
+    with refused(tmp_path / "no\nthing", "does not exist", remedy="give a folder"):
         open_source(tmp_path / "no\nthing")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
+def test_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "images", ["a.png", "sub/b.png"])
+    (root / "sub").chmod(0)
+    try:
+        with refused(root / "sub", "cannot be listed (Permission denied)", remedy="give read permission"):
+            open_source(root)
+    finally:
+        (root / "sub").chmod(0o700)
+
+
+def test_paths_that_hold_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolved_path("images") == str(tmp_path.resolve() / "images")
+    assert resolved_path("hf:NAME") == "hf:NAME"
 
 
 def test_another_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "a.rar").write_bytes(b"")
-    with refused("another kind", "give a folder"):
+    with refused(tmp_path / "a.rar", "another kind", remedy="give a folder"):
         open_source(tmp_path / "a.rar")
 
 
 @both
-def test_without_any_picture(kind: str, tmp_path: Path) -> None:
-    with refused("3 files were seen", "png, jpg, jpeg, webp, bmp, tif, tiff, gif", "give the folder"):
-        open_source(make(kind, tmp_path, ["a.txt", ".b.png", "c.heic"]))
+def test_without_any_image(kind: str, tmp_path: Path) -> None:
+    path = make(kind, tmp_path, ["a.txt", ".b.png", "c.heic"])
+    seen = "3 files were seen, none of a kind that is read (png, jpg, jpeg, webp, bmp, tif, tiff, gif)"
+    with refused(path, f"holds no image: {seen}", remedy="give the folder"):
+        open_source(path)
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_zip_is_read_by_many_threads(tmp_path: Path) -> None:
 
 def test_zip_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"PK\x03\x04 nothing more")
-    with refused("a.zip", "cannot be opened as a zip", "pack the pictures"):
+    with refused(tmp_path / "a.zip", "cannot be opened as a zip (", remedy="pack the images"):
         open_source(tmp_path / "a.zip")
 
 
@@ -195,11 +197,11 @@ def test_zip_with_a_password(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(b"PK\x01\x02") + 8] |= 1  # the flag in the central directory
     path.write_bytes(data)
-    with refused("encrypted", "unpack it"):
+    with refused(path, "is encrypted", remedy="unpack it"):
         open_source(path)
 
 
-def test_damaged_zip_member_is_an_error_of_that_picture(tmp_path: Path) -> None:
+def test_damaged_zip_member_is_an_error_of_that_image(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "a.zip", ["a.png", "b.png"])
     data = bytearray(path.read_bytes())
     data[data.index(b"IDAT") + 6] ^= 0xFF
@@ -234,35 +236,52 @@ IMAGES = np.zeros((3, 2, 2), np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("arrays", "word"),
+    ("arrays", "problem", "wanted", "remedy"),
     [
-        ({"pictures": IMAGES}, "no array 'images' but ['pictures']"),
-        ({"images": IMAGES.astype(np.float32)}, "float32"),
-        ({"images": IMAGES[0]}, "(2, 2)"),
-        ({"images": np.zeros((3, 2, 2, 5), np.uint8)}, "(3, 2, 2, 5)"),
-        ({"images": IMAGES[:0]}, "(0, 2, 2)"),
-        ({"images": np.array([{}, {}, {}], dtype=object)}, "allow_pickle"),
-        ({"images": IMAGES, "labels": np.zeros(2, int)}, "'labels'"),
-        ({"images": IMAGES, "labels": np.zeros(3)}, "float64"),
-        ({"images": IMAGES, "labels": np.arange(3), "classes": np.array(["a", "b"])}, "0 to 1"),
-        ({"images": IMAGES, "labels": np.arange(3), "classes": np.arange(3)}, "list of strings"),
+        ({"pixels": IMAGES}, "has no array 'images' but ['pixels']", "", "save it with np.savez"),
+        ({"images": IMAGES.astype(np.float32)}, "'images' is of type float32", "of uint8", "convert it"),
+        ({"images": IMAGES[0]}, "'images' has shape (2, 2)", "(N, H, W)", "convert it"),
+        ({"images": np.zeros((3, 2, 2, 5), np.uint8)}, "has shape (3, 2, 2, 5)", "C from 1 to 4", "convert it"),
+        ({"images": IMAGES[:0]}, "has shape (0, 2, 2)", "(N, H, W)", "convert it"),
+        ({"images": np.array([{}, {}, {}], dtype=object)}, "allow_pickle", "", "save it with np.savez"),
+        (
+            {"images": IMAGES, "labels": np.zeros(2, int)},
+            "of shape (2,)",
+            "integers of shape (3,)",
+            "leave 'labels' out",
+        ),
+        ({"images": IMAGES, "labels": np.zeros(3)}, "'labels' is float64", "integers", "leave 'labels' out"),
+        (
+            {"images": IMAGES, "labels": np.arange(3), "classes": np.array(["a", "b"])},
+            "'labels' go from 0 to 2",
+            "0 to 1",
+            "save the missing names",
+        ),
+        (
+            {"images": IMAGES, "labels": np.arange(3), "classes": np.arange(3)},
+            "'classes' is int64",
+            "a list of strings",
+            "leave 'classes' out",
+        ),
     ],
 )
-def test_npz_that_is_wrong(arrays: dict[str, np.ndarray], word: str, tmp_path: Path) -> None:
+def test_npz_that_is_wrong(
+    arrays: dict[str, np.ndarray], problem: str, wanted: str, remedy: str, tmp_path: Path
+) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
-    with refused("a.npz", word, "save"):
+    with refused(tmp_path / "a.npz", problem, wanted=wanted, remedy=remedy):
         open_source(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"no arrays here", b"PK\x03\x04", b"\x93NUMPY"])
 def test_npz_that_is_none(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(content)
-    with refused("a.npz", "save it with np.savez"):
+    with refused(tmp_path / "a.npz", "cannot be read as arrays (", remedy="save it with np.savez"):
         open_source(tmp_path / "a.npz")
 
 
 def test_npz_that_is_a_bare_array(tmp_path: Path) -> None:
     with (tmp_path / "a.npz").open("wb") as file:
         np.save(file, IMAGES)
-    with refused("a.npz", "save it with np.savez"):
+    with refused(tmp_path / "a.npz", "holds a single bare array", remedy="save it with np.savez"):
         open_source(tmp_path / "a.npz")

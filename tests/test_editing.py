@@ -20,9 +20,9 @@ from torch import Tensor
 import maskdm
 from maskdm.cli.main import main
 from maskdm.diffusion.denoiser import Denoiser
-from maskdm.diffusion.patches import from_uint8, to_uint8, to_unit
+from maskdm.diffusion.pixels import to_model, to_uint8_nhwc, to_unit
 from maskdm.diffusion.prediction import X0
-from maskdm.diffusion.process import share_of
+from maskdm.diffusion.process import noise_level
 from maskdm.diffusion.schedules import cosine, edm, flow, linear, sigmoid, ve, vp, zero_terminal
 from maskdm.errors import InputError
 from maskdm.sampling import edit as editing
@@ -157,7 +157,7 @@ def test_times_begin_at_the_strength(process):
     for strength in (0.1, 0.5, 0.9):
         times = below(how, strength)
         assert times == how.times[-len(times) :]
-        shares = share_of(*how.denoiser.process.alpha_sigma(torch.tensor(how.times, dtype=torch.float64)))
+        shares = noise_level(*how.denoiser.process.alpha_sigma(torch.tensor(how.times, dtype=torch.float64)))
         assert shares[-len(times)] <= strength < shares[-len(times) - 1]
 
 
@@ -412,7 +412,7 @@ def unit(path: Path) -> Tensor:
 
 def made_by(how: Plan, images: Tensor) -> Tensor:
     """(num, C, H, W) in [0, 1] -> as the files have it."""
-    return to_uint8(images).permute(0, 2, 3, 1)
+    return torch.from_numpy(to_uint8_nhwc(images))
 
 
 @pytest.fixture
@@ -443,7 +443,7 @@ def mask(tmp_path) -> Path:
 
 
 def as_model_sees(path: Path) -> Tensor:
-    return from_uint8(pixels(path)).permute(2, 0, 1)[None]
+    return to_model(pixels(path)[None])
 
 
 STEPS = ("--steps", "6")
@@ -556,7 +556,7 @@ def test_a_stage_of_the_run_guides_it(photos_run, tmp_path):
     words = (*STEPS, "--num", 4)
     sampled(photos_run, *words, "--guide", "pretrain", "--guidance", 1.5, "-o", tmp_path / "guided.npz")
     strong, weak = maskdm.load(photos_run), maskdm.load(photos_run, weights="pretrain-ema")
-    wanted = to_uint8(maskdm.sample(strong, 4, steps=6, guidance=1.5, guide=weak)).permute(0, 2, 3, 1)
+    wanted = torch.from_numpy(to_uint8_nhwc(maskdm.sample(strong, 4, steps=6, guidance=1.5, guide=weak)))
     assert torch.equal(unit(tmp_path / "guided.npz"), wanted)
     weak_file = photos_run / "weights" / "pretrain-ema.safetensors"
     sampled(photos_run, *words, "--guide", weak_file, "--guidance", 1.5, "-o", tmp_path / "file.npz")
@@ -567,14 +567,14 @@ def test_a_stage_of_the_run_guides_it(photos_run, tmp_path):
     interval = ("--guide", "pretrain", "--guidance", 1.5, "--guidance-interval", "0.2,0.7")
     sampled(photos_run, *words, *interval, "-o", tmp_path / "interval.npz")
     wanted = maskdm.sample(strong, 4, steps=6, guidance=1.5, guide=weak, guidance_interval=(0.2, 0.7))
-    assert torch.equal(unit(tmp_path / "interval.npz"), to_uint8(wanted).permute(0, 2, 3, 1))
+    assert torch.equal(unit(tmp_path / "interval.npz"), torch.from_numpy(to_uint8_nhwc(wanted)))
 
 
 def test_the_weights_of_a_stage_can_be_asked_for(photos_run, tmp_path):
     for weights in ("pretrain-ema", "pretrain-raw", "finetune-raw"):
         sampled(photos_run, *STEPS, "--num", 2, "--weights", weights, "-o", tmp_path / "a.npz")
         wanted = maskdm.sample(maskdm.load(photos_run, weights=weights), 2, steps=6)
-        assert torch.equal(unit(tmp_path / "a.npz"), to_uint8(wanted).permute(0, 2, 3, 1))
+        assert torch.equal(unit(tmp_path / "a.npz"), torch.from_numpy(to_uint8_nhwc(wanted)))
 
 
 @pytest.mark.parametrize(
@@ -585,7 +585,7 @@ def test_the_grid_of_times_can_be_asked_for(option, digits_run, tmp_path):
     sampled(digits_run, *STEPS, "--num", 2, name, value, "-o", tmp_path / "a.npz")
     denoiser = maskdm.load(digits_run)
     wanted = maskdm.sample(denoiser, 2, steps=6, **{name.removeprefix("--"): value})
-    assert torch.equal(unit(tmp_path / "a.npz"), to_uint8(wanted).permute(0, 2, 3, 1))
+    assert torch.equal(unit(tmp_path / "a.npz"), torch.from_numpy(to_uint8_nhwc(wanted)))
     usual = torch.equal(wanted, maskdm.sample(denoiser, 2, steps=6))
     assert usual == (value == "uniform")
 
@@ -605,10 +605,10 @@ def test_what_makes_no_sense_is_refused_in_one_line(photos_run, digits_run, phot
         ("--interpolate", photo, other_photo, "--num", 1): "num: got 1, wanted at least 2",
         ("--interpolate", photo, other_photo, "--labels", "cat,dog"): "labels: got several",
         ("--interpolate", photo, other_photo, "--sampler", "ancestral"): "sampler: adds fresh noise",
-        ("--init", gone): f"cannot read {gone}: No such file",
-        ("--init", tmp_path): f"cannot read {tmp_path}: Is a directory",
-        ("--init", text): f"cannot read {text}",
-        ("--init", photo, "--inpaint", gone): f"cannot read {gone}",
+        ("--init", gone): f"{gone}: cannot be read (No such file",
+        ("--init", tmp_path): f"{tmp_path}: cannot be read (Is a directory",
+        ("--init", text): f"{text}: cannot be read",
+        ("--init", photo, "--inpaint", gone): f"{gone}: cannot be read",
         ("--init", photo, "--inpaint", black): f"--inpaint: {black} is white nowhere",
         ("--init", photo, "--inpaint", mask, "--resample", 0): "resample: got 0",
         ("--init", photo, "--strength", 2): "strength: got 2",

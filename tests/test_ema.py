@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from maskdm.config.schema import EMAConfig
-from maskdm.training.ema import decay_at, gamma_of, update
+from maskdm.training.ema import ema_decay, ema_update, power_gamma
 
 STEPS = 2000
 WIDTHS = [0.02, 0.05, 0.10, 0.15, 0.20, 0.25]
@@ -20,7 +20,7 @@ def weights_of_steps(config: EMAConfig, steps: int) -> np.ndarray:
     weights = np.zeros(steps + 1)
     weights[0] = 1.0
     for step in range(1, steps + 1):
-        decay = decay_at(config, step)
+        decay = ema_decay(config, step)
         weights *= decay
         weights[step] += 1 - decay
     return weights
@@ -28,7 +28,7 @@ def weights_of_steps(config: EMAConfig, steps: int) -> np.ndarray:
 
 def test_a_constant_decay_is_that_decay_from_the_first_step():
     config = EMAConfig(decay=0.9999)
-    assert [decay_at(config, step) for step in (1, 2, 10, 1000, 10**6)] == [0.9999] * 5
+    assert [ema_decay(config, step) for step in (1, 2, 10, 1000, 10**6)] == [0.9999] * 5
 
 
 def test_a_constant_decay_weighs_steps_geometrically():
@@ -40,13 +40,13 @@ def test_a_constant_decay_weighs_steps_geometrically():
 @pytest.mark.parametrize("sigma_rel", WIDTHS)
 def test_the_power_average_forgets_its_start_at_once(sigma_rel):
     config = EMAConfig(sigma_rel=sigma_rel)
-    assert decay_at(config, 1) == 0
+    assert ema_decay(config, 1) == 0
     assert weights_of_steps(config, 5)[0] == 0
 
 
 @pytest.mark.parametrize("sigma_rel", WIDTHS)
 def test_gamma_gives_back_its_width(sigma_rel):
-    gamma = gamma_of(sigma_rel)
+    gamma = power_gamma(sigma_rel)
     width = math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))  # EDM2, equation 126
     assert gamma > 0
     assert width == pytest.approx(sigma_rel, rel=1e-9)
@@ -54,7 +54,7 @@ def test_gamma_gives_back_its_width(sigma_rel):
 
 @pytest.mark.parametrize(("sigma_rel", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
 def test_gamma_as_edm2_states_it(sigma_rel, gamma):
-    assert gamma_of(sigma_rel) == pytest.approx(gamma, abs=0.005)
+    assert power_gamma(sigma_rel) == pytest.approx(gamma, abs=0.005)
 
 
 @pytest.mark.parametrize("sigma_rel", WIDTHS)
@@ -74,7 +74,7 @@ def test_the_width_is_relative_to_the_steps_so_far(sigma_rel):
     for steps in (200, 2000):
         weights = weights_of_steps(EMAConfig(sigma_rel=sigma_rel), steps)
         means.append((weights * np.arange(steps + 1)).sum() / steps)
-    gamma = gamma_of(sigma_rel)
+    gamma = power_gamma(sigma_rel)
     assert means == pytest.approx([(gamma + 1) / (gamma + 2)] * 2, rel=0.01)
 
 
@@ -83,7 +83,7 @@ def test_update_averages_what_it_is_given(config):
     average, current = torch.tensor([5.0], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for step in range(1, 101):
         current.fill_(step)
-        update([average], [current], decay_at(config, step))
+        ema_update([average], [current], ema_decay(config, step))
     weights = weights_of_steps(config, 100)
     assert float(average) == pytest.approx(5.0 * weights[0] + (weights[1:] * np.arange(1, 101)).sum())
 
@@ -92,7 +92,7 @@ def test_update_works_in_place_on_all_tensors_and_leaves_the_current_ones():
     average = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.ones(2, 2))]
     current = [torch.nn.Parameter(torch.full((3,), 4.0)), torch.nn.Parameter(torch.full((2, 2), 5.0))]
     places = [tensor.data_ptr() for tensor in average]
-    update(iter(average), iter(current), 0.75)
+    ema_update(iter(average), iter(current), 0.75)
     assert [tensor.data_ptr() for tensor in average] == places
     assert [tensor.tolist() for tensor in average] == [[1.0] * 3, [[2.0] * 2] * 2]
     assert [tensor.tolist() for tensor in current] == [[4.0] * 3, [[5.0] * 2] * 2]
@@ -101,5 +101,5 @@ def test_update_works_in_place_on_all_tensors_and_leaves_the_current_ones():
 
 def test_decay_0_takes_over_the_current_weights():
     average = torch.full((4,), 1e30)  # a start that is to be forgotten leaves no rounding error behind
-    update([average], [torch.arange(4.0)], 0.0)
+    ema_update([average], [torch.arange(4.0)], 0.0)
     assert average.tolist() == [0, 1, 2, 3]

@@ -18,21 +18,30 @@ from torch import nn
 from torch.nn import functional as F
 
 from maskdm.cli.main import main
-from maskdm.errors import InputError
-from maskdm.evaluation import encoder, features, inception
-from maskdm.evaluation.features import cached, in_colour, pick, pixels
-from maskdm.evaluation.metrics import bootstrap, gaussian, kernel_distance, manifolds, nearest_cosine
+from maskdm.data.labelled import LabelledImages
+from maskdm.errors import ArgumentError, InputError
+from maskdm.evaluation import encoder, inception
+from maskdm.evaluation.evaluate import load_reference, read_statistics, reference_features
+from maskdm.evaluation.features import Features, cached_features, download, get_features, pixel_vectors, to_rgb
+from maskdm.evaluation.metrics import bootstrap_interval, gaussian, kernel_distance, manifolds, nearest_cosine
 from maskdm.evaluation.pretrained import PUBLISHED
-from maskdm.evaluation.scores import Reference, evaluate, read_statistics, remark
+from maskdm.evaluation.scores import Reference, evaluate_images, sample_size_note
+from maskdm.runtime.console import Console
 
 CPU = torch.device("cpu")
 
 
-def nothing() -> tuple[np.ndarray, None]:
+def nothing() -> LabelledImages:
     raise AssertionError("no reference is needed")
 
 
-def pictures(count: int, side: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray:
+def get(name: str, cache_dir: Path = Path(), weights: Path | None = None, **more: object) -> Features:
+    return get_features(
+        name, device=CPU, cache_dir=cache_dir, features_weights=weights, **{"reference": nothing} | more
+    )
+
+
+def images_of(count: int, side: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(256, size=(count, side, side, channels), dtype=np.uint8)
 
 
@@ -80,16 +89,16 @@ def clouds(*centres: float, count: int = 200) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("real", "made", "precision", "recall", "coverage"),
+    ("real", "generated", "precision", "recall", "coverage"),
     [
         ((0, 10), (0, 10), 1.0, 1.0, 1.0),
-        ((0, 10), (0,), 1.0, 0.5, 0.5),  # half of it is never made
-        ((0,), (0, 10), 0.5, 1.0, 1.0),  # half of what is made is nothing real
+        ((0, 10), (0,), 1.0, 0.5, 0.5),  # half of it is never generated
+        ((0,), (0, 10), 0.5, 1.0, 1.0),  # half of what is generated is nothing real
         ((0,), (10,), 0.0, 0.0, 0.0),
     ],
 )
-def test_clouds_that_overlap(real, made, precision, recall, coverage):
-    found = manifolds(clouds(*real), clouds(*made) + 1e-3)
+def test_clouds_that_overlap(real, generated, precision, recall, coverage):
+    found = manifolds(clouds(*real), clouds(*generated) + 1e-3)
     assert found.precision == pytest.approx(precision, abs=0.05)
     assert found.recall == pytest.approx(recall, abs=0.05)
     assert found.coverage == pytest.approx(coverage, abs=0.05)
@@ -109,7 +118,7 @@ def test_copies_are_at_no_distance_and_opposites_at_two():
 def test_the_interval_holds_the_distance_and_narrows():
     rng = np.random.default_rng(4)
     reference = gaussian(rng.normal(size=(2000, 3)))
-    wide, narrow = (bootstrap(rng.normal(0.3, 1, size=(n, 3)), reference, 100) for n in (100, 2000))
+    wide, narrow = (bootstrap_interval(rng.normal(0.3, 1, size=(n, 3)), reference, 100) for n in (100, 2000))
     assert wide[0] < wide[1]
     assert narrow[1] - narrow[0] < (wide[1] - wide[0]) / 2
     assert narrow[0] < 0.27 < narrow[1]  # 3 times 0.3 squared
@@ -118,18 +127,42 @@ def test_the_interval_holds_the_distance_and_narrows():
 # --- Inception -------------------------------------------------------------------------------------------------------
 
 
+def random_state() -> dict[str, torch.Tensor]:
+    """Weights that anybody can draw again, numpy's legacy generator being frozen; no image fades on its way."""
+    rng = np.random.RandomState(0)
+    with torch.device("meta"):
+        network = inception.Inception()
+    state = {}
+    for name, like in sorted(network.state_dict().items()):
+        shape = tuple(like.shape)
+        if name.endswith(("running_var", "bn.weight")):
+            value = rng.uniform(0.5, 1.5, shape)
+        elif len(shape) > 1:
+            value = rng.standard_normal(shape) * (2 / np.prod(shape[1:])) ** 0.5
+        else:
+            value = rng.standard_normal(shape) * 0.1
+        state[name] = torch.from_numpy(np.asarray(value)).to(like.dtype)
+    return state
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "random.pth"
-    network = inception.Inception()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0  # what it sees next, so that random layers do not let every picture fade
-    with torch.no_grad():
-        network.train()(torch.from_numpy(pictures(4, side=64)).permute(0, 3, 1, 2).float())
-    torch.save(network.state_dict(), path)
+    torch.save(random_state(), path)
     return path
+
+
+def test_inception_answers_like_the_reference_implementation(weights):
+    """torch-fidelity 0.4.0, which reproduces the TensorFlow graph, gave these features with these weights.
+
+    Its FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]) needs torchvision around it, so that what it gave
+    for `images` is kept in a file.
+    """
+    n, y, x, c = np.indices((3, 64, 48, 3))
+    images = ((x * y // (n + 1) + 3 * x + 5 * y * (c + 1)) % 256).astype(np.uint8)
+    theirs = np.load(Path(__file__).parent / "data" / "inception_features.npz")["features"]
+    ours = get("inception", weights=weights)(images)
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
 def test_inception_has_the_shape_of_the_published_file(weights):
@@ -140,9 +173,9 @@ def test_inception_has_the_shape_of_the_published_file(weights):
     assert state["Mixed_6b.branch7x7_2.conv.weight"].shape == (128, 128, 1, 7)
 
 
-def test_pictures_become_2048_numbers_each_on_its_own(weights):
-    found = pick("inception", device=CPU, cache_dir=Path(), reference=nothing, weights=weights)
-    images = pictures(3, side=40)
+def test_images_become_2048_numbers_each_on_its_own(weights):
+    found = get("inception", weights=weights)
+    images = images_of(3, side=40)
     vectors = found(images)
     assert vectors.shape == (3, 2048)
     assert np.allclose(found(images[1:2]), vectors[1:2], atol=1e-5)
@@ -154,13 +187,13 @@ def test_resizing_is_that_of_tensorflow_1():
     x = torch.arange(4.0).view(1, 1, 2, 2)  # [[0, 1], [2, 3]]
     # Pixel i is at i * 2 / 4: 0, 0.5, 1, 1.5, and beyond the last one it stays.
     row = [0.0, 0.5, 1.0, 1.0]
-    assert inception.resized(x, 4)[0, 0].tolist() == [[a + 2 * b for a in row] for b in row]
-    assert inception.resized(x, 2) is x
+    assert inception.resize_tf1(x, 4)[0, 0].tolist() == [[a + 2 * b for a in row] for b in row]
+    assert inception.resize_tf1(x, 2) is x
 
 
 def test_the_traps_of_an_fid_change_it(weights):
     """Another filter, rounding, compression: each gives other features, which is why none is done in passing."""
-    found = pick("inception", device=CPU, cache_dir=Path(), reference=nothing, weights=weights)
+    found = get("inception", weights=weights)
     image = (128 + 100 * np.sin(np.arange(64 * 64 * 3) / 7)).reshape(1, 64, 64, 3)
     exact = image.clip(0, 255).astype(np.uint8)
     base = found(exact)
@@ -178,24 +211,39 @@ def test_the_traps_of_an_fid_change_it(weights):
 
 def test_gray_and_alpha():
     x = torch.arange(8.0).view(1, 2, 2, 2)
-    assert torch.equal(in_colour(x[:, :1]), x[:, :1].expand(-1, 3, -1, -1))
-    assert torch.equal(in_colour(torch.cat([x, x], dim=1)), torch.cat([x, x], dim=1)[:, :3])
+    assert torch.equal(to_rgb(x[:, :1]), x[:, :1].expand(-1, 3, -1, -1))
+    assert torch.equal(to_rgb(torch.cat([x, x], dim=1)), torch.cat([x, x], dim=1)[:, :3])
 
 
-def test_weights_are_refused_unless_they_are_the_right_ones(tmp_path, monkeypatch):
+def test_a_download_is_kept_only_if_it_is_the_right_file(tmp_path):
     (tmp_path / "source.pth").write_bytes(b"not the network")
-    digest = hashlib.sha256(b"not the network").hexdigest()
+    digest, kept = hashlib.sha256(b"not the network").hexdigest(), tmp_path / "kept"
     source = (tmp_path / "source.pth").as_uri()
-    assert features.download(source, digest, tmp_path / "kept", print).read_bytes() == b"not the network"
-    with pytest.raises(InputError, match="has sha256"):
-        features.download(source, inception.SHA256, tmp_path / "kept", print)
-    with pytest.raises(InputError, match="cannot be downloaded"):
-        features.download((tmp_path / "gone.pth").as_uri(), digest, tmp_path / "kept", print)
-    with pytest.raises(InputError, match="cannot be read"):
-        pick("inception", device=CPU, cache_dir=tmp_path, reference=nothing, weights=tmp_path / "source.pth")
+    with pytest.raises(ArgumentError) as caught:
+        download(source, inception.SHA256, kept, print)
+    assert (caught.value.name, list(kept.iterdir())) == ("features", [])
+    said: list[str] = []
+    assert download(source, digest, kept, said.append).read_bytes() == b"not the network"
+    assert download(source, digest, kept, said.append) == kept / "source.pth"
+    assert said == [f"downloading {source}"]  # once
+    with pytest.raises(ArgumentError) as caught:  # what lies there is another
+        download(source, inception.SHA256, kept, print)
+    assert (caught.value.got, caught.value.wanted) == (digest, inception.SHA256)
+    with pytest.raises(ArgumentError, match="cannot be downloaded"):
+        download((tmp_path / "gone.pth").as_uri(), digest, kept, print)
+    assert [path.name for path in kept.iterdir()] == ["source.pth"]
+
+
+@pytest.mark.parametrize(
+    ("file", "problem"),
+    [("damaged.pth", "cannot be read"), ("other.pth", "no Inception network"), ("gone.pth", "no such file")],
+)
+def test_weights_of_another_network_are_refused(file, problem, tmp_path):
+    (tmp_path / "damaged.pth").write_bytes(b"not the network")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match="no Inception network"):
-        pick("inception", device=CPU, cache_dir=tmp_path, reference=nothing, weights=tmp_path / "other.pth")
+    with pytest.raises(ArgumentError, match=problem) as caught:
+        get("inception", weights=tmp_path / file)
+    assert caught.value.name == "features_weights"
 
 
 # --- other features --------------------------------------------------------------------------------------------------
@@ -203,9 +251,9 @@ def test_weights_are_refused_unless_they_are_the_right_ones(tmp_path, monkeypatc
 
 def test_pixels_are_averaged_down_where_they_are_many():
     x = torch.full((2, 3, 64, 64), 255.0)
-    assert pixels(x).shape == (2, 3 * 16 * 16)
-    assert torch.equal(pixels(x), torch.ones(2, 768))
-    assert pixels(x[:, :, :8, :8]).shape == (2, 192)
+    assert pixel_vectors(x).shape == (2, 3 * 16 * 16)
+    assert torch.equal(pixel_vectors(x), torch.ones(2, 768))
+    assert pixel_vectors(x[:, :, :8, :8]).shape == (2, 192)
 
 
 class Halves(nn.Module):
@@ -224,11 +272,11 @@ def test_networks_of_transformers(name, tmp_path, monkeypatch):
         settings = transformers.CLIPVisionConfig(**small, intermediate_size=32, projection_dim=16)
         network = transformers.CLIPVisionModelWithProjection(settings)
     network.save_pretrained(tmp_path / "w")
-    found = pick(name, device=CPU, cache_dir=tmp_path, reference=nothing, weights=tmp_path / "w")
-    images = pictures(5, side=28)
+    found = get(name, weights=tmp_path / "w")
+    images = images_of(5, side=28)
     ours = found(images)
     assert ours.shape == (5, 16)
-    # What the network itself says of pictures that need no resizing.
+    # What the network itself says of images that need no resizing.
     which = PUBLISHED[name]
     x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - torch.tensor(which.mean).view(3, 1, 1)) / torch.tensor(
         which.std
@@ -239,20 +287,23 @@ def test_networks_of_transformers(name, tmp_path, monkeypatch):
     assert found.name.startswith(f"{name} ")
     torch.nn.init.normal_(next(network.parameters()))
     network.save_pretrained(tmp_path / "other")
-    assert pick(name, device=CPU, cache_dir=tmp_path, reference=nothing, weights=tmp_path / "other").name != found.name
-    with pytest.raises(InputError, match="is no folder that save_pretrained"):
-        pick(name, device=CPU, cache_dir=tmp_path, reference=nothing, weights=tmp_path)
+    assert get(name, weights=tmp_path / "other").name != found.name
+    with pytest.raises(ArgumentError, match="is no folder that save_pretrained") as caught:
+        get(name, weights=tmp_path)
+    assert caught.value.name == "features_weights"
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(InputError, match=r"needs transformers; pip install 'maskdm\[features\]'"):
-        pick(name, device=CPU, cache_dir=tmp_path, reference=nothing)
+    with pytest.raises(ArgumentError) as caught:
+        get(name)
+    assert (caught.value.name, caught.value.remedy) == ("features", "pip install 'maskdm[features]'")
 
 
 def test_another_network_is_refused(tmp_path):
     transformers = pytest.importorskip("transformers")
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
     transformers.Dinov2Model(transformers.Dinov2Config(**small)).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="--features clip: ") as caught:
-        pick("clip", device=CPU, cache_dir=tmp_path, reference=nothing, weights=tmp_path)
+    with pytest.raises(ArgumentError) as caught:
+        get("clip", weights=tmp_path)
+    assert caught.value.name == "features_weights"
     assert "\n" not in str(caught.value)
 
 
@@ -266,26 +317,65 @@ def test_any_file_of_torch(kind, tmp_path):
         batch = torch.export.Dim("batch", min=1, max=64)
         made = torch.export.export(Halves(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: batch},))
         torch.export.save(made, path)
-    found = pick(str(path), device=CPU, cache_dir=tmp_path, reference=nothing)
-    images = pictures(5)
+    found = get(str(path))
+    images = images_of(5)
     assert np.allclose(found(images), images.mean(axis=(1, 2)) / 2, atol=1e-3)
 
 
-def test_an_encoder_is_the_same_for_the_same_pictures(tmp_path, monkeypatch):
+FUNCTIONS = """
+import numpy as np
+
+def means(images):
+    assert images.dtype == np.uint8
+    return images.mean(axis=(1, 2))
+
+def wrong(images):
+    return images
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> str:
+    """The name of a module that can be imported."""
+    (tmp_path / "ownfeatures.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "ownfeatures"
+
+
+def test_a_function_of_ones_own(own, tmp_path):
+    found, images = get(f"{own}:means"), images_of(70)
+    assert np.allclose(found(images), images.mean(axis=(1, 2)))
+    assert found.name == "ownfeatures:means"
+    cached_features(found, images, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()  # it may be another function tomorrow
+    with pytest.raises(InputError) as caught:
+        get(f"{own}:wrong")(images)
+    assert (caught.value.name, caught.value.got) == ("ownfeatures:wrong", (64, 8, 8, 3))
+
+
+@pytest.mark.parametrize("name", ["gone:means", "ownfeatures:gone", "ownfeatures:number"])
+def test_functions_that_are_none(name, own):
+    with pytest.raises(ArgumentError) as caught:
+        get(name)
+    assert (caught.value.name, caught.value.got) == ("features", name)
+
+
+def test_an_encoder_is_the_same_for_the_same_images(tmp_path, monkeypatch):
     monkeypatch.setattr(encoder, "STEPS", 3)
-    images = pictures(20)
-    told: list[str] = []
+    images = images_of(20)
+    said: list[str] = []
 
-    def made(data: np.ndarray, folder: str):
-        reference = lambda: (data, None)  # noqa: E731
-        return pick("encoder", device=CPU, cache_dir=tmp_path / folder, reference=reference, say=told.append)
+    def trained(data: np.ndarray, folder: str) -> Features:
+        return get("encoder", tmp_path / folder, reference=lambda: LabelledImages(data), say=said.append)
 
-    first, again, elsewhere = made(images, "a"), made(images, "a"), made(images, "b")
-    assert len(told) == 2  # trained once in each folder
+    first, again, elsewhere = trained(images, "a"), trained(images, "a"), trained(images, "b")
+    assert len(said) == 2  # trained once in each folder
     assert first.name == again.name == elsewhere.name
     assert np.array_equal(first(images), again(images))
     assert np.array_equal(first(images), elsewhere(images))
-    assert made(pictures(20, seed=1), "a").name != first.name
+    assert trained(images_of(20, seed=1), "a").name != first.name
 
 
 @pytest.mark.slow
@@ -295,7 +385,8 @@ def test_an_encoder_tells_classes_apart(tmp_path):
     images = rng.integers(0, 60, size=(200, 16, 16, 1)).astype(np.uint8)
     images[labels == 1, 4:12, 4:12] += 150
     for given in (labels, None):
-        network, _ = encoder.trained(lambda given=given: (images, given), tmp_path, device=CPU, say=print)
+        reference = LabelledImages(images, labels=given)
+        network, _ = encoder.train_encoder(reference, tmp_path, device=CPU, say=print)
         x = network(torch.from_numpy(images).permute(0, 3, 1, 2).float()).numpy()
         centres = [x[labels == k].mean(axis=0) for k in (0, 1)]
         nearer = np.linalg.norm(x - centres[0], axis=1) > np.linalg.norm(x - centres[1], axis=1)
@@ -305,53 +396,54 @@ def test_an_encoder_tells_classes_apart(tmp_path):
 def test_features_are_kept_by_the_contents_of_both(tmp_path):
     calls: list[int] = []
 
-    def counted(x: torch.Tensor) -> torch.Tensor:
-        calls.append(len(x))
-        return pixels(x)
+    def counted(images: np.ndarray) -> np.ndarray:
+        calls.append(len(images))
+        return images.reshape(len(images), -1)
 
-    made = features.Features("counted", "distance", counted, CPU)
-    images = pictures(5)
-    a, b = (cached(made, images, tmp_path, lambda n: None) for _ in range(2))
+    ours, done = Features("counted", "distance", counted), []
+    images = images_of(5)
+    a, b = (cached_features(ours, images, tmp_path, done.append) for _ in range(2))
     assert np.array_equal(a, b)
-    assert calls == [5]
-    cached(made, images[::-1], tmp_path, lambda n: None)
-    cached(features.Features("another", "distance", counted, CPU), images, tmp_path, lambda n: None)
+    assert (calls, done) == ([5], [5, 5])
+    cached_features(ours, images[::-1], tmp_path)
+    cached_features(Features("another", "distance", counted), images, tmp_path)
     assert calls == [5, 5, 5]
+    assert all(file.suffix == ".npy" and not file.name.startswith(".") for file in tmp_path.iterdir())
     for file in tmp_path.iterdir():
         file.write_bytes(b"damaged")
-    assert np.array_equal(cached(made, images, tmp_path, lambda n: None), a)
+    assert np.array_equal(cached_features(ours, images, tmp_path), a)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("fid", "got 'fid', wanted pixels, inception, dinov2, clip, encoder"),
-        ("gone.pt", "no such file"),
-        ("gone.pt2", "no such file"),
-    ],
-)
-def test_unknown_features(name, words, tmp_path):
-    with pytest.raises(InputError, match=words) as caught:
-        pick(name, device=CPU, cache_dir=tmp_path, reference=nothing)
+@pytest.mark.parametrize("name", ["fid", "gone.pt", "gone.pt2"])
+def test_unknown_features(name):
+    with pytest.raises(ArgumentError) as caught:
+        get(name)
+    assert caught.value.name == "features"
+    assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_no_images_have_no_features():
+    with pytest.raises(InputError) as caught:
+        get("pixels")(images_of(0))
+    assert (caught.value.name, caught.value.got) == ("pixels", 0)
 
 
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
 def test_scores_of_copies_and_of_noise(tmp_path):
-    real, known, made = (pictures(60, seed=seed) // 2 for seed in (0, 1, 2))
-    found = pick("pixels", device=CPU, cache_dir=tmp_path, reference=nothing)
-    reference = Reference(real, known=known)
+    real, train, like = (images_of(60, seed=seed) // 2 for seed in (0, 1, 2))
+    reference = Reference(LabelledImages(real), train=LabelledImages(train))
     names, rows = {}, {}
-    for which, images in {"like them": made, "copies": known, "bright": 255 - made}.items():
-        scores = evaluate(images, reference, found, cache_dir=tmp_path, resamples=20)
+    for which, images in {"like them": like, "copies": train, "bright": 255 - like}.items():
+        scores = evaluate_images(images, reference, get("pixels"), cache_dir=tmp_path, resamples=20)
         rows[which] = [score.value for score in scores]
         names = {score.name: i for i, score in enumerate(scores)}
         assert all(score.n == 60 for score in scores)
         assert scores[0].low is not None
         assert scores[0].low < scores[0].value < scores[0].high
-    near = names["cosine distance to the nearest training picture, generated"]
+    near = names["cosine distance to the nearest training image, generated"]
     assert rows["copies"][near] == pytest.approx(0, abs=1e-9)
     assert rows["like them"][near] == pytest.approx(rows["like them"][near + 1], rel=0.05)
     assert rows["bright"][0] > 10 * rows["like them"][0]
@@ -359,75 +451,81 @@ def test_scores_of_copies_and_of_noise(tmp_path):
 
 
 def test_statistics_alone_give_the_distance_alone(tmp_path):
-    found = pick("pixels", device=CPU, cache_dir=tmp_path, reference=nothing)
-    real, made = pictures(50), pictures(50, seed=1)
+    found = get("pixels")
+    real, generated = images_of(50), images_of(50, seed=1)
     mu, sigma = gaussian(found(real))
     np.savez(tmp_path / "s.npz", mu=mu, sigma=sigma)
-    statistics = read_statistics(tmp_path / "s.npz")
-    (score,) = evaluate(made, Reference(None, statistics), found, cache_dir=tmp_path)
-    assert score.value == pytest.approx(evaluate(made, Reference(real), found, cache_dir=tmp_path)[0].value)
-    np.savez(tmp_path / "images.npz", images=real)
+    reference = load_reference(str(tmp_path / "s.npz"), Console(quiet=True))
+    assert (reference.shape, reference.images) == (None, 0)
+    (score,) = evaluate_images(generated, reference, found, cache_dir=tmp_path)
+    against = Reference(LabelledImages(real))
+    assert score.value == pytest.approx(evaluate_images(generated, against, found, cache_dir=tmp_path)[0].value)
+    with pytest.raises(InputError) as caught:  # an encoder would have nothing to be trained on
+        reference_features("encoder", reference, device=CPU)
+    assert (caught.value.name, caught.value.got) == ("features", "encoder")
+    other = Reference(None, (mu[1:], sigma[1:, 1:]))
+    with pytest.raises(ArgumentError) as caught:
+        evaluate_images(generated, other, found, cache_dir=tmp_path)
+    assert caught.value.name == "reference"
+
+
+def test_files_that_hold_no_statistics(tmp_path):
+    np.savez(tmp_path / "images.npz", images=images_of(9))
     assert read_statistics(tmp_path / "images.npz") is None
-    np.savez(tmp_path / "bad.npz", mu=mu, sigma=sigma[1:])
-    with pytest.raises(InputError, match="wanted"):
-        read_statistics(tmp_path / "bad.npz")
+    np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.zeros((2, 3)))
+    (tmp_path / "damaged.npz").write_bytes(b"nothing")
+    for name in ("bad", "damaged", "gone"):
+        with pytest.raises(InputError) as caught:
+            read_statistics(tmp_path / f"{name}.npz")
+        assert caught.value.name == "reference"
 
 
-def test_few_pictures_are_remarked_on():
-    assert "so few raise a Frechet distance" in remark(1000, 200)
-    assert "precision" not in remark(1000, 200)
-    assert remark(4, 200).endswith("precision and recall need more than 5")
-    assert remark(50_000, 50_000) == "50,000 generated pictures against 50,000"
+def test_few_images_are_remarked_on():
+    assert "so few raise a Frechet distance" in sample_size_note(1000, 200)
+    assert "precision" not in sample_size_note(1000, 200)
+    assert sample_size_note(4, 200).endswith("precision and recall need more than 5")
+    assert sample_size_note(50_000, 50_000) == "50,000 generated images against 50,000"
 
 
-def test_a_run_is_compared_with_its_held_out_pictures(photos, tmp_path, capsys):
+def test_a_run_is_compared_with_its_held_out_images(photos, tmp_path, capsys):
     run = train(photos, tmp_path / "runs", "data.heldout=0.4")
     output = tmp_path / "scores.json"
     words = ["--num", "12", "--steps", "2", "--output", str(output)]
     assert main(["eval", str(run), *words]) == 0
     said = capsys.readouterr().out
     assert "Frechet distance on pixels, generated" in said
-    assert "Frechet distance on pixels, training pictures" in said
+    assert "Frechet distance on pixels, training images" in said
     found = json.loads(output.read_text())
     assert {score["n"] for score in found["scores"]} >= {12}
-    (kept,) = (run / "eval").glob("ema-weights-in-pixels-12-pictures-against-held-out-pictures.json")
+    (kept,) = (run / "eval").glob("ema-weights-in-pixels-12-images-against-held-out-images.json")
     command = json.loads(kept.read_text())["command"]
     assert command == shlex.join(["maskdm", "eval", str(run), *words])
-    assert main(shlex.split(command)[1:]) == 0  # makes the same numbers again
+    assert main(shlex.split(command)[1:]) == 0  # gives the same numbers again
     assert json.loads(output.read_text()) == found
     assert found["command"] == command
 
 
-def test_pictures_are_compared_with_a_folder(photos, photos_run, tmp_path, capsys):
-    assert main(["sample", str(photos_run), "--num", "10", "--steps", "2", "--output", str(tmp_path / "made")]) == 0
-    assert main(["eval", str(tmp_path / "made"), "--reference", str(photos)]) == 0
-    assert "10 generated pictures against 30" in capsys.readouterr().out  # without the grid of all of them
+def test_images_are_compared_with_a_folder(photos, photos_run, tmp_path, capsys):
+    assert (
+        main(["sample", str(photos_run), "--num", "10", "--steps", "2", "--output", str(tmp_path / "generated")]) == 0
+    )
+    assert main(["eval", str(tmp_path / "generated"), "--reference", str(photos)]) == 0
+    assert "10 generated images against 30" in capsys.readouterr().out  # without the grid of all of them
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["eval", "{photos}"], "--reference: missing"),
-        (["eval", "{run}", "--features", "fid"], "--features: got 'fid'"),
-        (["eval", "{run}", "--bootstrap", "-1"], "--bootstrap: got -1"),
-        (["eval", "{run}", "--weights", "x.pth"], "--weights: given with the features pixels"),
-        (["eval", "{run}", "--num", "0"], "num: got 0"),
-        (["eval", "gone", "--reference", "{photos}"], "does not exist"),
+        (["{photos}"], "--reference: missing"),
+        (["{run}", "--features", "fid"], "--features: got 'fid'"),
+        (["{run}", "--features", "gone:f"], "--features: "),
+        (["{run}", "--bootstrap", "-1"], "--bootstrap: got -1"),
+        (["{run}", "--features-weights", "x.pth"], "--features-weights: given with the features pixels"),
+        (["{run}", "--num", "0"], "--num: got 0"),
+        (["{run}", "--num", "1"], "--num: got 1"),
+        (["gone", "--reference", "{photos}"], "does not exist"),
     ],
 )
 def test_refusals(words, message, photos, photos_run, capsys):
-    assert main([word.format(photos=photos, run=photos_run) for word in words]) == 2
+    assert main(["eval", *(word.format(photos=photos, run=photos_run) for word in words)]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_inception_answers_like_the_reference_implementation(weights):
-    """torch-fidelity's, which reproduces the TensorFlow graph; it needs torchvision."""
-    reference = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", exc_type=ImportError)
-    images = pictures(3, side=64)
-    ours = pick("inception", device=CPU, cache_dir=Path(), reference=nothing, weights=weights)(images)
-    network = reference.FeatureExtractorInceptionV3(
-        "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
-    ).eval()
-    with torch.no_grad():
-        theirs = network(torch.from_numpy(images).permute(0, 3, 1, 2))[0].numpy()
-    assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from maskdm.config.schema import ModelConfig, ModelSpec, ProcessConfig
+from maskdm.config.model_config import OwnBackboneConfig, model_class
+from maskdm.config.process_config import DDPMConfig
+from maskdm.models.spec import ModelSpec
 from maskdm.diffusion.mask_schedule import by_noise, constant
 from maskdm.diffusion.masks import masking
 from maskdm.models.flops import counted_flops, forward_flops, training_flops
@@ -37,9 +39,9 @@ MODELS = {
 
 
 def spec(name: str, classes: int = 0) -> ModelSpec:
-    model = ModelConfig(backbone=name.split(",")[0], patch_size=4, **MODELS[name])
+    model = model_class(name.split(",")[0])(patch_size=4, **MODELS[name])
     names = tuple(f"class {i}" for i in range(classes))
-    return ModelSpec(model=model, process=ProcessConfig(), image_size=(32, 16), channels=3, class_names=names)
+    return ModelSpec(model=model, process=DDPMConfig(), image_size=(32, 16), channels=3, class_names=names)
 
 
 @pytest.mark.parametrize("classes", [0, 5])
@@ -59,12 +61,12 @@ class Plain(nn.Module):
         super().__init__()
         self.layer = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x_t, t, *, visible=None, through=None, label=None):
+    def forward(self, x_t, t, *, mask=None, label=None):
         return self.layer(x_t)
 
 
 def test_a_backbone_of_ones_own_is_counted_by_torch():
-    own = ModelConfig(backbone=f"{__name__}:Plain", patch_size=4)
+    own = OwnBackboneConfig(backbone=f"{__name__}:Plain", patch_size=4)
     assert forward_flops(spec("uvit").model_copy(update={"model": own}), MASKS["none"]) == 2 * 9 * 3 * 3 * 32 * 16
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_oracles import SIZE, Mixture, Normal, exact
+from test_samplers import sample
 from test_schedules import CONTINUOUS, DISCRETE, PROCESSES
 from torch import Tensor
 
@@ -18,9 +19,8 @@ from maskdm.diffusion.prediction import EPS, PREDICTIONS, VELOCITY, X0, V, preco
 from maskdm.diffusion.process import Process
 from maskdm.diffusion.schedules import cosine, edm, flow, linear, shifted, ve, vp
 from maskdm.sampling.guidance import Guidance, estimator, translated
-from maskdm.sampling.sample import sample
-from maskdm.sampling.samplers import level
-from maskdm.sampling.timesteps import noisiest
+from maskdm.sampling.samplers import time_of
+from maskdm.sampling.timesteps import noisiest_time
 
 NAMES = ("cat", "dog")
 
@@ -62,9 +62,9 @@ def test_guidance_asks_once_too_for_twice_the_pictures():
     denoiser, backbone = labelled()
     x_t = pictures()
     estimator(denoiser, Guidance(2.0), LABEL)(x_t, 500.0)
-    [(asked, shown, t)] = backbone.asked
+    [(asked, x_in, t)] = backbone.asked
     assert asked == [0, 1, 2, 2]
-    assert torch.equal(shown, torch.cat([x_t, x_t]))
+    assert torch.equal(x_in, torch.cat([x_t, x_t]))
     assert t.tolist() == [500] * 4
 
 
@@ -78,9 +78,9 @@ def test_classifier_free_guidance_by_hand(prediction, weight):
     x_0, eps = estimator(denoiser, Guidance(weight), LABEL)(x_t, t)
     torch.testing.assert_close(x_0, (weak[0] + weight * (strong[0] - weak[0])).clamp(-1, 1))
     torch.testing.assert_close(eps, weak[1] + weight * (strong[1] - weak[1]))
-    out = denoiser.answer(x_t, torch.tensor([t, t], dtype=torch.float64), label=LABEL)
-    none = denoiser.answer(x_t, torch.tensor([t, t], dtype=torch.float64), label=torch.tensor([2, 2]))
-    at = denoiser.at(torch.tensor([t, t], dtype=torch.float64), torch.float64)
+    out = denoiser.forward(x_t, torch.tensor([t, t], dtype=torch.float64), label=LABEL)
+    none = denoiser.forward(x_t, torch.tensor([t, t], dtype=torch.float64), label=torch.tensor([2, 2]))
+    at = denoiser.alpha_sigma(torch.tensor([t, t], dtype=torch.float64), torch.float64)
     by_output = prediction.invert(none + weight * (out - none), x_t, *at)
     torch.testing.assert_close(x_0, by_output[0].clamp(-1, 1))
     torch.testing.assert_close(eps, by_output[1])
@@ -116,7 +116,7 @@ def test_the_image_is_clipped_after_guidance_and_the_noise_is_that_before():
     x_t = torch.full((2, 1, 2, 2), 3.0, dtype=torch.float64)  # answers of 0.7 and more
     x_0, eps = estimator(denoiser, Guidance(-10.0), LABEL)(x_t, 500.0)
     assert torch.equal(x_0, torch.ones_like(x_0))
-    at = level(linear(), 500.0)
+    at = time_of(linear(), 500.0)
     assert (at.alpha * x_0 + at.sigma * eps - x_t).abs().max() > 0.01
     _, unclipped = estimator(denoiser, Guidance(1.0), LABEL)(x_t, 500.0)
     assert torch.equal(unclipped, denoiser.estimate(x_t, 500.0, label=LABEL)[1])
@@ -126,10 +126,10 @@ def test_the_image_is_clipped_after_guidance_and_the_noise_is_that_before():
 
 
 @pytest.mark.parametrize("process", [linear(), flow(), edm()], ids=["ddpm", "flow", "edm"])
-def test_guidance_applies_within_its_interval_of_noise_shares(process):
+def test_guidance_applies_within_its_interval_of_noise_levels(process):
     guidance = Guidance(2.0, interval=(0.3, 0.7))
-    for share, applies in ((0.05, False), (0.28, False), (0.32, True), (0.5, True), (0.68, True), (0.72, False)):
-        t = float(process.time_at(torch.tensor(share, dtype=torch.float64)))
+    for level, applies in ((0.05, False), (0.28, False), (0.32, True), (0.5, True), (0.68, True), (0.72, False)):
+        t = float(process.time_at(torch.tensor(level, dtype=torch.float64)))
         assert guidance.applies(process, t) == applies
         assert not Guidance(1.0, interval=(0.3, 0.7)).applies(process, t)
         assert Guidance(2.0).applies(process, t)
@@ -142,7 +142,7 @@ def test_outside_its_interval_guidance_costs_and_changes_nothing():
     for t, applies in ((0.9, False), (0.5, True), (0.1, False)):
         backbone.asked.clear()
         ours = guided(pictures(), t)
-        assert [len(shown) for _, shown, _ in backbone.asked] == [4 if applies else 2]
+        assert [len(x_in) for _, x_in, _ in backbone.asked] == [4 if applies else 2]
         for a, b in zip(ours, plain(pictures(), t), strict=True):
             assert torch.equal(a, b) != applies
 
@@ -187,7 +187,7 @@ def test_a_guide_of_another_process_that_says_the_same_changes_nothing(strong, w
     plain, guided = (
         sample(ours, 8, steps=12, guidance=weight, guide=guide) for weight, guide in ((1.0, None), (2.0, theirs))
     )
-    # A guide of whole levels is asked at the nearest, one that never saw so much noise about its last time.
+    # A guide of timesteps is asked at the nearest, one that never saw so much noise about its last time.
     torch.testing.assert_close(guided, plain, rtol=0, atol=0.02 if weak in DISCRETE else 0.005)
     assert plain.std() > 0.1
 
@@ -209,14 +209,14 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("level", [0.05, 0.3, 0.5, 0.8, 0.95])
 @pytest.mark.parametrize("there", ["vp-linear", "vp-cosine", "vp-sigmoid-shift-4", "ve", "edm", "flow", "flow-shift-3"])
 @pytest.mark.parametrize("here", ["vp-linear", "vp-sigmoid", "ve", "edm", "flow"])
-def test_a_denoiser_of_another_process_says_the_same_of_a_picture(here, there, share):
+def test_a_denoiser_of_another_process_says_the_same_of_an_image(here, there, level):
     """To eight digits: VP to VE to flow."""
     ours, theirs = exact(CONTINUOUS[here], X0, Mixture()), exact(CONTINUOUS[there], VELOCITY, Mixture())
-    t = float(ours.process.time_at(torch.tensor(share, dtype=torch.float64)))
-    at = level(ours.process, t)
+    t = float(ours.process.time_at(torch.tensor(level, dtype=torch.float64)))
+    at = time_of(ours.process, t)
     generator = torch.Generator().manual_seed(0)
     x_t = at.alpha * 0.2 + at.sigma * torch.randn(50, 1, *SIZE, dtype=torch.float64, generator=generator)
     for a, b in zip(translated(theirs, ours, x_t, t), ours.estimate(x_t, t), strict=True):
@@ -228,12 +228,12 @@ def test_translation_goes_there_and_back_again():
     x_t, t = pictures(20).reshape(-1, 1, *SIZE), 0.4
     first = chain[0].estimate(x_t, t)
     for a, b in pairwise(chain):
-        at = level(a.process, t)
+        at = time_of(a.process, t)
         found = translated(b, a, x_t, t)
         for part, known in zip(found, first, strict=True):
             assert relative(part, known) < 1e-8
         t = float(b.process.time_at(torch.tensor(at.sigma / (at.alpha + at.sigma), dtype=torch.float64)))
-        there = level(b.process, t)
+        there = time_of(b.process, t)
         x_t = x_t * (there.alpha + there.sigma) / (at.alpha + at.sigma)
 
 
@@ -242,12 +242,12 @@ VP_VE_FLOW = [(vp("linear"), EPS), (ve(), precondition()), (flow(), VELOCITY), (
 
 @dataclass
 class Witness:
-    """Remembers the times it was told, and answers nothing."""
+    """Remembers the times it was given, and answers nothing."""
 
-    told: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
 
     def __call__(self, x_t: Tensor, t: Tensor, **_: None) -> Tensor:
-        self.told.append(float(t[0]))
+        self.times.append(float(t[0]))
         return torch.zeros_like(x_t)
 
 
@@ -268,10 +268,10 @@ def test_a_guide_is_never_asked_where_it_cannot_say(here, there, prediction):
         assert x_0.isfinite().all()
         assert eps.isfinite().all()
         assert x_0.abs().max() < 1e3
-    low, high = sorted(witness.told)
-    known = there.told(torch.tensor([there.ends[0], noisiest(there, prediction)], dtype=torch.float64)).tolist()
+    low, high = sorted(witness.times)
+    known = there.c_noise(torch.tensor([there.ends[0], noisiest_time(there, prediction)], dtype=torch.float64)).tolist()
     assert high <= known[1] + 1e-9
-    assert low >= known[0] if there.levels else low > 0
+    assert low >= known[0] if there.timesteps else low > 0
 
 
 def test_pictures_guided_by_any_process_are_finite():

@@ -12,20 +12,21 @@ from test_schedules import PAIRS, PROCESSES
 from torch import Tensor
 
 from maskdm.diffusion.denoiser import Backbone, Denoiser
-from maskdm.diffusion.loss import SHARES, denoising_loss, fixed_questions, image_error, visible_mean
-from maskdm.diffusion.masks import Masking, masking
+from maskdm.diffusion.loss import LEVELS, denoising_loss, fixed_noise, image_error, visible_mean
+from maskdm.diffusion.masks import Mask, Masking
+from maskdm.diffusion.masks import masking as make_masking
 from maskdm.diffusion.prediction import EPS, PREDICTIONS, VELOCITY, X0, Prediction, V, precondition
-from maskdm.diffusion.process import Process, share_of
+from maskdm.diffusion.process import Process, noise_level
 from maskdm.diffusion.schedules import cosine, edm, flow, linear, shifted, vp
 from maskdm.diffusion.weighting import Weighting, min_snr, uniform, uniform_in
 from maskdm.models.uvit import UViT
 
 PATCH, GRID = 4, (4, 6)
 MASKS = [
-    masking("patch", GRID, 0.7),
-    masking("block", GRID, 0.5, block=2),
-    masking("block", GRID, 0.5, block=3, offset=True),
-    masking("crop", GRID, 0.75),
+    make_masking("patch", GRID, 0.7),
+    make_masking("block", GRID, 0.5, block=2),
+    make_masking("block", GRID, 0.5, block=3, offset=True),
+    make_masking("crop", GRID, 0.75),
 ]
 PROCESS = linear()
 
@@ -65,14 +66,14 @@ def asking(backbone: Backbone, process: Process, prediction: Prediction, weighti
 def loss_of(
     backbone: Backbone,
     q: Question,
-    visible: Tensor | None,
+    mask: Mask | None,
     prediction: Prediction = EPS,
     *,
     process: Process = PROCESS,
     weighting: Weighting = uniform,
 ) -> Tensor:
     denoiser = asking(backbone, process, prediction, weighting)
-    return denoising_loss(denoiser, q.x_0, q.t, q.eps, visible=visible, label=q.label)
+    return denoising_loss(denoiser, q.x_0, q.t, q.eps, mask=mask, label=q.label)
 
 
 def x_t_of(q: Question) -> Tensor:
@@ -80,16 +81,16 @@ def x_t_of(q: Question) -> Tensor:
     return alpha * q.x_0 + sigma * q.eps
 
 
-def drawn(mask: Masking, images: int, seed: int = 0) -> Tensor:
-    visible = mask.draw(images, torch.Generator().manual_seed(seed))
-    assert visible is not None
-    return visible
+def drawn(masking: Masking, images: int, seed: int = 0) -> Mask:
+    mask = masking.draw(images, torch.Generator().manual_seed(seed))
+    assert mask is not None
+    return mask
 
 
-def pixels(visible: Tensor) -> Tensor:
+def pixels(mask: Mask) -> Tensor:
     """Which pixels are visible: (B, 1, H, W) bool, patch by patch."""
-    shown = torch.zeros(len(visible), 1, GRID[0] * PATCH, GRID[1] * PATCH, dtype=torch.bool)
-    for image, row in enumerate(visible.flatten(1).tolist()):
+    shown = torch.zeros(len(mask.keep), 1, GRID[0] * PATCH, GRID[1] * PATCH, dtype=torch.bool)
+    for image, row in enumerate(mask.keep.flatten(1).tolist()):
         for patch in row:
             y, x = patch // GRID[1] * PATCH, patch % GRID[1] * PATCH
             shown[image, :, y : y + PATCH, x : x + PATCH] = True
@@ -99,12 +100,12 @@ def pixels(visible: Tensor) -> Tensor:
 # --- hidden is hidden ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize("masking", MASKS, ids=str)
 @pytest.mark.parametrize("prediction", PREDICTIONS.values(), ids=PREDICTIONS.keys())
-def test_hidden_pixels_change_no_bit_of_output_loss_and_gradients(uvit, mask, prediction):
+def test_hidden_pixels_change_no_bit_of_output_loss_and_gradients(uvit, masking, prediction):
     first, second = question(seed=1), question(seed=2)
-    visible = drawn(mask, 3)
-    shown = pixels(visible)
+    mask = drawn(masking, 3)
+    shown = pixels(mask)
     assert not shown.all()
     second = Question(  # another image, another noise: ten times as large, where nobody may look
         torch.where(shown, first.x_0, 10 * second.x_0),
@@ -117,22 +118,22 @@ def test_hidden_pixels_change_no_bit_of_output_loss_and_gradients(uvit, mask, pr
     found = []
     for q in (first, second):
         uvit.zero_grad()
-        out = uvit(x_t_of(q), q.t, visible=visible, label=q.label)
-        loss = loss_of(uvit, q, visible, prediction)
+        out = uvit(x_t_of(q), q.t, mask=mask, label=q.label)
+        loss = loss_of(uvit, q, mask, prediction)
         loss.mean().backward()
         found.append([out, loss, *(weight.grad.clone() for weight in uvit.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("mask", MASKS, ids=str)
-def test_every_visible_patch_changes_the_loss_of_its_own_image_alone(uvit, mask):
-    q, visible = question(), drawn(mask, 3)
-    before = loss_of(uvit, q, visible)
-    for column in range(mask.visible):
-        one = pixels(visible.flatten(1)[:1, [column]])
+@pytest.mark.parametrize("masking", MASKS, ids=str)
+def test_every_visible_patch_changes_the_loss_of_its_own_image_alone(uvit, masking):
+    q, mask = question(), drawn(masking, 3)
+    before = loss_of(uvit, q, mask)
+    for column in range(masking.num_visible):
+        one = pixels(Mask(mask.keep.flatten(1)[:1, [column]]))
         x_0 = q.x_0.clone()
         x_0[0] += one[0]
-        after = loss_of(uvit, Question(x_0, q.t, q.eps, q.label), visible)
+        after = loss_of(uvit, Question(x_0, q.t, q.eps, q.label), mask)
         assert after[0] != before[0]
         assert torch.equal(after[1:], before[1:])
 
@@ -140,29 +141,31 @@ def test_every_visible_patch_changes_the_loss_of_its_own_image_alone(uvit, mask)
 # --- what is averaged ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mask", [masking("patch", GRID, 0.0), masking("block", GRID, 0.0, block=2)], ids=str)
-def test_with_everything_visible_loss_and_output_are_the_unmasked_ones_bit_for_bit(uvit, mask):
-    q, visible = question(), drawn(mask, 3)
-    assert torch.equal(uvit(x_t_of(q), q.t, visible=visible, label=q.label), uvit(x_t_of(q), q.t, label=q.label))
-    assert torch.equal(loss_of(uvit, q, visible), loss_of(uvit, q, None))
+@pytest.mark.parametrize(
+    "masking", [make_masking("patch", GRID, 0.0), make_masking("block", GRID, 0.0, block=2)], ids=str
+)
+def test_with_everything_visible_loss_and_output_are_the_unmasked_ones_bit_for_bit(uvit, masking):
+    q, mask = question(), drawn(masking, 3)
+    assert torch.equal(uvit(x_t_of(q), q.t, mask=mask, label=q.label), uvit(x_t_of(q), q.t, label=q.label))
+    assert torch.equal(loss_of(uvit, q, mask), loss_of(uvit, q, None))
 
 
-@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize("masking", MASKS, ids=str)
 @pytest.mark.parametrize("prediction", PREDICTIONS.values(), ids=PREDICTIONS.keys())
-def test_the_loss_is_the_mean_over_visible_patches(uvit, mask, prediction):
+def test_the_loss_is_the_mean_over_visible_patches(uvit, masking, prediction):
     """The paper's formula, one patch at a time."""
-    q, visible = question(), drawn(mask, 3)
-    out = uvit(x_t_of(q), q.t, visible=visible, label=q.label)
+    q, mask = question(), drawn(masking, 3)
+    out = uvit(x_t_of(q), q.t, mask=mask, label=q.label)
     alpha, sigma = (c.float()[:, None, None, None] for c in PROCESS.alpha_sigma(q.t))
     err = (out - prediction.target(q.x_0, q.eps, alpha, sigma)) ** 2
     expected = []
-    for image, row in enumerate(visible.flatten(1).tolist()):
+    for image, row in enumerate(mask.keep.flatten(1).tolist()):
         patches = []
         for patch in row:
             y, x = patch // GRID[1] * PATCH, patch % GRID[1] * PATCH
             patches.append(err[image, :, y : y + PATCH, x : x + PATCH].mean())
         expected.append(sum(patches) / len(patches))
-    loss = loss_of(uvit, q, visible, prediction)
+    loss = loss_of(uvit, q, mask, prediction)
     assert loss.shape == (3,)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, torch.stack(expected))
@@ -176,19 +179,18 @@ def test_the_unmasked_loss_is_the_mean_over_all_pixels(uvit):
 
 @settings(deadline=None, max_examples=50)
 @given(st.sampled_from(MASKS), st.integers(0, 2**32 - 1))
-def test_the_mean_of_ones_on_visible_patches_is_one_whatever_is_hidden(mask, seed):
-    visible = drawn(mask, 2, seed)
-    err = torch.where(pixels(visible), 1.0, 1e6).expand(-1, 3, -1, -1)
-    assert visible_mean(err, visible, PATCH).tolist() == pytest.approx([1, 1])
+def test_the_mean_of_ones_on_visible_patches_is_one_whatever_is_hidden(masking, seed):
+    mask = drawn(masking, 2, seed)
+    err = torch.where(pixels(mask), 1.0, 1e6).expand(-1, 3, -1, -1)
+    assert visible_mean(err, mask, PATCH).tolist() == pytest.approx([1, 1])
 
 
 def test_routed_patches_are_asked_for_like_the_others(uvit):
-    q, mask = question(), masking("route", GRID, 0.5)
-    visible, through = mask.view(3, torch.Generator().manual_seed(0))
-    assert visible is None
+    q, mask = question(), drawn(make_masking("route", GRID, 0.5), 3)
+    assert mask.visible is None
     denoiser = asking(uvit, PROCESS, EPS)
-    loss = denoising_loss(denoiser, q.x_0, q.t, q.eps, through=through, label=q.label)
-    err = (uvit(x_t_of(q), q.t, through=through, label=q.label) - q.eps) ** 2
+    loss = denoising_loss(denoiser, q.x_0, q.t, q.eps, mask=mask, label=q.label)
+    err = (uvit(x_t_of(q), q.t, mask=mask, label=q.label) - q.eps) ** 2
     torch.testing.assert_close(loss, err.mean(dim=(1, 2, 3)))
     assert not torch.equal(loss, denoising_loss(denoiser, q.x_0, q.t, q.eps, label=q.label))
 
@@ -202,37 +204,35 @@ class PointOracle:
     prediction: Prediction
     t: Tensor
 
-    def __call__(self, shown: Tensor, told: Tensor, *, visible: Tensor | None = None, **_: Tensor | None) -> Tensor:
-        assert torch.equal(told, self.process.told(self.t))
-        alpha, sigma = (c.to(shown.dtype)[:, None, None, None] for c in self.process.alpha_sigma(self.t))
-        x_t = shown / self.process.shown(alpha, sigma)
+    def __call__(self, x_in: Tensor, c_noise: Tensor, *, mask: Mask | None = None, **_: Tensor | None) -> Tensor:
+        assert torch.equal(c_noise, self.process.c_noise(self.t))
+        alpha, sigma = (c.to(x_in.dtype)[:, None, None, None] for c in self.process.alpha_sigma(self.t))
+        x_t = x_in / self.process.c_in(alpha, sigma)
         out = self.prediction.target(self.x_0, (x_t - alpha * self.x_0) / sigma, alpha, sigma)
-        return out if visible is None else out * pixels(visible)
+        return out if mask is None else out * pixels(mask)
 
 
 @pytest.mark.parametrize(("process", "prediction"), PAIRS.values(), ids=PAIRS.keys())
-@pytest.mark.parametrize("mask", [None, MASKS[0]], ids=str)
-def test_a_perfect_answer_has_no_loss(process, prediction, mask):
+@pytest.mark.parametrize("masking", [None, MASKS[0]], ids=str)
+def test_a_perfect_answer_has_no_loss(process, prediction, masking):
     q = question()
     x_0, eps = q.x_0.double(), q.eps.double()
     t = process.training_time(torch.tensor([0.1, 0.5, 0.97], dtype=torch.float64))
-    visible = None if mask is None else drawn(mask, 3)
+    mask = None if masking is None else drawn(masking, 3)
     right, wrong = (
-        denoising_loss(
-            asking(PointOracle(x, process, prediction, t), process, prediction), x_0, t, eps, visible=visible
-        )
+        denoising_loss(asking(PointOracle(x, process, prediction, t), process, prediction), x_0, t, eps, mask=mask)
         for x in (x_0, -x_0)
     )
     assert right.max() < 1e-12
     assert wrong.min() > 1e-8
 
 
-@pytest.mark.parametrize("mask", MASKS, ids=str)
-def test_under_every_mask_a_perfect_answer_has_no_loss(mask):
+@pytest.mark.parametrize("masking", MASKS, ids=str)
+def test_under_every_mask_a_perfect_answer_has_no_loss(masking):
     q = question()
     oracle = PointOracle(q.x_0.double(), PROCESS, V, q.t)
     denoiser = asking(oracle, PROCESS, V)
-    assert denoising_loss(denoiser, q.x_0.double(), q.t, q.eps.double(), visible=drawn(mask, 3)).max() < 1e-12
+    assert denoising_loss(denoiser, q.x_0.double(), q.t, q.eps.double(), mask=drawn(masking, 3)).max() < 1e-12
 
 
 def test_the_error_of_saying_nothing_is_the_power_of_the_noise():
@@ -244,25 +244,25 @@ def test_the_error_of_saying_nothing_is_the_power_of_the_noise():
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mask", [None, *MASKS], ids=str)
+@pytest.mark.parametrize("masking", [None, *MASKS], ids=str)
 @pytest.mark.parametrize("prediction", PREDICTIONS.values(), ids=PREDICTIONS.keys())
-def test_uniform_weights_leave_the_loss_bit_for_bit(uvit, prediction, mask):
-    q, visible = question(), None if mask is None else drawn(mask, 3)
+def test_uniform_weights_leave_the_loss_bit_for_bit(uvit, prediction, masking):
+    q, mask = question(), None if masking is None else drawn(masking, 3)
     alpha, sigma = (c.float()[:, None, None, None] for c in PROCESS.alpha_sigma(q.t))
-    out = uvit(x_t_of(q), q.t, visible=visible, label=q.label)
-    plain = visible_mean((out - prediction.target(q.x_0, q.eps, alpha, sigma)) ** 2, visible, PATCH)
-    assert torch.equal(loss_of(uvit, q, visible, prediction), plain)
+    out = uvit(x_t_of(q), q.t, mask=mask, label=q.label)
+    plain = visible_mean((out - prediction.target(q.x_0, q.eps, alpha, sigma)) ** 2, mask, PATCH)
+    assert torch.equal(loss_of(uvit, q, mask, prediction), plain)
 
 
-@pytest.mark.parametrize("mask", [None, MASKS[0]], ids=str)
-def test_a_weight_multiplies_the_loss_of_every_image(uvit, mask):
-    q, visible = question(), None if mask is None else drawn(mask, 3)
+@pytest.mark.parametrize("masking", [None, MASKS[0]], ids=str)
+def test_a_weight_multiplies_the_loss_of_every_image(uvit, masking):
+    q, mask = question(), None if masking is None else drawn(masking, 3)
     alpha, sigma = PROCESS.alpha_sigma(q.t)
     for weighting in (min_snr(), uniform_in(X0)):
         weight = weighting(alpha, sigma, V).float()
         assert weight.std() > 0
-        expected = weight * loss_of(uvit, q, visible, V)
-        torch.testing.assert_close(loss_of(uvit, q, visible, V, weighting=weighting), expected)
+        expected = weight * loss_of(uvit, q, mask, V)
+        torch.testing.assert_close(loss_of(uvit, q, mask, V, weighting=weighting), expected)
 
 
 def test_jit_by_hand():
@@ -284,9 +284,9 @@ def test_edm_by_hand():
     sigma = t[:, None, None, None]
     seen: list[Tensor] = []
 
-    def network(shown: Tensor, told: Tensor, **_: None) -> Tensor:
-        seen.extend([shown, told])
-        return 0.3 * shown
+    def network(x_in: Tensor, c_noise: Tensor, **_: None) -> Tensor:
+        seen.extend([x_in, c_noise])
+        return 0.3 * x_in
 
     loss = denoising_loss(asking(network, process, precondition()), x_0, t, eps)
     x = x_0 + sigma * eps
@@ -299,17 +299,17 @@ def test_edm_by_hand():
 
 
 def test_bfloat16_is_near_float32(uvit):
-    q, visible = question(), drawn(MASKS[0], 3)
-    full = loss_of(uvit, q, visible, V)
+    q, mask = question(), drawn(MASKS[0], 3)
+    full = loss_of(uvit, q, mask, V)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert uvit(x_t_of(q), q.t, visible=visible, label=q.label).dtype == torch.bfloat16
-        half = loss_of(uvit, q, visible, V)
+        assert uvit(x_t_of(q), q.t, mask=mask, label=q.label).dtype == torch.bfloat16
+        half = loss_of(uvit, q, mask, V)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, full, rtol=0.02, atol=0)
     assert not torch.equal(half, full)
 
 
-# --- questions that never change -------------------------------------------------------------------------------------
+# --- fixed noise -----------------------------------------------------------------------------------------------------
 
 SHAPE = torch.Size((6, 1, 4, 4))
 
@@ -318,31 +318,38 @@ def nothing(process: Process, prediction: Prediction = X0) -> Denoiser:
     return asking(lambda x_t, t, **_: torch.zeros_like(x_t), process, prediction)
 
 
-def test_fixed_questions_never_change():
-    t, eps = fixed_questions(nothing(PROCESS), SHAPE)
-    assert t.tolist() == [200, 658, 321, 30, 103, 465]  # the levels nearest to shares of 0.42, 0.9, 0.58, 0.1, ...
+def test_fixed_noise_never_changes():
+    t, eps = fixed_noise(nothing(PROCESS), SHAPE)
+    assert t.tolist() == [
+        200,
+        658,
+        321,
+        30,
+        103,
+        465,
+    ]  # the timesteps nearest to noise levels of 0.42, 0.9, 0.58, 0.1, ...
     assert eps[3, 0, 2].tolist() == pytest.approx([-1.234135, 1.819725, -0.551529, -1.325326], abs=1e-5)
 
 
 @pytest.mark.parametrize("images", [1, 10, 256, 3000])
-def test_fixed_questions_spread_evenly_over_the_noise_shares(images):
+def test_fixed_noise_spreads_evenly_over_the_noise_levels(images):
     process = vp("linear")
-    t, _ = fixed_questions(nothing(process), torch.Size((images, 1, 1, 1)))
-    low, high = SHARES
+    t, _ = fixed_noise(nothing(process), torch.Size((images, 1, 1, 1)))
+    low, high = LEVELS
     even = low + (high - low) * (torch.arange(images, dtype=torch.float64) + 0.5) / images
-    share = share_of(*process.alpha_sigma(t))
-    torch.testing.assert_close(share.sort().values, even, rtol=0, atol=1e-9)
+    level = noise_level(*process.alpha_sigma(t))
+    torch.testing.assert_close(level.sort().values, even, rtol=0, atol=1e-9)
     if images > 1:
         assert t.tolist() != sorted(t.tolist())
 
 
-def test_every_process_is_asked_the_same_questions():
-    first, eps = fixed_questions(nothing(flow()), SHAPE)
+def test_every_process_has_the_same_fixed_noise():
+    first, eps = fixed_noise(nothing(flow()), SHAPE)
     for process in PROCESSES.values():
-        t, same = fixed_questions(nothing(process), SHAPE)
+        t, same = fixed_noise(nothing(process), SHAPE)
         assert torch.equal(same, eps)
-        share = share_of(*process.alpha_sigma(t))
-        torch.testing.assert_close(share, first, rtol=0, atol=0.02 if process.levels else 1e-9)  # flow: t is the share
+        level = noise_level(*process.alpha_sigma(t))  # of flow, t itself
+        torch.testing.assert_close(level, first, rtol=0, atol=0.02 if process.timesteps else 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -350,8 +357,8 @@ def test_every_process_is_asked_the_same_questions():
     [linear(21), linear(50), shifted(linear(), 8), cosine(2), cosine(10), linear(), edm()],
     ids=["linear-21", "linear-50", "linear-shift-8", "cosine-2", "cosine-10", "linear", "edm"],
 )
-def test_questions_are_never_about_the_clean_image(process):
-    t, eps = fixed_questions(nothing(process), torch.Size((500, 1, 4, 4)))
+def test_fixed_times_are_never_that_of_the_clean_image(process):
+    t, eps = fixed_noise(nothing(process), torch.Size((500, 1, 4, 4)))
     assert t.min() >= process.ends[0]
     assert t.max() <= process.ends[1]
     x_0 = torch.rand(500, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -361,8 +368,8 @@ def test_questions_are_never_about_the_clean_image(process):
         assert image_error(denoiser, x_0, t, eps).isfinite().all()
 
 
-def test_other_seeds_ask_other_questions():
-    first, second = (fixed_questions(nothing(PROCESS), torch.Size((64, 1, 2, 2)), seed) for seed in (0, 1))
+def test_other_seeds_are_other_noise():
+    first, second = (fixed_noise(nothing(PROCESS), torch.Size((64, 1, 2, 2)), seed) for seed in (0, 1))
     assert not torch.equal(first[0], second[0])
     assert not torch.equal(first[1], second[1])
 

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 
 import pytest
@@ -23,7 +24,17 @@ from maskdm.diffusion.prediction import EPS, PREDICTIONS, VELOCITY, X0, Predicti
 from maskdm.diffusion.process import Process
 from maskdm.diffusion.schedules import edm, flow, linear, ve, vp
 from maskdm.sampling.guidance import Guidance, estimator
-from maskdm.sampling.samplers import SAMPLERS, level
+from maskdm.sampling.samplers import (
+    Context,
+    Sampler,
+    ancestral_step,
+    ddim_step,
+    dpmpp_step,
+    euler_step,
+    heun_step,
+    integrate,
+    time_of,
+)
 from maskdm.sampling.timesteps import sampling_times
 
 SIZE = (1, 2)
@@ -77,28 +88,49 @@ Data = Normal | Mixture
 
 @dataclass(frozen=True)
 class Oracle:
-    """The exact denoiser as a backbone: it works out x_t and t from what it is shown and told."""
+    """The exact denoiser as a backbone: it works out x_t and t from its input."""
 
     data: Data
     process: Process
     prediction: Prediction
 
-    def __call__(self, shown: Tensor, told: Tensor, **_: Tensor | None) -> Tensor:
-        if self.process.levels:
-            t = told
+    def __call__(self, x_in: Tensor, c_noise: Tensor, **_: Tensor | None) -> Tensor:
+        if self.process.timesteps:
+            t = c_noise
         elif self.process.ends[1] == 1:
-            t = told / 1000
+            t = c_noise / 1000
         else:
-            t = (told / 250).exp()
-        alpha, sigma = (c.to(shown.dtype)[:, None] for c in self.process.alpha_sigma(t))
-        x_t = shown.flatten(1) / self.process.shown(alpha, sigma)
+            t = (c_noise / 250).exp()
+        alpha, sigma = (c.to(x_in.dtype)[:, None] for c in self.process.alpha_sigma(t))
+        x_t = x_in.flatten(1) / self.process.c_in(alpha, sigma)
         x_0 = self.data.image(x_t, alpha, sigma)
         out = self.prediction.target(x_0, (x_t - alpha * x_0) / sigma, alpha, sigma)
-        return out.view_as(shown)
+        return out.view_as(x_in)
 
 
 def exact(process: Process, prediction: Prediction = X0, data: Data | None = None) -> Denoiser:
     return Denoiser(Oracle(data or Normal(), process, prediction), process, prediction, 1, SIZE)
+
+
+STEP = {
+    "ddim": ddim_step,
+    "ancestral": ancestral_step,
+    "euler": euler_step,
+    "heun": heun_step,
+    "dpm++": dpmpp_step,
+    "dpm++sde": dpmpp_step,
+}
+CHURNED = ("euler", "heun")
+
+
+def with_noise(name: str, amount: float) -> Sampler:
+    """A sampler with so much fresh noise, also where `get_sampler` would refuse it."""
+    return Sampler(STEP[name], s_churn=amount) if name in CHURNED else Sampler(partial(STEP[name], eta=amount))
+
+
+def option(name: str) -> str:
+    """What its amount of fresh noise is called."""
+    return "s_churn" if name in CHURNED else "eta"
 
 
 def silence() -> Tensor:
@@ -115,16 +147,9 @@ def run(
     noise: Callable[[], Tensor] = silence,
 ) -> Tensor:
     """From x_t (B, d) at times[0] to the last of the times, (B, d)."""
-    made = SAMPLERS[sampler].run(
-        estimator(denoiser, Guidance(), None),
-        denoiser.process,
-        x_t.view(-1, 1, *SIZE),
-        times,
-        noise=lambda: noise().view(-1, 1, *SIZE),
-        amount=amount,
-        report=lambda: None,
-    )
-    return made.flatten(1)
+    estimate = estimator(denoiser, Guidance(), None)
+    context = Context(denoiser.process, estimate, lambda: noise().view(-1, 1, *SIZE))
+    return integrate(with_noise(sampler, amount), context, x_t.view(-1, 1, *SIZE), times).flatten(1)
 
 
 def random(count: int, seed: int = 0) -> Tensor:
@@ -157,12 +182,12 @@ def draw(data: Data, count: int) -> Tensor:
 
 @pytest.mark.parametrize(("process", "prediction"), PAIRS.values(), ids=PAIRS.keys())
 def test_every_prediction_of_every_process_says_the_same_of_a_picture(process, prediction):
-    """The exact posterior comes back through what the network is shown, is told and answers."""
+    """The exact posterior comes back through what the network is given and puts out."""
     low, high = process.ends
     first = float(sampling_times(process, prediction, 1)[0])
     for t in (low, low + 0.1 * (high - low), low + 0.6 * (high - low), first):
-        t = float(int(t)) if process.levels else t
-        at = level(process, t)
+        t = float(int(t)) if process.timesteps else t
+        at = time_of(process, t)
         x_t = at.alpha * draw(Normal(), 50) + at.sigma * random(50, seed=1)
         x_0, eps = (part.flatten(1) for part in exact(process, prediction).estimate(x_t.view(-1, 1, *SIZE), t))
         known = Normal().image(x_t, *torch.tensor([[[at.alpha]], [[at.sigma]]], dtype=torch.float64))
@@ -202,7 +227,7 @@ def moments(denoiser: Denoiser, name: str, times: Sequence[float]) -> tuple[Tens
     images = 2 * (2 * len(times) + 1) + 1
     impulses = torch.eye(images, dtype=torch.float64).split(2, dim=1)
     heard = iter(impulses[:-1])
-    at, data = level(denoiser.process, times[0]), denoiser.backbone.data
+    at, data = time_of(denoiser.process, times[0]), denoiser.backbone.data
     root = torch.linalg.cholesky(at.alpha**2 * data.covariance + at.sigma**2 * torch.eye(2, dtype=torch.float64))
     start = at.alpha * data.mean + next(heard) @ root.T
     made = run(denoiser, sampler, start, times, amount=amount, noise=heard.__next__)
@@ -210,8 +235,8 @@ def moments(denoiser: Denoiser, name: str, times: Sequence[float]) -> tuple[Tens
     return made[-1], off.T @ off
 
 
-def covariance_error(process: Process, name: str, steps: int, grid: str = "logsnr") -> float:
-    times = sampling_times(process, X0, steps, grid=grid).tolist()
+def covariance_error(process: Process, name: str, steps: int, spacing: str = "logsnr") -> float:
+    times = sampling_times(process, X0, steps, spacing=spacing).tolist()
     mean, covariance = moments(exact(process), name, times)
     torch.testing.assert_close(mean, MEAN, rtol=0, atol=1e-12)
     return float((covariance - COVARIANCE).norm() / COVARIANCE.norm())
@@ -238,8 +263,8 @@ ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "dpm++": 2}
 
 def falling(process: Process, steps: int) -> list[float]:
     """Evenly spaced levels, or evenly spaced log-SNRs, both far from either end."""
-    if process.levels:
-        top, span = 22 * process.levels // 25, 4 * process.levels // 5
+    if process.timesteps:
+        top, span = 22 * process.timesteps // 25, 4 * process.timesteps // 5
         return [float(top - span * k // steps) for k in range(steps + 1)]
     ratio = 20.0 * 0.005 ** torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     return process.time_at(ratio / (1 + ratio)).tolist()
@@ -248,7 +273,7 @@ def falling(process: Process, steps: int) -> list[float]:
 def path_error(process: Process, sampler: str, times: Sequence[float]) -> float:
     """How far from the exact map of the ODE a sampler ends, over the deviation that pixels have there."""
     denoiser, data = exact(process), Normal()
-    first, last = (level(process, t) for t in (times[0], times[-1]))
+    first, last = (time_of(process, t) for t in (times[0], times[-1]))
     points = torch.tensor([[1.5, -0.5], [-0.5, 1.5], [-0.5, -0.5]], dtype=torch.float64)
     x_t = first.alpha * data.mean + math.hypot(0.3 * first.alpha, first.sigma) * points
     exactly = data.moved(x_t, (first.alpha, first.sigma), (last.alpha, last.sigma))
@@ -259,11 +284,11 @@ def path_error(process: Process, sampler: str, times: Sequence[float]) -> float:
 @pytest.mark.parametrize("sampler", ORDERS)
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 def test_halving_the_step_divides_the_error_as_the_order_says(process, sampler):
-    steps = (10, 20) if process.levels == 100 else (40, 80)
+    steps = (10, 20) if process.timesteps == 100 else (40, 80)
     coarse, fine = (path_error(process, sampler, falling(process, n)) for n in steps)
-    slack = 0.45 if process.levels == 100 else 0.3 if sampler == "dpm++" else 0.1
+    slack = 0.45 if process.timesteps == 100 else 0.3 if sampler == "dpm++" else 0.1
     assert math.log2(coarse / fine) == pytest.approx(ORDERS[sampler], abs=slack)
-    assert fine < (0.06 if process.levels == 100 else 0.02)
+    assert fine < (0.06 if process.timesteps == 100 else 0.02)
 
 
 @pytest.mark.parametrize("name", [n for n in PROCESSES if n not in ("ve", "edm", "edm-unit") and n not in DISCRETE])
@@ -276,9 +301,9 @@ def test_from_noise_alone_heun_is_of_second_order_too(name):
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 def test_euler_without_churn_is_ddim_without_noise(process):
-    for grid in ("uniform", "karras"):
-        times = sampling_times(process, X0, 12, grid=grid).tolist()
-        x_t = level(process, times[0]).sigma * random(20)
+    for spacing in ("uniform", "karras"):
+        times = sampling_times(process, X0, 12, spacing=spacing).tolist()
+        x_t = time_of(process, times[0]).sigma * random(20)
         ours, theirs = (run(exact(process, data=Mixture()), sampler, x_t, times) for sampler in ("euler", "ddim"))
         assert torch.equal(ours, theirs)
 
@@ -295,8 +320,8 @@ def test_euler_without_churn_is_ddim_without_noise(process):
 def test_both_modes_of_a_mixture_get_their_share(process, name):
     count, data = 1500, Mixture()
     sampler, amount = RUNS[name]
-    times = sampling_times(process, X0, 40, grid="logsnr").tolist()
-    at = level(process, times[0])
+    times = sampling_times(process, X0, 40, spacing="logsnr").tolist()
+    at = time_of(process, times[0])
     start = at.alpha * draw(data, count) + at.sigma * random(count, seed=1)
     generator = torch.Generator().manual_seed(2)
 
@@ -396,7 +421,7 @@ def follow(
     state = state.view(-1, 1, *SIZE)
     for t, name in zip(asked, scheduler.timesteps, strict=True):
         scale = getattr(scheduler, "scale_model_input", lambda state, name: state)
-        told = denoiser.process.told(torch.full((len(state),), t, dtype=torch.float64))
+        told = denoiser.process.c_noise(torch.full((len(state),), t, dtype=torch.float64))
         out = denoiser.backbone(scale(state, name), told)
         more = {key: value() for key, value in extra.items()}
         state = scheduler.step(out, name, state, **more).prev_sample
@@ -418,7 +443,7 @@ def test_ancestral_is_the_ddpm_scheduler_of_diffusers(diffusers, prediction, nam
     )
     take_tables(scheduler, linear())
     scheduler.set_timesteps(timesteps=list(times))
-    start = level(linear(), times[0]).sigma * random(COUNT)
+    start = time_of(linear(), times[0]).sigma * random(COUNT)
     theirs, ours = (torch.Generator().manual_seed(7) for _ in range(2))
     made = follow(scheduler, denoiser, start, list(times), generator=lambda: theirs)
 
@@ -471,7 +496,7 @@ def test_dpmpp_is_the_multistep_scheduler_of_diffusers(diffusers, name, algorith
     times = sampling_times(process, denoiser.prediction, STEPS).tolist()
     scheduler.set_timesteps(STEPS)
     take_sigmas(scheduler, torch.tensor(times, dtype=torch.float64) if straight else ratios(process, times))
-    heard, start = fresh(), level(process, times[0]).sigma * random(COUNT)
+    heard, start = fresh(), time_of(process, times[0]).sigma * random(COUNT)
     made = follow(scheduler, denoiser, start, times[:-1], variance_noise=lambda: heard().view(-1, 1, *SIZE))
     sampler, amount = ("dpm++", 0.0) if algorithm == "dpmsolver++" else ("dpm++sde", 1.0)
     agree(run(denoiser, sampler, start, times, amount=amount, noise=fresh()), made, 1e-5)
@@ -488,7 +513,7 @@ def test_euler_is_the_discrete_scheduler_of_diffusers(diffusers, name):
     scheduler.set_timesteps(STEPS)
     take_sigmas(scheduler, ratios(process, times))
     start = random(COUNT)
-    made = follow(scheduler, denoiser, start / level(process, times[0]).alpha, times[:-1])
+    made = follow(scheduler, denoiser, start / time_of(process, times[0]).alpha, times[:-1])
     agree(run(denoiser, "euler", start, times), made, 1e-4)
 
 
@@ -504,7 +529,7 @@ def test_heun_is_the_discrete_scheduler_of_diffusers(diffusers, name):
     twice = [times[0], *(t for t in times[1:-1] for _ in range(2))]
     take_sigmas(scheduler, ratios(process, [*twice, times[-1]]))
     start = random(COUNT)
-    made = follow(scheduler, denoiser, start / level(process, times[0]).alpha, twice)
+    made = follow(scheduler, denoiser, start / time_of(process, times[0]).alpha, twice)
     agree(run(denoiser, "heun", start, times), made, 1e-9)
 
 

@@ -20,14 +20,17 @@ from torch import Tensor, nn
 
 import maskdm
 from maskdm.cli.main import main
-from maskdm.config.resolve import resolve, write_yaml
-from maskdm.config.schema import ModelConfig, ModelSpec, ProcessConfig
+from maskdm.config.model_config import MODELS, ModelBase, model_class
+from maskdm.config.process_config import PROCESSES, DDPMConfig
+from maskdm.config.resolve import resolve
+from maskdm.config.yaml_files import write_yaml
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.masks import masking
-from maskdm.errors import InputError
+from maskdm.errors import ArgumentError, InputError
 from maskdm.models import build, transfer, weights
+from maskdm.models.spec import ModelSpec
 from maskdm.models.weights import Weights
-from maskdm.training.runs import read_config
+from maskdm.training.read_run import read_config
 
 PAGE = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -84,8 +87,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 def spec_of(backbone: str, *, size: int = 8, channels: int = 3, classes: tuple[str, ...] = (), **model) -> ModelSpec:
     return ModelSpec(
-        model=ModelConfig(backbone=backbone, **({"patch_size": 4} | model)),
-        process=ProcessConfig(),
+        model=model_class(backbone)(backbone=backbone, **({"patch_size": 4} | model)),
+        process=DDPMConfig(),
         image_size=(size, size),
         channels=channels,
         class_names=classes,
@@ -108,7 +111,7 @@ def test_the_first_example_trains_samples_and_is_loaded_as_the_page_says(desk):
     assert all(math.isfinite(event["loss"]) for event in events if event["event"] == "train")
     heldout = [event["loss_ema"] for event in events if event["event"] == "heldout"]
     assert heldout[-1] < 0.8 * heldout[0]
-    spec = weights.read(run / "weights" / "ema.safetensors").spec
+    spec = weights.read_weights(run / "weights" / "ema.safetensors").spec
     assert spec.model.backbone == "mynet:MyNet"
     assert spec.model.options == {"width": 32}
     assert read_config(run).model.options == {"width": 32}
@@ -155,13 +158,13 @@ def test_the_examples_see_nothing_of_hidden_patches_and_answer_zero_there(name, 
     network = build.backbone(spec)
     for parameter in network.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
-    visible = masking(kind, (4, 4), 0.5, block=2).draw(3, torch.Generator().manual_seed(1))
-    hidden = torch.ones(3, 16).scatter(1, visible.flatten(1), 0).view(3, 1, 4, 4)
+    mask = masking(kind, (4, 4), 0.5, block=2).draw(3, torch.Generator().manual_seed(1))
+    hidden = torch.ones(3, 16).scatter(1, mask.keep.flatten(1), 0).view(3, 1, 4, 4)
     hidden = hidden.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1) > 0
     x_t, label = torch.randn(3, 3, 16, 16), torch.tensor([0, 1, 2]) if classes else None
 
     def answer(x_t: Tensor) -> Tensor:
-        return network(x_t, torch.tensor([0, 10, 999]), visible=visible, label=label)
+        return network(x_t, torch.tensor([0, 10, 999]), mask=mask, label=label)
 
     out = answer(x_t)
     assert out.shape == x_t.shape
@@ -187,10 +190,10 @@ def test_what_the_page_says_of_the_three_is_so():
     for name, text in rows:
         listed = set(re.findall(r"`(\w+)`", text))
         assert listed == set(inspect.signature(build.BACKBONES[name]).parameters) - set(build.GIVEN)
-        assert listed <= set(ModelConfig.model_fields)
+        assert listed == MODELS[name].model_fields.keys() - ModelBase.model_fields.keys() - {"size"}
     roles = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| \([^|]*\|$", PAGE, re.MULTILINE)
     assert {role for row in roles for role in re.findall(r"`(\w+)`", row)} == set(transfer.ROLES)
-    assert {name: build.routes(ModelConfig(backbone=name)) for name in build.BACKBONES} == {
+    assert {name: build.routes(MODELS[name]()) for name in build.BACKBONES} == {
         "uvit": True,
         "jit": True,
         "unet": False,
@@ -209,8 +212,8 @@ class Recorder(nn.Module):
         self.built.append(given)
         self.scale = nn.Parameter(torch.ones(()))
 
-    def forward(self, x_t, t, *, visible=None, through=None, label=None):
-        self.calls.append((x_t.detach(), t, visible, through, label))
+    def forward(self, x_t, t, *, mask=None, label=None):
+        self.calls.append((x_t.detach(), t, mask, label))
         return self.scale * x_t
 '''
 
@@ -219,8 +222,8 @@ TIMES = {"ddpm": (0, 999), "vp": (1, 1000), "flow": (0.1, 1000), "ve": (-1152, 9
 
 @pytest.mark.parametrize("kind", TIMES)
 def test_what_the_page_says_of_times_is_so(kind):
-    process = build.process(ProcessConfig(kind=kind))
-    told = process.told(torch.tensor(process.ends, dtype=torch.float64))
+    process = build.make_objective(PROCESSES[kind]()).process
+    told = process.c_noise(torch.tensor(process.ends, dtype=torch.float64))
     assert told.tolist() == pytest.approx(list(TIMES[kind]), abs=1)
 
 
@@ -241,13 +244,13 @@ def test_what_the_page_says_of_the_call_is_so(desk):
     assert all(given.keys() == (images | options).keys() for given in recorder.built)
 
     seen: dict[str, int] = {}
-    for x_t, t, visible, through, label in recorder.calls:
+    for x_t, t, mask, label in recorder.calls:
         assert x_t.dtype == torch.float32
         assert x_t.shape[1:] == (3, 16, 16)
         assert t.shape == (len(x_t),)
-        assert through is None
         assert label is None or (label.shape == (len(x_t),) and 0 <= label.min() <= label.max() <= 2)
-        if visible is not None:
+        visible = None if mask is None else mask.visible
+        if mask is not None:
             assert visible.shape == ((len(x_t), 8) if visible.ndim == 2 else (len(x_t), 3, 3))
             assert (visible.flatten(1).diff(dim=1) > 0).all()
             assert 0 <= visible.min() <= visible.max() < 16
@@ -260,9 +263,9 @@ def test_what_the_page_says_of_the_call_is_so(desk):
 
     recorder.calls.clear()
     train(f"maskdm train --data photos/ model.backbone={MINE}:Recorder", "stages.0.mask={kind: route, ratio: 0.5}")
-    routed = [(visible, through) for _, _, visible, through, _ in recorder.calls if through is not None]
+    routed = [mask for _, _, mask, _ in recorder.calls if mask is not None]
     assert len(routed) == 4
-    assert all(visible is None and through.ndim == 2 for visible, through in routed)
+    assert all(mask.visible is None and mask.keep.ndim == 2 for mask in routed)
     assert maskdm.sample(maskdm.load(run, backbone=recorder), 1, steps=2).isfinite().all()
 
 
@@ -273,21 +276,23 @@ def test_what_the_page_says_of_the_call_is_so(desk):
 def file(desk) -> Path:
     """Weights of the first example."""
     spec = spec_of("mynet:MyNet", options={"width": 8})
-    weights.save(desk / "w.safetensors", Weights(spec, {}, build.backbone(spec).state_dict()))
+    weights.write_weights(desk / "w.safetensors", Weights(spec, {}, build.backbone(spec).state_dict()))
     return desk / "w.safetensors"
 
 
 def test_a_file_never_imports_what_it_names(file, capsys):
     del sys.modules["mynet"]
     (file.parent / "mynet.py").write_text("raise SystemExit('ran')\n")
-    with pytest.raises(InputError, match="its backbone is mynet:MyNet, got none; give load the class"):
+    with pytest.raises(InputError) as caught:
         maskdm.load(file)
+    assert (caught.value.name, caught.value.got) == ("backbone", None)
     assert "mynet:MyNet" in refused(capsys, "sample", file)
     assert main(["info", str(file)]) == 0
     assert "mynet:MyNet" in capsys.readouterr().out
     ours = spec_of("uvit", width=16, depth=1, heads=2)
-    with pytest.raises(InputError, match="weights of another model"):
+    with pytest.raises(InputError) as caught:
         transfer.inherit(build.backbone(ours), ours, file, "ema")
+    assert caught.value.name == "init_from"
     assert "mynet" not in sys.modules
 
 
@@ -295,11 +300,13 @@ def test_another_class_than_the_named_one_is_refused(file, digits_run):
     class MyNet(nn.Module):
         pass
 
-    with pytest.raises(InputError, match="its backbone is mynet:MyNet, got test_own_backbone:") as caught:
+    with pytest.raises(InputError) as caught:
         maskdm.load(file, backbone=MyNet)
+    assert (caught.value.name, caught.value.got) == ("backbone", f"{__name__}:{MyNet.__qualname__}")
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="its backbone is uvit, got mynet:MyNet; leave backbone out"):
+    with pytest.raises(InputError) as caught:
         maskdm.load(digits_run, backbone=sys.modules["mynet"].MyNet)
+    assert (caught.value.name, caught.value.got) == ("backbone", "mynet:MyNet")
     assert maskdm.load(file, backbone=sys.modules["mynet"].MyNet).channels == 3
 
 
@@ -312,8 +319,10 @@ def test_a_class_that_has_changed_since_is_one_line(file):
             self.more = nn.Linear(2, 2)
 
     MyNet.__module__, MyNet.__qualname__, module.MyNet = "mynet", "MyNet", MyNet
-    with pytest.raises(InputError, match="does not fit the model it describes: Missing key") as caught:
+    with pytest.raises(InputError) as caught:
         maskdm.load(file, backbone=MyNet)
+    assert caught.value.name == str(file)
+    assert caught.value.problem.startswith("does not fit the model it describes: Missing key")
     assert "\n" not in str(caught.value)
 
 
@@ -323,7 +332,7 @@ def test_a_class_that_a_package_passes_on_is_known_by_its_own_name(desk):
     (desk / MINE / "inside.py").write_text("from mynet import MyNet\n\n\nclass Net(MyNet):\n    pass\n")
     words = ("model.patch_size=4", "model.options.width=8", "eval.samples=0")
     run = train(f"maskdm train --data photos/ model.backbone={MINE}:Net", *words)
-    assert weights.read(run / "weights" / "ema.safetensors").spec.model.backbone == f"{MINE}.inside:Net"
+    assert weights.read_weights(run / "weights" / "ema.safetensors").spec.model.backbone == f"{MINE}.inside:Net"
     for name in (f"{MINE}:Net", f"{MINE}.inside:Net"):
         assert main(["sample", str(run), "--backbone", name, "--num", "1", "--steps", "2"]) == 0
     assert maskdm.load(run, backbone=sys.modules[MINE].Net).channels == 3
@@ -366,41 +375,45 @@ def test_the_defaults_of_a_class_are_its_own(desk):
     assert made.got == {"levels": (7,), "mlp_ratio": 4.0, "width": 24, "needed": 1}
 
 
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        ("model.backbone=mynet", "model.backbone: got 'mynet', wanted"),
-        ("model.backbone=mynot:MyNet", "model.backbone: got 'mynot:MyNet', which cannot be imported (No module named"),
-        ("model.backbone=mynet:MyNot", "which cannot be imported (module 'mynet' has no attribute 'MyNot')"),
-        ("model.backbone=mynet:shown", "which is no class of torch modules"),
-        (f"model.backbone={MINE}:function", "which is no class of torch modules"),
-        (f"model.backbone={MINE}:NoClasses", "does not take classes; see docs/backbones.md"),
-        (f"model.backbone={MINE}:Plain", "model.options.needed: missing; the backbone"),
-        (
-            "model.backbone=mynet:MyNet model.options.depth=3",
-            "model.options.depth: got 3, but the backbone mynet:MyNet",
-        ),
-        ("model.backbone=mynet:MyNet model.depth=3", "model.depth: got 3, but the backbone mynet:MyNet has no such"),
-        ("model.backbone=mynet:MyNet model.mlp_ratio=2", "what it takes itself is model.options.mlp_ratio"),
-        ("model.backbone=mynet:MyNet model.options.channels=3", "model.options.channels: got 3"),
-        ("model.backbone=mynet:MyNet stages.0.mask.kind=route", "stages.0.mask.kind: got route, but patches cannot go"),
-        ("model.options.width=3", "model.options.width: got 3, but the backbone uvit has no such option"),
-    ],
-)
-def test_what_does_not_fit_is_refused_in_one_line(words, sentence, desk, capsys):
+WRONG = [
+    ("model.backbone=mynet", "model.backbone", "got 'mynet'"),
+    ("model.backbone=mynot:MyNet", "model.backbone", "cannot import mynot:MyNet (No module named"),
+    ("model.backbone=mynet:MyNot", "model.backbone", "(module 'mynet' has no attribute 'MyNot')"),
+    ("model.backbone=mynet:visible_pixels", "model.backbone", "got 'mynet:visible_pixels'"),
+    (f"model.backbone={MINE}:function", "model.backbone", f"got '{MINE}:function'"),
+    (f"model.backbone={MINE}:NoClasses", "model.backbone", "does not take classes"),
+    (f"model.backbone={MINE}:Plain", "model.options.needed", "missing"),
+    ("model.backbone=mynet:MyNet model.options.depth=3", "model.options.depth", "got 3"),
+    ("model.backbone=mynet:MyNet model.options.channels=3", "model.options.channels", "got 3"),
+    ("model.backbone=mynet:MyNet model.depth=3", "model.depth", "got 3"),
+    ("model.backbone=mynet:MyNet model.mlp_ratio=2", "model.mlp_ratio", "model.options.mlp_ratio"),
+    ("model.backbone=mynet:MyNet stages.0.mask.kind=route", "stages.0.mask.kind", "got 'route'"),
+    ("model.options.width=3", "model.options", "not for model.backbone uvit"),
+]
+
+
+@pytest.mark.parametrize(("words", "name", "values"), WRONG)
+def test_what_does_not_fit_is_refused_in_one_line(words, name, values, desk, capsys):
     mine(NETS, desk)
     error = refused(capsys, "train", "--data", "photos", *SHORT, "model.patch_size=4", *words.split())
-    assert sentence in error
+    assert error.startswith(f"maskdm: error: {name}: ")
+    assert values in error
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("name", ["mynot:MyNet", "mynet:MyNot", "mynet:visible_pixels", "json:JSONDecoder"])
+def test_what_is_no_class_of_networks_is_an_argument(name, desk):
+    with pytest.raises(ArgumentError) as caught:
+        build.constructor(name)
+    assert caught.value.name == "backbone"
+    assert not isinstance(caught.value, InputError)  # it knows no setting
+
+
 def test_a_backbone_named_to_sample_must_be_one(file, capsys):
-    for name, sentence in (
-        ("uvit", "--backbone: got 'uvit', wanted module:Class"),
-        ("mynot:MyNet", "--backbone: got 'mynot:MyNet', which cannot be imported"),
-        ("mynet:shown", "which is no class of torch modules"),
-    ):
-        assert sentence in refused(capsys, "sample", file, "--backbone", name)
+    for name in ("uvit", "mynot:MyNet", "mynet:visible_pixels"):
+        error = refused(capsys, "sample", file, "--backbone", name)
+        assert error.startswith("maskdm: error: --backbone: ")
+        assert name in error
     assert not Path("samples").exists()
 
 
@@ -412,7 +425,7 @@ def test_a_layout_fits_the_example_to_colour_and_to_classes(desk):
     old_spec = spec_of("mynet:MyNet", channels=1, classes=("cat", "dog"), options={"width": 8})
     new_spec = spec_of("mynet:MyNet", size=12, channels=3, classes=("dog", "emu"), options={"width": 8})
     old, new = build.backbone(old_spec), build.backbone(new_spec)
-    weights.save(desk / "old.safetensors", Weights(old_spec, {}, old.state_dict()))
+    weights.write_weights(desk / "old.safetensors", Weights(old_spec, {}, old.state_dict()))
     said = transfer.inherit(new, new_spec, desk / "old.safetensors", "ema")
     assert said[1:] == [
         "7 tensors kept",
@@ -431,7 +444,7 @@ def test_a_layout_fits_the_example_to_colour_and_to_classes(desk):
 def test_without_a_layout_what_differs_starts_anew(desk, monkeypatch):
     old_spec = spec_of("mynet:MyNet", channels=1, options={"width": 8})
     new_spec = spec_of("mynet:MyNet", channels=3, options={"width": 8})
-    weights.save(desk / "old.safetensors", Weights(old_spec, {}, build.backbone(old_spec).state_dict()))
+    weights.write_weights(desk / "old.safetensors", Weights(old_spec, {}, build.backbone(old_spec).state_dict()))
     monkeypatch.delattr(sys.modules["mynet"].MyNet, "layout")
     said = transfer.inherit(build.backbone(new_spec), new_spec, desk / "old.safetensors", "ema")
     assert said[1:3] == ["8 tensors kept", "new: enter.weight, leave.weight, leave.bias"]

@@ -1,4 +1,4 @@
-"""A run on disk: its number, its lock, its log, and how it is found again by its settings."""
+"""A run on disk, the writing side: its number, its lock, its log, and how it is found again by its settings."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,48 +15,28 @@ from maskdm.config.resolve import resolve
 from maskdm.config.schema import Config
 from maskdm.errors import InputError
 from maskdm.runtime.distributed import Runtime
-from maskdm.training.runs import (
-    Run,
-    _differences,
-    _flat,
-    check_writable,
-    find_resumable,
-    find_unfinished,
-    finished,
-    list_runs,
-    open_run,
-    read_config,
-    read_metrics,
-    write_env,
-)
+from maskdm.training.events import EndEvent, StoppedEvent
+from maskdm.training.read_run import is_finished, list_runs, read_config, read_history
+from maskdm.training.runs import Run, _differences, _flat, find_resumable, find_unfinished, open_run, write_env
 
 CONFIG = resolve()
 OTHER = resolve(overrides=["stages.0.lr=1e-3"])
+STOPPED = StoppedEvent(stage="pretrain", step=3, images=24, reason="interrupted")
+END = EndEvent(stage="finetune", step=9, images=72, seconds=1.5)
 
 
 def make(output_dir: Path, config: Config = CONFIG, *, name: str = "a", ended: bool = False) -> Path:
     """A run that nobody holds."""
     run = open_run(output_dir, name, config, "never")
-    run.record("stage", step=0)
+    run.record(STOPPED)
     if ended:
-        run.record("end", step=9)
+        run.record(END)
     run.release()
     return run.path
 
 
 def names(output_dir: Path) -> list[str]:
     return sorted(path.name for path in output_dir.iterdir())
-
-
-@contextmanager
-def refused(*words: str) -> Iterator[None]:
-    """An `InputError` on one line that holds all of `words`."""
-    with pytest.raises(InputError) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -100,22 +78,23 @@ def test_a_new_run_has_its_folders_and_its_settings(tmp_path):
     }
     assert read_config(run.path) == OTHER
     assert names(tmp_path) == ["00000-a"]
-    assert not finished(run.path)
+    assert not is_finished(run.path)
     run.release()
 
 
 def test_a_run_that_cannot_be_made_leaves_nothing(tmp_path):
-    with refused("--name"):  # the remedy is another name, not another folder
+    with pytest.raises(InputError) as caught:  # the remedy is another name, not another folder
         open_run(tmp_path / "runs", "x" * 300, CONFIG, None)
+    assert caught.value.name == "name"
     assert names(tmp_path) == []
 
 
 def test_a_folder_in_which_nothing_can_be_made(tmp_path):
     (tmp_path / "file").write_text("x")
     for below in (tmp_path / "file", tmp_path / "file" / "runs" / "mine"):
-        with refused("--output-dir", "file is a file"):
-            check_writable(below)
-    check_writable(tmp_path / "not" / "yet" / "there")
+        with pytest.raises(InputError) as caught:
+            open_run(below, "a", CONFIG, None)
+        assert caught.value.name == "output_dir"
     assert names(tmp_path) == ["file"]
 
 
@@ -151,7 +130,7 @@ def test_of_several_runs_of_the_same_settings_the_newest_counts(tmp_path):
     assert find_unfinished(tmp_path, CONFIG) is None  # it was done again, and done
 
 
-def test_never_begins_anew(tmp_path):
+def test_never_begins_another(tmp_path):
     make(tmp_path)
     run = open_run(tmp_path, "a", CONFIG, "never")
     assert not run.resumed
@@ -180,35 +159,38 @@ def test_resume_latest_and_by_path(tmp_path):
 
 
 def test_nothing_to_resume(tmp_path):
-    with refused("--resume latest", "no run", str(tmp_path)):
-        find_resumable(tmp_path, "latest")
-    with refused("--resume", "missing", "no run"):
-        find_resumable(tmp_path, str(tmp_path / "missing"))
-    with refused("--resume", "no run"):
-        find_resumable(tmp_path, str(tmp_path))
+    for resume in ("latest", str(tmp_path / "missing"), str(tmp_path)):
+        with pytest.raises(InputError) as caught:
+            find_resumable(tmp_path, resume)
+        assert (caught.value.name, caught.value.got) == ("resume", resume)
     assert names(tmp_path) == []
 
 
 def test_resuming_with_other_settings_names_them(tmp_path):
     path = make(tmp_path)
-    with refused("other settings", "stages.0.lr 0.0002 -> 0.001", "init_from"):
+    with pytest.raises(InputError) as caught:
         open_run(tmp_path, "a", OTHER, str(path))
+    assert caught.value.name == "resume"
+    assert "stages.0.lr 0.0002 -> 0.001" in caught.value.problem
+    assert "init_from" in caught.value.remedy
 
 
 def test_a_finished_run_is_not_resumed(tmp_path):
     path = make(tmp_path, ended=True)
-    with refused("finished", f"stages.0.init_from={path}"):
+    with pytest.raises(InputError) as caught:
         open_run(tmp_path, "a", CONFIG, "latest")
+    assert caught.value.name == "resume"
+    assert f"stages.0.init_from={path}" in caught.value.remedy
 
 
 def test_finished_is_what_ended_last(tmp_path):
     path = make(tmp_path)
-    assert not finished(path)
+    assert not is_finished(path)
     run = Run(path, resumed=True)
-    run.record("stopped", step=3, reason="interrupted")
-    assert not finished(path)
-    run.record("end", step=9)
-    assert finished(path)
+    run.record(STOPPED)
+    assert not is_finished(path)
+    run.record(END)
+    assert is_finished(path)
 
 
 # --- differences -----------------------------------------------------------------------------------------------------
@@ -229,7 +211,6 @@ def test_equal_settings_do_not_differ():
     ("word", "difference"),
     [
         ("model.width=64", "model.width None -> 64"),
-        ("model.options.layers=2", "model.options.layers None -> 2"),
         ("process.shift=3", "process.shift 1.0 -> 3.0"),
         ("stages.1.clip=null", "stages.1.clip 1.0 -> None"),
         ("stages.0.mask.ratio=0.5", "stages.0.mask.ratio auto -> 0.5"),
@@ -262,10 +243,11 @@ def test_differences_come_in_the_order_of_the_settings():
 
 def test_a_run_is_held_by_one_process_at_a_time(tmp_path):
     holder = open_run(tmp_path, "a", CONFIG, None)
-    with refused("being trained by another process", "--resume never", str(holder.path)):
-        open_run(tmp_path, "a", CONFIG, None)
-    with refused("being trained by another process"):
-        open_run(tmp_path, "a", CONFIG, "latest")
+    for resume in (None, "latest"):
+        with pytest.raises(InputError) as caught:
+            open_run(tmp_path, "a", CONFIG, resume)
+        assert caught.value.name == str(holder.path)
+        assert "--resume never" in caught.value.remedy
     assert names(tmp_path) == ["00000-a"]
     beside = open_run(tmp_path, "a", CONFIG, "never")
     assert beside.path.name == "00001-a"
@@ -281,7 +263,7 @@ def test_a_refused_lock_is_closed_at_once(tmp_path, monkeypatch):
     holder = open_run(tmp_path, "a", CONFIG, None)
     left_open: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda fault: left_open.append(fault.exc_value))
-    with refused("another process"):
+    with pytest.raises(InputError):
         open_run(tmp_path, "a", CONFIG, None)
     gc.collect()  # a file that is still open complains when it goes
     assert not left_open
@@ -302,7 +284,7 @@ def test_a_killed_process_lets_go(tmp_path):
     command = [sys.executable, "-I", "-S", "-c", HOLD, str(path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with refused("being trained by another process"):
+        with pytest.raises(InputError, match="another process"):
             open_run(tmp_path, "a", CONFIG, None)
         other.kill()
     run = open_run(tmp_path, "a", CONFIG, None)
@@ -313,25 +295,25 @@ def test_a_killed_process_lets_go(tmp_path):
 # --- the log ---------------------------------------------------------------------------------------------------------
 
 
+def stopped(step: int, reason: str = "interrupted") -> StoppedEvent:
+    return StoppedEvent(stage="a", step=step, images=8 * step, reason=reason)
+
+
 def test_rewind_forgets_what_came_later(tmp_path):
     run = Run(tmp_path, resumed=False)
     assert run.recorded() == 0
-    run.record("stage", step=0, mask="block 4")
-    run.record("train", step=10, loss=0.5)
+    run.record(stopped(0))
+    run.record(stopped(10))
     kept, length = run.metrics.read_bytes(), run.recorded()
-    run.record("train", step=20, loss=0.4)
-    run.record("stopped", step=20, reason="interrupted")
+    run.record(stopped(20))
     with run.metrics.open("a") as file:
         file.write('{"event": "train", "st')
-    assert [event["step"] for event in read_metrics(tmp_path)] == [0, 10, 20, 20]
+    assert read_history(tmp_path).last == stopped(20)
     run.rewind(length)
     assert run.metrics.read_bytes() == kept
-    run.record("train", step=20, loss=0.4)
-    assert read_metrics(tmp_path) == [
-        {"event": "stage", "step": 0, "mask": "block 4"},
-        {"event": "train", "step": 10, "loss": 0.5},
-        {"event": "train", "step": 20, "loss": 0.4},
-    ]
+    run.record(stopped(15))
+    assert read_history(tmp_path).last == stopped(15)
+    assert len(run.metrics.read_bytes().splitlines()) == 3
     assert names(tmp_path) == ["metrics.jsonl"]
 
 
@@ -340,30 +322,12 @@ def test_rewind_to_the_beginning_and_of_nothing(tmp_path):
     run.rewind(0)
     run.rewind(100)
     assert names(tmp_path) == []
-    run.record("stage", step=0)
+    run.record(stopped(1))
     run.rewind(10_000)  # a log that was cut short by hand is not made longer
-    assert len(read_metrics(tmp_path)) == 1
+    assert read_history(tmp_path).last == stopped(1)
     run.rewind(0)
-    assert read_metrics(tmp_path) == []
-    assert not finished(tmp_path)
-
-
-@pytest.mark.parametrize("junk", [b"\n", b"\0\0\0\n", b"\xff\xfe\n", b'{"event": "en'])
-def test_a_damaged_log_does_not_hide_the_rest(tmp_path, junk):
-    run = Run(tmp_path, resumed=False)
-    run.record("stage", step=0)
-    with run.metrics.open("ab") as file:
-        file.write(junk)
-    assert not finished(tmp_path)
-    assert {"event": "stage", "step": 0} in read_metrics(tmp_path)
-
-
-def test_an_event_is_one_line_of_json(tmp_path):
-    run = Run(tmp_path, resumed=False)
-    run.record("stopped", step=1, reason="ü\n\u2028")
-    lines = run.metrics.read_bytes().splitlines()
-    assert [json.loads(line) for line in lines] == [{"event": "stopped", "step": 1, "reason": "ü\n\u2028"}]
-    assert read_metrics(tmp_path) == [json.loads(lines[0])]
+    assert read_history(tmp_path).last is None
+    assert not is_finished(tmp_path)
 
 
 # --- the environment -------------------------------------------------------------------------------------------------
@@ -380,5 +344,10 @@ def test_env_says_with_what_a_run_was_made_and_keeps_its_first(tmp_path, monkeyp
     assert env["mixed_precision"] == "no"
     assert env["world_size"] == 1
     monkeypatch.setattr(sys, "argv", ["maskdm", "train", "--resume", "latest"])
-    write_env(run, Runtime(torch.device("cpu"), "bf16"))
+    write_env(run, Runtime(torch.device("cpu"), "bf16"), "maskdm train --resume latest")
     assert json.loads((tmp_path / "env.json").read_text()) == env
+
+
+def test_env_keeps_the_command_that_it_is_given(tmp_path):
+    write_env(Run(tmp_path, resumed=False), Runtime(torch.device("cpu"), "no"), "maskdm train --recipe digits")
+    assert json.loads((tmp_path / "env.json").read_text())["command"] == "maskdm train --recipe digits"

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from maskdm.diffusion import schedules
-from maskdm.diffusion.prediction import PREDICTIONS, Prediction, carry
-from maskdm.diffusion.process import ContinuousProcess, DiscreteProcess, Process, share_of
+from maskdm.diffusion.prediction import PREDICTIONS, Prediction, check_prediction
+from maskdm.diffusion.process import ContinuousProcess, DiscreteProcess, Process, noise_level
 from maskdm.diffusion.schedules import cosine, edm, flow, linear, shifted, sigmoid, ve, vp, zero_terminal
-from maskdm.errors import InputError
+from maskdm.errors import ArgumentError
 
 DDPM = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid}
 DISCRETE: dict[str, DiscreteProcess] = {
@@ -45,8 +45,8 @@ def carried(process: Process) -> dict[str, Prediction]:
     able = {}
     for name, prediction in PREDICTIONS.items():
         try:
-            carry(process, prediction)
-        except InputError:
+            check_prediction(process, prediction)
+        except ArgumentError:
             continue
         able[name] = prediction
     return able
@@ -70,9 +70,9 @@ def continuous(request) -> ContinuousProcess:
 
 
 def every_time(process: Process) -> Tensor:
-    """All levels, or 2001 times over the whole range."""
+    """All timesteps, or 2001 times over the whole range."""
     low, high = process.ends
-    return torch.linspace(low, high, process.levels or 2001, dtype=torch.float64)
+    return torch.linspace(low, high, process.timesteps or 2001, dtype=torch.float64)
 
 
 def ratio(process: Process, t: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def test_noise_rises_strictly_with_time(process):
     assert (alpha.diff() <= 0).all()
     assert (sigma.diff() >= 0).all()
     assert ((alpha[1:] * sigma[:-1]) < (alpha[:-1] * sigma[1:])).all()  # SNR, without dividing by zero
-    assert (share_of(alpha, sigma).diff() > 0).all()
+    assert (noise_level(alpha, sigma).diff() > 0).all()
 
 
 @pytest.mark.parametrize("name", [name for name in PROCESSES if name.startswith(("ddpm", "vp"))])
@@ -124,8 +124,8 @@ def test_training_times_rise_with_their_quantile_and_stay_between_the_ends(name,
 def test_training_times_of_single_precision_quantiles_are_those_of_double(process):
     u = torch.rand(1000, generator=torch.Generator().manual_seed(0))
     single, double = process.training_time(u), process.training_time(u.double())
-    # A level may change where a quantile is rounded to the border between two.
-    torch.testing.assert_close(single, double, rtol=0, atol=1 if process.levels else 0)
+    # A timestep may change where a quantile is rounded to the border between two.
+    torch.testing.assert_close(single, double, rtol=0, atol=1 if process.timesteps else 0)
 
 
 def test_no_two_quantiles_of_training_mean_the_same_time(continuous):
@@ -134,56 +134,56 @@ def test_no_two_quantiles_of_training_mean_the_same_time(continuous):
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_the_time_of_a_share_is_found(name):
+def test_the_time_of_a_noise_level_is_found(name):
     process = CONTINUOUS[name]
     t = torch.cat([every_time(process), torch.tensor([process.clean], dtype=torch.float64)])
-    found = process.time_at(share_of(*process.alpha_sigma(t)))
+    found = process.time_at(noise_level(*process.alpha_sigma(t)))
     assert found.dtype == torch.float64
-    # Near noise alone many times have, to rounding, the same share.
-    torch.testing.assert_close(share_of(*process.alpha_sigma(found)), share_of(*process.alpha_sigma(t)))
+    # Near noise alone many times have, to rounding, the same noise level.
+    torch.testing.assert_close(noise_level(*process.alpha_sigma(found)), noise_level(*process.alpha_sigma(t)))
     near = t < 0.99 * process.ends[1]
     torch.testing.assert_close(found[near], t[near], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", DISCRETE)
-def test_the_level_of_a_share_is_found_and_between_levels_the_nearest(name):
+def test_the_timestep_of_a_noise_level_is_found_and_between_two_the_nearest(name):
     process = DISCRETE[name]
     t = torch.arange(-1, process.timesteps).double()
-    share = share_of(*process.alpha_sigma(t))
-    assert torch.equal(process.time_at(share), t)
-    gaps = share.diff()
-    assert torch.equal(process.time_at(share[:-1] + 0.4 * gaps), t[:-1])
-    assert torch.equal(process.time_at(share[:-1] + 0.6 * gaps), t[1:])
-    assert process.time_at(share.reshape(1, -1)).shape == (1, len(share))
+    level = noise_level(*process.alpha_sigma(t))
+    assert torch.equal(process.time_at(level), t)
+    gaps = level.diff()
+    assert torch.equal(process.time_at(level[:-1] + 0.4 * gaps), t[:-1])
+    assert torch.equal(process.time_at(level[:-1] + 0.6 * gaps), t[1:])
+    assert process.time_at(level.reshape(1, -1)).shape == (1, len(level))
 
 
-def test_beyond_the_shares_of_a_process_its_last_time_is_the_nearest(process):
+def test_beyond_the_noise_levels_of_a_process_its_last_time_is_the_nearest(process):
     assert float(process.time_at(torch.tensor(1.0))) == pytest.approx(process.ends[1])
     assert float(process.time_at(torch.tensor(0.0))) == pytest.approx(process.clean)
 
 
-def test_the_network_is_told_numbers_of_about_a_thousand(process):
-    told = process.told(every_time(process))
+def test_the_network_is_given_numbers_of_about_a_thousand(process):
+    told = process.c_noise(every_time(process))
     assert told.abs().max() < 2500
     assert (told.diff() > 0).all()
-    if (process.levels or 1000) >= 1000:
+    if (process.timesteps or 1000) >= 1000:
         assert told.max() - told.min() > 900
 
 
 def test_the_network_is_told_the_same_in_training_and_sampling(process):
     t = process.training_time(torch.tensor([0.1, 0.6], dtype=torch.float64))
-    torch.testing.assert_close(process.told(t).double(), process.told(t.float()).double(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(process.c_noise(t).double(), process.c_noise(t.float()).double(), rtol=1e-6, atol=1e-6)
 
 
 def test_the_network_sees_about_unit_variance(process):
     """Of images with deviation 1/2, of 1 where the process says so."""
     alpha, sigma = process.alpha_sigma(every_time(process))
     for deviation in (0.5, 1.0):
-        seen = process.shown(alpha, sigma) ** 2 * (alpha**2 * deviation**2 + sigma**2)
+        seen = process.c_in(alpha, sigma) ** 2 * (alpha**2 * deviation**2 + sigma**2)
         assert seen.max() < 4.01
         assert seen.min() > 0.2
     if process in (PROCESSES["edm"], PROCESSES["ve"]):
-        seen = process.shown(alpha, sigma) ** 2 * (alpha**2 * 0.25 + sigma**2)
+        seen = process.c_in(alpha, sigma) ** 2 * (alpha**2 * 0.25 + sigma**2)
         torch.testing.assert_close(seen, torch.ones_like(seen))
 
 
@@ -198,7 +198,7 @@ def test_the_frame_of_samplers_never_vanishes(process):
 
 
 @pytest.mark.parametrize("timesteps", [100, 1000])
-def test_linear_betas_rise_evenly_from_1e_4_to_0_02_scaled_by_the_number_of_levels(timesteps):
+def test_linear_betas_rise_evenly_from_1e_4_to_0_02_scaled_by_the_number_of_timesteps(timesteps):
     alpha, _ = linear(timesteps).alpha_sigma(torch.arange(-1, timesteps))
     betas = (1 - (alpha[1:] / alpha[:-1]) ** 2) * timesteps / 1000
     torch.testing.assert_close(betas, torch.linspace(1e-4, 0.02, timesteps, dtype=torch.float64), rtol=0, atol=1e-13)
@@ -223,11 +223,11 @@ def test_sigmoid_is_the_formula_of_its_paper():
 
 @pytest.mark.parametrize("name", DDPM)
 @pytest.mark.parametrize("timesteps", [2, 5, 10, 19, 20, 21])
-def test_few_noise_levels_make_a_process_or_are_refused(name, timesteps):
+def test_few_timesteps_make_a_process_or_are_refused(name, timesteps):
     try:
         process = DDPM[name](timesteps)
-    except InputError as error:
-        assert "\n" not in str(error)  # noqa: PT017 - either is right
+    except ArgumentError as error:
+        assert (error.name, error.got) == ("timesteps", timesteps)  # noqa: PT017 - either is right
         assert (name, timesteps < 21) == ("linear", True)
         return
     alpha, sigma = process.alpha_sigma(torch.arange(-1, timesteps))
@@ -314,11 +314,11 @@ def test_with_variance_exploding_time_is_sigma(process):
     assert torch.equal(sigma, t)
 
 
-def test_edm_shows_and_tells_what_its_paper_says():
+def test_the_input_of_edm_is_that_of_its_paper():
     """Karras et al. 2022, table 1: c_in, and c_noise = ln(sigma) / 4, here on a scale of a thousand."""
     t = torch.tensor([0.002, 0.5, 80.0], dtype=torch.float64)
-    torch.testing.assert_close(edm().shown(*edm().alpha_sigma(t)), 1 / (t**2 + 0.5**2).sqrt())
-    torch.testing.assert_close(edm().told(t), 1000 * t.log() / 4)
+    torch.testing.assert_close(edm().c_in(*edm().alpha_sigma(t)), 1 / (t**2 + 0.5**2).sqrt())
+    torch.testing.assert_close(edm().c_noise(t), 1000 * t.log() / 4)
 
 
 U = torch.linspace(0.0005, 0.9995, 1000, dtype=torch.float64)
@@ -329,7 +329,7 @@ def normal_moments(x: Tensor) -> tuple[float, float, float]:
     return float(x.mean()), float(x.std()), float(((x - x.mean()).abs() < x.std()).double().mean())
 
 
-def test_the_laws_of_training_times_are_those_of_the_papers():
+def test_the_distributions_of_training_times_are_those_of_the_papers():
     """Uniform for VP, log-uniform for NCSN, N(-1.2, 1.2) of log(sigma) for EDM, N(0, 1) of logit(t) for flow."""
     t = vp().training_time(U)
     torch.testing.assert_close(t, 1e-3 + 0.999 * U, rtol=0, atol=1e-12)
@@ -340,9 +340,10 @@ def test_the_laws_of_training_times_are_those_of_the_papers():
     assert normal_moments((t / (1 - t)).log()) == pytest.approx((0, 1, 0.6827), abs=0.01)
 
 
-def test_another_law_takes_its_place():
-    half = schedules.uniform(0.2, 0.3)
-    for process in (vp(law=half), flow(law=half), edm(law=half), ve(law=half)):
+def test_another_distribution_takes_its_place():
+    half = schedules.uniform_between(0.2, 0.3)
+    for make in (vp, flow, edm, ve):
+        process = make(time_distribution=half)
         assert process.training_time(torch.tensor([0.5], dtype=torch.float64)).tolist() == pytest.approx([0.25])
     mean = schedules.logit_normal(1.0, 0.5)(torch.tensor(0.5, dtype=torch.float64))
     assert float(mean) == pytest.approx(1 / (1 + math.exp(-1)))
@@ -353,6 +354,6 @@ def test_another_law_takes_its_place():
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (2.0, 1.0), (-1.0, 1.0), (1.0, 1.0)])
 def test_noise_from_more_to_less_is_refused(low, high):
     for make in (ve, edm):
-        with pytest.raises(InputError, match=r"process\.sigma_min: got .* less than 1") as error:
+        with pytest.raises(ArgumentError) as error:
             make(sigma_min=low, sigma_max=high)
-        assert "\n" not in str(error.value)
+        assert (error.value.name, error.value.got) == ("sigma_min", low)

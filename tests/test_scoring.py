@@ -1,4 +1,4 @@
-"""Scores along the way: the same numbers as `maskdm eval` gives afterwards, and nothing learned from them."""
+"""Scores during training: the same numbers as `maskdm eval` gives afterwards, and nothing learned from them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from safetensors.torch import load_file
 from maskdm.cli.main import main
 from maskdm.config.resolve import resolve
 from maskdm.errors import InputError
-from maskdm.evaluation.scorer import labels_like
+from maskdm.evaluation.evaluate import labels_like
+from maskdm.evaluation.features import Features
+from maskdm.evaluation.scorer import Scorer
 from maskdm.runtime.console import Console
-from maskdm.training.runs import read_metrics
-from maskdm.training.start import start
+from maskdm.training.events import ScoreEvent
+from maskdm.training.read_run import read_history
+from maskdm.training.start import start_training
 
 SCORES = ["eval.scores=pixels", "eval.score_images=12", "eval.scores_every=16"]
 
@@ -26,23 +29,23 @@ def run(data: Path, output_dir: Path, *words: str) -> Path:
     return max(output_dir.iterdir())
 
 
-def scores(folder: Path) -> list[dict[str, object]]:
-    return [event for event in read_metrics(folder) if event["event"] == "score"]
+def scores(folder: Path) -> list[ScoreEvent]:
+    return read_history(folder).scores
 
 
 def test_they_are_those_of_eval(photos, tiny, tmp_path, capsys):
     folder = run(photos, tmp_path / "runs", *tiny, *SCORES)
     found = scores(folder)
     assert len(found) > 2  # along the way, and as each stage ended
-    assert {event["stage"] for event in found} == {event["stage"] for event in read_metrics(folder) if "stage" in event}
+    assert {event.stage for event in found} == {event.stage for event in read_history(folder).stages}
     output = tmp_path / "scores.json"
     assert main(["eval", str(folder), "--num", "12", "--output", str(output)]) == 0
     first = json.loads(output.read_text())["scores"][0]
     assert first["name"] == "Frechet distance on pixels, generated"
-    assert found[-1]["frechet_distance"] == pytest.approx(first["value"], rel=1e-9)
-    assert found[-1]["n"] == 12
+    assert found[-1].frechet_distance == pytest.approx(first["value"], rel=1e-9)
+    assert found[-1].n == 12
     assert "Frechet distance on pixels" in capsys.readouterr().err
-    assert "Distance to held-out pictures" in (folder / "report.html").read_text()
+    assert "Frechet distance on pixels" in (folder / "report.html").read_text()
 
 
 def test_nothing_is_learned_from_them(digits_npz, tiny, tmp_path):
@@ -54,25 +57,38 @@ def test_nothing_is_learned_from_them(digits_npz, tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "name", "got"),
     [
-        (["eval.scores=fid"], "eval.scores: got 'fid', wanted pixels, inception"),
-        (["eval.scores=gone.pt"], "eval.scores: no such file: gone.pt"),
-        (["eval.scores=pixels", "eval.score_images=1"], "eval.score_images: got 1"),
-        (["eval.scores=pixels", "data.heldout=0"], "eval.scores: wanted at least 2 held-out pictures, got 0"),
+        (["eval.scores=fid"], "eval.scores", "fid"),
+        (["eval.scores=gone:features"], "eval.scores", "gone:features"),
+        (["eval.scores=pixels", "eval.score_images=1"], "eval.score_images", 1),
+        (["eval.scores=pixels", "data.heldout=0"], "eval.scores", 0),
     ],
 )
-def test_refusals_leave_nothing_behind(words, message, digits_npz, tiny, tmp_path, capsys):
-    command = ["train", "--data", str(digits_npz), "--output-dir", str(tmp_path / "runs"), *tiny, *words]
-    assert main(command) == 2
-    assert message in capsys.readouterr().err
+def test_refusals_leave_nothing_behind(words, name, got, digits_npz, tiny, tmp_path):
+    def begin() -> None:
+        config = resolve(overrides=[f"data.path={digits_npz}", *tiny, *words])
+        start_training(config, output_dir=tmp_path / "runs", name="t", resume=None, console=Console(quiet=True))
+
+    with pytest.raises(InputError) as caught:
+        begin()
+    assert (caught.value.name, caught.value.got) == (name, got)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_caller_without_a_scorer_is_told(digits_npz, tiny, tmp_path):
-    config = resolve(overrides=[f"data.path={digits_npz}", *tiny, "eval.scores=pixels"])
-    with pytest.raises(InputError, match=r"eval\.scores: nothing here takes scores"):
-        start(config, output_dir=tmp_path / "runs", name="t", resume=None, console=Console(quiet=True))
+def test_a_file_of_features_that_is_not_there(digits_npz, tiny, tmp_path, capsys):
+    words = ["--data", str(digits_npz), "--output-dir", str(tmp_path / "runs"), *tiny, "eval.scores=gone.pt"]
+    assert main(["train", *words]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "maskdm: error: eval.scores: no such file: gone.pt"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_features_that_are_not_finite_name_the_setting():
+    broken = Features("broken", "distance", lambda images: np.full((len(images), 2), np.nan))
+    scorer = Scorer(broken, np.zeros((5, 2)), None)
+    with pytest.raises(InputError) as caught:
+        scorer(np.zeros((5, 4, 4, 1), np.uint8))
+    assert caught.value.name == "eval.scores"
 
 
 def test_classes_come_as_often_as_among_the_held_out():

@@ -23,18 +23,19 @@ from maskdm.cli.main import main
 from maskdm.config.resolve import resolve
 from maskdm.config.schema import Config
 from maskdm.data.manifest import read_manifest
-from maskdm.diffusion.loss import fixed_questions, image_error
-from maskdm.diffusion.patches import from_uint8
+from maskdm.diffusion.loss import fixed_noise, image_error
+from maskdm.diffusion.pixels import to_model
 from maskdm.errors import Interrupted, TrainingError
 from maskdm.models.official import read_official
 from maskdm.models.weights import load
 from maskdm.runtime.console import Console
 from maskdm.training import loop, step
 from maskdm.training import start as start_module
-from maskdm.training.loop import Training
-from maskdm.training.runs import read_metrics
-from maskdm.training.start import start
-from maskdm.training.store import OnHost
+from maskdm.training.events import AnyEvent, parse_event
+from maskdm.training.monitor import Training
+from maskdm.training.read_run import read_history
+from maskdm.training.start import start_training
+from maskdm.training.store import HostStore
 
 OFFICIAL = Path(__file__).parent / "data" / "official_uncond_linear.pt"
 TINY = (
@@ -69,7 +70,7 @@ def settings(data: Path, *more: str, stages: str = STAGES) -> Config:
 
 
 def run(config: Config, output_dir: Path, resume: str | None = None, *, quiet: bool = True) -> Path:
-    return start(config, output_dir=output_dir, name="t", resume=resume, console=Console(quiet=quiet))
+    return start_training(config, output_dir=output_dir, name="t", resume=resume, console=Console(quiet=quiet))
 
 
 def tensors(run_folder: Path) -> dict[str, torch.Tensor]:
@@ -87,10 +88,16 @@ def assert_same_weights(a: Path, b: Path) -> None:
     assert not different, different
 
 
+def recorded(run_folder: Path) -> list[AnyEvent]:
+    """All events, as they were written."""
+    lines = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [event for event in map(parse_event, lines) if event is not None]
+
+
 def timeless(run_folder: Path) -> list[dict[str, object]]:
-    """What was recorded, without the clock."""
-    clock = {"seconds", "images_per_second"}
-    return [{k: v for k, v in event.items() if k not in clock} for event in read_metrics(run_folder)]
+    """What was recorded, without times."""
+    times = {"seconds", "images_per_second"}
+    return [{k: v for k, v in event if k not in times} for event in recorded(run_folder)]
 
 
 def train_in_child(data: Path, output_dir: Path, stages: str = STAGES) -> None:
@@ -137,7 +144,7 @@ def test_killed_at_20_random_moments_a_run_ends_with_the_same_weights(digits_npz
         assert not list(killed.glob("checkpoints/.step-*"))
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(digits_npz, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_saves_and_the_same_command_resumes(digits_npz, tmp_path, monkeypatch, capsys):
     whole = run(settings(digits_npz), tmp_path / "whole")
     step, before = loop.training_step, signal.getsignal(signal.SIGINT)
 
@@ -150,9 +157,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(digits_npz, tmp_path, monkeyp
     monkeypatch.setattr(loop, "training_step", interrupted_step)
     assert main(command) == 130
     said = capsys.readouterr().err
-    assert "interrupted: saved at step 11; to go on, run the same command again" in said
+    assert "interrupted: saved at step 11; to resume, run the same command again" in said
     assert "Traceback" not in said
-    assert read_metrics(tmp_path / "cut" / "00000-t")[-1]["reason"] == "interrupted"
+    assert recorded(tmp_path / "cut" / "00000-t")[-1].reason == "interrupted"
     monkeypatch.setattr(loop, "training_step", step)
     assert main(command) == 0
     assert_same_weights(whole, tmp_path / "cut" / "00000-t")
@@ -197,7 +204,7 @@ def test_a_finished_run_is_not_touched_again(digits_npz, tmp_path):
     assert_same_weights(first, second)
 
 
-def test_pictures_that_changed_stop_a_resumed_run(digits_npz, tmp_path, monkeypatch):
+def test_images_that_changed_stop_a_resumed_run(digits_npz, tmp_path, monkeypatch):
     step = loop.training_step
     monkeypatch.setattr(loop, "training_step", lambda *a: (os.kill(os.getpid(), signal.SIGINT), step(*a))[1])
     with pytest.raises(Interrupted):
@@ -213,25 +220,26 @@ def test_pictures_that_changed_stop_a_resumed_run(digits_npz, tmp_path, monkeypa
 @pytest.mark.parametrize("which", ["ema", "raw"])
 def test_stage_two_starts_from_stage_one(digits_npz, tmp_path, which, monkeypatch):
     seen = {}
-    begin = loop.begin_stage
+    start_stage = loop.start_stage
 
     def spy(training, state, denoiser):
-        begin(training, state, denoiser)
+        start_stage(training, state, denoiser)
         if state.progress.stage == 1:
             seen.update({k: v.clone() for k, v in state.model.state_dict().items()})
-            seen["moments"] = len(state.optimiser.state)
+            seen["moments"] = len(state.optimizer.state)
             assert all(torch.equal(v, seen[k]) for k, v in state.ema.state_dict().items())
 
-    monkeypatch.setattr(loop, "begin_stage", spy)
+    monkeypatch.setattr(loop, "start_stage", spy)
     folder = run(settings(digits_npz, f"stages.1.weights={which}"), tmp_path)
     handed = load_file(folder / "weights" / f"pretrain-{which}.safetensors")
     assert seen.pop("moments") == 0
     assert handed.keys() == seen.keys()
     assert all(torch.equal(handed[k], seen[k]) for k in handed)
-    heldout = [e for e in read_metrics(folder) if e["event"] == "heldout"]
-    end_of_first = [e for e in heldout if e["stage"] == "pretrain"][-1]
-    start_of_second = next(e for e in heldout if e["stage"] == "finetune")
-    assert start_of_second["loss_raw"] == end_of_first[f"loss_{which}"]
+    heldout = read_history(folder).heldout
+    end_of_first = [e for e in heldout if e.stage == "pretrain"][-1]
+    start_of_second = next(e for e in heldout if e.stage == "finetune")
+    assert start_of_second.step == end_of_first.step
+    assert start_of_second.error_raw == getattr(end_of_first, f"error_{which}")
 
 
 def test_a_later_run_starts_from_an_earlier_one(digits_npz, tmp_path):
@@ -252,7 +260,7 @@ def test_init_from_another_image_size_resizes_positions_and_says_so(photos, tmp_
     assert "; fitted: position.weight; images (16, 24) instead of (16, 16)" in line
 
 
-def test_init_from_a_model_of_other_pictures_says_what_became_of_its_weights(photos_run, digits_npz, tmp_path, capsys):
+def test_init_from_a_model_of_other_images_says_what_became_of_its_weights(photos_run, digits_npz, tmp_path, capsys):
     words = ["--data", str(digits_npz), "--output-dir", str(tmp_path), *TINY, STAGES]
     assert main(["train", *words, f"stages.0.init_from={photos_run}"]) == 0
     line, _ = (line for line in capsys.readouterr().err.splitlines() if "starts from" in line)
@@ -305,13 +313,13 @@ def test_a_loss_that_is_not_finite_names_its_step_and_spares_what_was_saved(digi
 
 def test_training_sees_members_only(digits_npz, tmp_path, monkeypatch):
     fetched = []
-    fetch = OnHost._fetch
+    fetch = HostStore._fetch
 
     def spy(store, rows):
         fetched.append(rows)
         return fetch(store, rows)
 
-    monkeypatch.setattr(OnHost, "_fetch", spy)
+    monkeypatch.setattr(HostStore, "_fetch", spy)
     folder = run(settings(digits_npz), tmp_path)
     records = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     roles = [record["role"] for record in records]
@@ -348,9 +356,9 @@ def test_steps_between_logs_do_not_wait_for_the_device(digits_npz, tmp_path, mon
     assert not reads
 
 
-def test_a_stage_by_the_clock_ends_by_the_clock(digits_npz, tmp_path):
+def test_a_stage_of_minutes_ends_by_wall_clock_time(digits_npz, tmp_path):
     folder = run(settings(digits_npz, "stages.0.minutes=0.01", "stages.1.minutes=0.005"), tmp_path)
-    first, second = (e["seconds"] for e in read_metrics(folder) if e["event"] == "stage_end")
+    first, second = (event.seconds for event in read_history(folder).stage_ends)
     assert 0.6 <= first < 2  # it ends with the step in which its time runs out, and on a busy machine a step is long
     assert 0.3 <= second < 2
 
@@ -370,37 +378,37 @@ def test_killed_while_an_old_checkpoint_was_removed_after_the_last_save(digits_n
     (folder / "metrics.jsonl").write_text("".join(lines[:-1]))  # as if its end had not been recorded
     assert run(settings(digits_npz), tmp_path) == folder
     assert not left.exists()
-    assert read_metrics(folder)[-1]["event"] == "end"
+    assert read_history(folder).finished
 
 
 def test_fp16_and_bf16_train(digits_npz, tmp_path):
     for precision in ("fp16", "bf16"):
         folder = run(settings(digits_npz, f"train.mixed_precision={precision}"), tmp_path)
         assert all(t.dtype == torch.float32 for t in tensors(folder).values())
-        losses = [e["loss"] for e in read_metrics(folder) if e["event"] == "train"]
+        losses = [event.loss for event in read_history(folder).train]
         assert np.isfinite(losses).all()
 
 
 def test_training_learns(digits_npz, tmp_path):
     folder = run(settings(digits_npz, "stages.0.steps=120", "stages.0.lr=3e-3", "stages.0.mask.ratio=0.5"), tmp_path)
-    heldout = [e["loss_ema"] for e in read_metrics(folder) if e["event"] == "heldout"]
+    heldout = [event.error_ema for event in read_history(folder).heldout]
     assert heldout[-1] < 0.8 * heldout[0]
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_records_how_much_it_hides(digits_npz, tmp_path):
+def test_a_run_records_how_much_it_masks(digits_npz, tmp_path):
     folder = run(settings(digits_npz, stages=UNEVEN), tmp_path, quiet=False)
-    first, second = (event for event in read_metrics(folder) if event["event"] == "stage")
-    assert first["patches"] == second["patches"] == 16
-    assert first["hidden"] == pytest.approx((0.75 + 0.5 + 0) / 3)
-    assert second["hidden"] == pytest.approx((0.5 + 2 * 0.5 + 0) / 4, abs=0.04)  # the crop is as near as it can be
-    assert "noise quantiles 0.33 to 0.67" in first["mask"]
-    assert "50% of a batch route: 8 of 16 patches all the way" in second["mask"]
+    first, second = read_history(folder).stages
+    assert first.patches == second.patches == 16
+    assert first.mask_ratio == pytest.approx((0.75 + 0.5 + 0) / 3)
+    assert second.mask_ratio == pytest.approx((0.5 + 2 * 0.5 + 0) / 4, abs=0.04)  # the crop is as near as it can be
+    assert "noise quantiles 0.33 to 0.67" in first.mask
+    assert "50% of a batch route: 8 of 16 patches all the way" in second.mask
     log = (folder / "log.txt").read_text()
-    assert f"stage 1 of 2, pretrain: {first['mask']}" in log
-    assert f"stage 2 of 2, finetune: {second['mask']}" in log
+    assert f"stage 1 of 2, pretrain: {first.mask}" in log
+    assert f"stage 2 of 2, finetune: {second.mask}" in log
 
 
 CHANGING = (
@@ -411,18 +419,18 @@ CHANGING = (
 
 def test_a_ratio_that_changes_follows_the_stage(digits_npz, tmp_path, monkeypatch):
     ratios = []
-    draw = step.draw
+    draw = step.draw_batch
 
-    def spy(data, portions, *arguments, **named):
-        ratios.append(portions[0].masking.ratio)
-        return draw(data, portions, *arguments, **named)
+    def spy(data, groups, *arguments, **named):
+        ratios.append(groups[0].masking.ratio)
+        return draw(data, groups, *arguments, **named)
 
-    monkeypatch.setattr(step, "draw", spy)
+    monkeypatch.setattr(step, "draw_batch", spy)
     run(settings(digits_npz, stages=CHANGING), tmp_path)
     assert ratios == [0.75] * 3 + [0.5] * 3 + [0.25] * 3 + [0.0] * 3 + [0.75] * 3 + [0.25] * 3
 
 
-def test_an_interrupted_run_goes_on_with_the_mask_it_was_at(digits_npz, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_with_the_mask_it_was_at(digits_npz, tmp_path, monkeypatch):
     whole = run(settings(digits_npz, stages=CHANGING), tmp_path / "whole")
     step = loop.training_step
 
@@ -444,18 +452,18 @@ def test_an_interrupted_run_goes_on_with_the_mask_it_was_at(digits_npz, tmp_path
 @pytest.mark.parametrize(
     "process", [(), ("process.kind=flow", "process.prediction=velocity")], ids=["ddpm, x0", "flow, velocity"]
 )
-def test_held_out_error_is_that_of_the_image_on_questions_that_stay(process, digits_npz, tmp_path):
+def test_held_out_error_is_that_of_the_image_on_noise_that_stays(process, digits_npz, tmp_path):
     folder = run(settings(digits_npz, "eval.heldout_images=100", *process), tmp_path)
-    last = [event for event in read_metrics(folder) if event["event"] == "heldout"][-1]
+    last = read_history(folder).heldout[-1]
     rows = read_manifest(folder).indices("heldout")
-    assert last["n"] == len(rows)  # fewer than were asked for
+    assert last.n == len(rows)  # fewer than were asked for
     with np.load(digits_npz) as archive:
-        x_0 = from_uint8(torch.from_numpy(archive["images"][rows][:, None]))
+        x_0 = to_model(archive["images"][rows][..., None])
         label = torch.from_numpy(archive["labels"][rows])
     for which in ("ema", "raw"):
         denoiser = load(folder, weights=which)
-        error = image_error(denoiser, x_0, *fixed_questions(denoiser, x_0.shape), label=label)
-        assert float(error.mean()) == pytest.approx(last[f"loss_{which}"], rel=1e-4)
+        error = image_error(denoiser, x_0, *fixed_noise(denoiser, x_0.shape), label=label)
+        assert float(error.mean()) == pytest.approx(getattr(last, f"error_{which}"), rel=1e-4)
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
@@ -465,13 +473,13 @@ def train_as_rank(rank: int, world: int, port: int, data: Path, output_dir: Path
     torch.set_num_threads(1)
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
-    train = start_module.train
+    run_stages = start_module.run_stages
 
     def kept(training: Training) -> None:
         """Every rank's weights in the end: only the first one's are saved."""
-        torch.save(train(training).model.state_dict(), output_dir.parent / f"rank-{rank}.pt")
+        torch.save(run_stages(training).model.state_dict(), output_dir.parent / f"rank-{rank}.pt")
 
-    start_module.train = kept  # of this process
+    start_module.run_stages = kept  # of this process
     run(settings(data, stages=stages), output_dir)
 
 
@@ -509,7 +517,7 @@ def test_two_processes_end_like_one(stages, digits_npz, tmp_path, forks):
     assert difference < 1e-6
 
 
-def train_divided(rank: int, world: int, port: int, data: Path, output_dir: Path, words: tuple[str, ...]) -> None:
+def train_sharded(rank: int, world: int, port: int, data: Path, output_dir: Path, words: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
@@ -530,16 +538,16 @@ def train_divided(rank: int, world: int, port: int, data: Path, output_dir: Path
     assert max(steps) < 0.6 * whole  # this rank's part
 
 
-def test_a_divided_model_ends_like_a_whole_one_and_goes_on_alone(digits_npz, tmp_path, forks):
+def test_a_sharded_model_ends_like_a_whole_one_and_resumes_alone(digits_npz, tmp_path, forks):
     alone = forks.Process(target=train_in_child, args=(digits_npz, tmp_path / "one", STAGES))
     alone.start()
     alone.join()
     one = tensors(tmp_path / "one" / "00000-t")
     for name, words in {"through": (), "stopped": ("stop",)}.items():
-        start_ranks(forks, train_divided, 2, digits_npz, tmp_path / name, words)
+        start_ranks(forks, train_sharded, 2, digits_npz, tmp_path / name, words)
         folder = tmp_path / name / "00000-t"
         if "stop" in words:
-            assert not [e for e in read_metrics(folder) if e["event"] == "end"]
+            assert not read_history(folder).finished
             run(settings(digits_npz, "train.parallel=fsdp"), tmp_path / name)  # at another world size
         two = tensors(folder)
         assert one.keys() == two.keys()
@@ -548,13 +556,12 @@ def test_a_divided_model_ends_like_a_whole_one_and_goes_on_alone(digits_npz, tmp
         a, b = (np.asarray(Image.open(grid), dtype=int) for grid in grids)
         assert abs(a - b).max() <= 1
         errors = [
-            [e["loss_ema"] for e in read_metrics(tmp_path / which / "00000-t") if e["event"] == "heldout"]
-            for which in ("one", name)
+            [event.error_ema for event in read_history(tmp_path / which / "00000-t").heldout] for which in ("one", name)
         ]
         assert errors[0] == pytest.approx(errors[1], rel=1e-4)
 
 
-def test_the_clock_is_the_same_for_all_processes(digits_npz, tmp_path, forks):
+def test_wall_clock_time_is_the_same_for_all_processes(digits_npz, tmp_path, forks):
     stage = "{name: a, minutes: 0.02, batch_size: 8, lr_schedule: cosine, mask: {kind: patch, ratio: [0.75, 0.5, 0]}}"
     first, second = train_in_ranks(forks, 2, digits_npz, tmp_path / "two", f"stages=[{stage}]")
     assert all(torch.equal(first[name], second[name]) for name in first)  # the same rates and masks, step by step

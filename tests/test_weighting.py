@@ -24,7 +24,7 @@ WEIGHTINGS = {
 }
 
 
-def levels(process: Process) -> tuple[Tensor, Tensor]:
+def coefficients(process: Process) -> tuple[Tensor, Tensor]:
     """(alpha, sigma) at quantiles of training."""
     return process.alpha_sigma(process.training_time(U))
 
@@ -42,14 +42,14 @@ def same(ours: Tensor, formula: Tensor) -> None:
 
 @pytest.mark.parametrize(("process", "prediction"), PAIRS.values(), ids=PAIRS.keys())
 def test_uniform_is_exactly_one(process, prediction):
-    alpha, sigma = levels(process)
+    alpha, sigma = coefficients(process)
     assert torch.equal(uniform(alpha, sigma, prediction), torch.ones_like(alpha))
     assert torch.equal(uniform(alpha.float(), sigma.float(), prediction), torch.ones_like(alpha.float()))
 
 
 @pytest.mark.parametrize(("process", "prediction"), PAIRS.values(), ids=PAIRS.keys())
 def test_uniform_in_what_is_predicted_is_uniform(process, prediction):
-    alpha, sigma = levels(process)
+    alpha, sigma = coefficients(process)
     assert torch.equal(uniform_in(prediction)(alpha, sigma, prediction), torch.ones_like(alpha))
 
 
@@ -60,7 +60,7 @@ def test_uniform_in_what_is_predicted_is_uniform(process, prediction):
 @pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
 def test_min_snr_is_that_of_its_paper(process, gamma):
     """Hang et al. 2023, section 3.4 and appendix: for x0, eps and v of a variance-preserving process."""
-    alpha, sigma = levels(process)
+    alpha, sigma = coefficients(process)
     ratio = snr(alpha, sigma)
     clipped = torch.minimum(ratio, torch.tensor(gamma))
     weigh = min_snr(gamma)
@@ -70,10 +70,10 @@ def test_min_snr_is_that_of_its_paper(process, gamma):
 
 
 def test_min_snr_of_flow_and_edm_by_hand():
-    alpha, sigma = levels(flow())
+    alpha, sigma = coefficients(flow())
     clipped = snr(alpha, sigma).clamp(max=5)
     same(min_snr()(alpha, sigma, VELOCITY), clipped * sigma**2)  # x_0 = x_t - t v
-    alpha, sigma = levels(edm())
+    alpha, sigma = coefficients(edm())
     c_out = sigma * 0.5 / (sigma**2 + 0.25).sqrt()
     same(min_snr()(alpha, sigma, F), snr(alpha, sigma).clamp(max=5) * c_out**2)
 
@@ -82,7 +82,7 @@ def test_min_snr_of_flow_and_edm_by_hand():
 @pytest.mark.parametrize(("gamma", "k"), [(0.5, 1.0), (1.0, 1.0), (1.0, 0.1)])
 def test_p2_is_that_of_its_paper(process, gamma, k):
     """Choi et al. 2022, eq. 9: on the simple loss of DDPM, which is that of eps."""
-    alpha, sigma = levels(process)
+    alpha, sigma = coefficients(process)
     ratio = snr(alpha, sigma)
     weight = 1 / (k + ratio) ** gamma
     weigh = p2(gamma, k)
@@ -94,21 +94,21 @@ def test_p2_is_that_of_its_paper(process, gamma, k):
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0])
 def test_uniform_in_f_is_the_lambda_of_edm(sigma_data):
     """Karras et al. 2022, table 1, on the error of the denoised image."""
-    alpha, sigma = levels(edm())
+    alpha, sigma = coefficients(edm())
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     same(uniform_in(precondition(sigma_data))(alpha, sigma, X0), weight)
 
 
 def test_uniform_in_velocity_is_the_loss_of_jit():
     """Li & He 2025: the network predicts the image, the loss is on the velocity, divided by at least 0.05."""
-    alpha, sigma = levels(flow())
+    alpha, sigma = coefficients(flow())
     assert sigma.min() < 0.05
     weight = 1 / sigma.clamp(min=0.05) ** 2
     torch.testing.assert_close(uniform_in(VELOCITY)(alpha, sigma, X0), weight, rtol=1e-9, atol=0)
 
 
 def test_uniform_in_the_noise_is_the_simple_loss_of_ddpm_whatever_is_predicted():
-    alpha, sigma = levels(linear())
+    alpha, sigma = coefficients(linear())
     same(uniform_in(EPS)(alpha, sigma, X0), snr(alpha, sigma))
     same(uniform_in(EPS)(alpha, sigma, V), alpha**2)
     same(uniform_in(X0)(alpha, sigma, EPS), 1 / snr(alpha, sigma))
@@ -147,7 +147,7 @@ def test_a_weighted_error_of_the_output_is_that_of_the_quantity_it_is_defined_on
 @pytest.mark.parametrize(("process", "prediction"), PAIRS.values(), ids=PAIRS.keys())
 def test_weights_are_finite_between_nothing_and_the_largest(process, prediction):
     for dtype in (torch.float32, torch.float64):
-        alpha, sigma = (c.to(dtype)[:, None, None, None] for c in levels(process))
+        alpha, sigma = (c.to(dtype)[:, None, None, None] for c in coefficients(process))
         for weighting in WEIGHTINGS.values():
             weight = weighting(alpha, sigma, prediction)
             assert (weight.shape, weight.dtype) == (alpha.shape, dtype)
@@ -166,4 +166,4 @@ def test_images_that_are_noise_alone_have_finite_weights(name):
 
 def test_every_process_is_weighted_somewhere():
     for process in PROCESSES.values():
-        assert float(min_snr()(*levels(process), X0).mean()) > 0.01
+        assert float(min_snr()(*coefficients(process), X0).mean()) > 0.01

@@ -1,17 +1,19 @@
 """Files that are there whole or not at all, whoever writes them and however the process ends.
 
-Everything is written beside its place under a name of its own (`.NAME.tmp-PID-RANDOM`), flushed to disk, and renamed:
-two processes that write one file do not meet, and a killed one leaves a file that `sweep` knows. Text is UTF-8 with
-line breaks of one character on every system.
+Everything is written beside its place under a name of its own (`.NAME.tmp-MACHINE-PID-RANDOM`), flushed to disk, and
+renamed: two processes that write one file do not meet, and a killed one leaves a file that `sweep` knows. Text is UTF-8
+with line breaks of one character on every system.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,28 +22,49 @@ from maskdm.errors import InputError, StorageError
 
 PRIVATE = 0o600
 """Mode of a file that says who was in a training set."""
-_TEMPORARY = re.compile(r"\..+\.tmp-(\d+)-[0-9a-f]{8}(\.[A-Za-z0-9]+)?")
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # on a shared disk: a PID says nothing on another machine
+_TEMPORARY = re.compile(r"\..+\.tmp-(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}(\.[A-Za-z0-9]+)?")
 
 
 def temporary_name(path: Path) -> Path:
     """A name beside `path` that nobody else uses, with the same suffix, which some writers go by."""
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    return path.with_name(f".{path.name}.tmp-{_MACHINE}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+
+
+def orphaned(path: Path) -> bool:
+    """Whether `path` has a name of `temporary_name` that was given by a process of this machine which is no more."""
+    found = _TEMPORARY.fullmatch(path.name)
+    return found is not None and found["machine"] == _MACHINE and not alive(int(found["pid"]))
 
 
 @contextmanager
-def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
+def replacing(path: Path, *, private: bool = False, durable: bool = True) -> Iterator[Path]:
     """Gives the name under which to write; what is there when the block ends takes the place of `path`.
+
+    Args:
+        path: the file.
+        private: only its owner may read it.
+        durable: it is flushed to disk, so that it is whole after a power cut too; not worth its time where one command
+            writes thousands of files that another run of it would give again.
 
     Raises:
         StorageError: it cannot be written; `path` is as it was.
     """
+    with _beside(path, private) as temporary:
+        yield temporary
+        if durable:
+            flush(temporary)
+        temporary.replace(path)
+
+
+@contextmanager
+def _beside(path: Path, private: bool) -> Iterator[Path]:
+    """A temporary name for `path`, of which nothing is left when the block ends."""
     temporary = temporary_name(path)
     try:
         if private:
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
         yield temporary
-        flush(temporary)
-        temporary.replace(path)
     except StorageError:
         raise
     except OSError as error:
@@ -49,6 +72,19 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_once(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Bytes, whole or not at all, unless the file is there: then it stays, and of two writers at once the first wins.
+
+    Raises:
+        StorageError: it cannot be written, or the disk has no hard links.
+    """
+    with _beside(path, private) as temporary:
+        temporary.write_bytes(content)
+        flush(temporary)
+        with suppress(FileExistsError):
+            path.hardlink_to(temporary)  # unlike a rename, never replaces a file that is there
 
 
 def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
@@ -94,8 +130,7 @@ def flush(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Removes what killed processes left of unfinished files in `folder`."""
     for path in folder.glob(".*.tmp-*"):
-        found = _TEMPORARY.fullmatch(path.name)
-        if found and not alive(int(found[1])):
+        if orphaned(path):
             with suppress(OSError):
                 path.unlink()
 

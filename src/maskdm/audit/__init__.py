@@ -1,1 +1,1 @@
-"""What a model leaks about the pictures it was trained on: measured, never promised."""
+"""What a model leaks about the images it was trained on: measured, never promised."""

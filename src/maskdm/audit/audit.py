@@ -1,266 +1,383 @@
-"""One audit: how many pictures and which attacks, what it will cost, and everything that came out, as one record."""
+"""One audit: how many images and which attacks, what it will cost, and everything that it found.
+
+subject = open_subject(run, console=console)                        # audit.subject
+denoiser = load(subject.weights)
+options = AuditOptions("standard", budget_minutes=30)
+cost = estimate_cost(denoiser, subject, options)                    # calls, seconds, and what fits the budget
+found = run_audit(denoiser, cost.subject, cost.size, options, console)
+record = save_audit(folder, found, command)                         # audit.record
+"""
 
 from __future__ import annotations
 
-import io
-import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
-from maskdm import __version__
-from maskdm.audit import attacks, statistics, subgroups
-from maskdm.audit import copies as generation
-from maskdm.audit import scoring as measure
-from maskdm.audit.attacks import VERSION, Attack
-from maskdm.audit.conclusion import Verdict, verdict
-from maskdm.audit.copies import Encode, Share
-from maskdm.audit.scoring import Control, Scored, tensor
-from maskdm.audit.subject import Subject, described
-from maskdm.audit.target import ModelEye
-from maskdm.data.manifest import write_private
+from maskdm.audit import attacks, subgroups
+from maskdm.audit.attacks import Attack, calls_per_image
+from maskdm.audit.conclusion import AuditVerdict, audit_verdict
+from maskdm.audit.controls import CONTROL_IMAGES, Control, run_controls
+from maskdm.audit.copies import CopyShare, measure_copies
+from maskdm.audit.scoring import ScoredAttack, score_attacks
+from maskdm.audit.statistics import Auc
+from maskdm.audit.subject import Subject, read_images
+from maskdm.audit.target import ModelTarget
+from maskdm.data.dataset import default_cache
 from maskdm.diffusion.denoiser import Denoiser
-from maskdm.diffusion.loss import fixed_questions, image_error
-from maskdm.diffusion.patches import to_uint8
-from maskdm.errors import InputError, StorageError
-from maskdm.models import build
+from maskdm.diffusion.loss import fixed_noise, image_error
+from maskdm.diffusion.pixels import to_model, to_uint8_nhwc
+from maskdm.errors import InputError, within
+from maskdm.evaluation.evaluate import without_grid
+from maskdm.evaluation.features import Features, get_features
+from maskdm.models.spec import ModelSpec
 from maskdm.runtime.console import Console
-from maskdm.sampling.sample import STEPS, sample
+from maskdm.sampling.sample import STEPS, sample_images, sampling_config
 
 Profile = Literal["quick", "standard", "full"]
-SCHEMA = "maskdm-audit/1"
+ERROR_IMAGES = 1000
+"""Images of each role on which errors are measured, at most."""
+MIN_BUDGET_IMAGES = 100
+"""Images of each role that a budget leaves at least."""
 
 
 @dataclass(frozen=True)
-class Size:
+class AuditSize:
     """How much an audit does.
 
     Attributes:
-        members, heldout, calibration: pictures of each role, at most.
+        members, heldout, calibration: images of each role, at most.
         draws: noises of every loss.
-        made: pictures to generate, 0 for none.
+        generated: images to generate, 0 for none.
     """
 
     members: int
     heldout: int
     calibration: int
     draws: int
-    made: int
+    generated: int
 
 
-SIZES: dict[Profile, Size] = {
-    "quick": Size(300, 300, 300, 2, 0),
-    "standard": Size(2000, 2000, 1000, 4, 1000),
-    "full": Size(10_000, 10_000, 5000, 4, 10_000),
+SIZES: dict[Profile, AuditSize] = {
+    "quick": AuditSize(300, 300, 300, 2, 0),
+    "standard": AuditSize(2000, 2000, 1000, 4, 1000),
+    "full": AuditSize(10_000, 10_000, 5000, 4, 10_000),
 }
-ASKED = 1000
-"""Pictures of each role on which errors are measured, at most."""
-UNTRAINED = 500
-"""Pictures of each role that the untrained network is asked about, at most."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """What an audit shall do besides its size."""
+class AuditOptions:
+    """What an audit shall do.
+
+    Attributes:
+        profile: quick (an alarm, never an all-clear), standard or full.
+        seed: of the choice of images.
+        batch_size: images at once.
+        num: images to generate, 0 for none, None for as many as the profile does.
+        budget_minutes: how long it may take, None for as long as the profile does.
+        generated: images that the model made before, (N, H, W, C) uint8, in place of new ones.
+        features: in which copies are looked for, besides all pixels.
+
+    Raises:
+        InputError: numbers out of range, or both `num` and `generated`.
+    """
 
     profile: Profile = "standard"
     seed: int = 0
     batch_size: int = 64
-    flips: bool = False
-    made: np.ndarray | None = None
-    encoders: tuple[tuple[str, Encode], ...] = ()
+    num: int | None = None
+    budget_minutes: float | None = None
+    generated: np.ndarray | None = None
+    features: tuple[Features, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.budget_minutes is not None and not self.budget_minutes > 0:
+            raise InputError("budget_minutes", got=self.budget_minutes, wanted="more than 0")
+        if self.num is not None and self.num < 0:
+            raise InputError("num", got=self.num, wanted="0 or more")
+        if self.num and self.generated is not None:
+            raise InputError("num", "given with generated images, which are made already", remedy="leave one out")
+        if self.batch_size < 1:
+            raise InputError("batch_size", got=self.batch_size, wanted="at least 1")
+
+    @property
+    def size(self) -> AuditSize:
+        """That of the profile, with the images to generate that were asked for."""
+        size = SIZES[self.profile]
+        if self.num is None and self.generated is None:
+            return size
+        return replace(size, generated=self.num or 0)
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything that one audit found."""
+    """Everything that one audit found.
+
+    Attributes:
+        subject: what was audited, with the images that were used.
+        options, size: what was asked for, and how much was done.
+        scored: the primary statistic, then every attack.
+        controls: the four of them.
+        verdict: the conclusion.
+        copies: measures of copying; empty where no images were generated.
+        errors: mean squared error of the estimated image on members and on held-out images.
+        classes: AUC of the primary statistic within each class that is large enough.
+        groups: AUC of groups by the mean of their images, or None.
+        outliers: AUC within the images that are least like others, or None.
+        set_p: p-value for all members at once, or None where groups are few.
+        seconds: how long it took.
+        generated: images of the model, (N, H, W, C) uint8, or None.
+    """
 
     subject: Subject
-    options: Options
-    size: Size
-    scored: tuple[Scored, ...]
+    options: AuditOptions
+    size: AuditSize
+    scored: tuple[ScoredAttack, ...]
     controls: tuple[Control, ...]
-    verdict: Verdict
-    shares: tuple[Share, ...]
-    gap: tuple[float, float]
-    classes: tuple[tuple[str, statistics.Auc], ...]
-    groups: statistics.Auc | None
-    apart: statistics.Auc | None
+    verdict: AuditVerdict
+    copies: tuple[CopyShare, ...]
+    errors: tuple[float, float]
+    classes: tuple[tuple[str, Auc], ...]
+    groups: Auc | None
+    outliers: Auc | None
     set_p: float | None
     seconds: float
-    made: np.ndarray | None
+    generated: np.ndarray | None
 
     @property
-    def primary(self) -> Scored:
+    def primary(self) -> ScoredAttack:
         """The statistic that was fixed in advance."""
         return self.scored[0]
+
+
+def check_fail_above_auc(fail_above_auc: float | None) -> None:
+    """Refuses an AUC that cannot be tolerated.
+
+    Raises:
+        InputError: it is not between 0.5 and 1.
+    """
+    if fail_above_auc is not None and not 0.5 <= fail_above_auc <= 1:
+        raise InputError("fail_above_auc", got=fail_above_auc, wanted="0.5 to 1")
+
+
+def read_generated(data: str | Path, spec: ModelSpec, console: Console) -> np.ndarray:
+    """Images that a model made before, without the grid that sampling lays beside them: (N, H, W, C) uint8.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    return without_grid(read_images(str(data), spec, console))
+
+
+def load_audit_features(
+    names: Sequence[str], subject: Subject, device: torch.device, console: Console
+) -> tuple[Features, ...]:
+    """The features in which copies are to be looked for.
+
+    Args:
+        names: of features, files, or functions module:callable; see `maskdm.evaluation.features`.
+        subject: an encoder is trained on its calibration images, which are neither members nor compared with.
+        device: where to compute.
+        console: is told of what takes time.
+
+    Raises:
+        InputError: an unknown name, or something that cannot be had or imported.
+    """
+    with within(""):
+        return tuple(
+            get_features(
+                name,
+                device=device,
+                cache_dir=default_cache(),
+                reference=lambda: subject.calibration,
+                say=console.say,
+            )
+            for name in names
+        )
 
 
 # --- what it will cost -----------------------------------------------------------------------------------------------
 
 
-def chosen(profile: Profile, denoiser: Denoiser, draws: int) -> list[Attack]:
-    """The attacks of a profile."""
-    if profile == "quick":
-        return attacks.quick(draws)
-    if profile == "standard":
-        return attacks.standard(draws)
-    by_masks = denoiser.patch_size < min(denoiser.image_size)
-    return attacks.full(draws, classes=bool(denoiser.class_names), by_masks=by_masks)
+@dataclass(frozen=True)
+class AuditCost:
+    """What an audit will do and take.
+
+    Attributes:
+        subject: with as many images as it will use.
+        size: how much it will do.
+        calls: of the network, for one image each.
+        seconds: about how long these take on this machine.
+    """
+
+    subject: Subject
+    size: AuditSize
+    calls: int
+    seconds: float
 
 
-def calls(subject: Subject, size: Size, options: Options, listed: Sequence[Attack]) -> int:
-    """Of the network, over the whole audit."""
-    pictures = len(subject.members) + len(subject.heldout) + len(subject.calibration)
-    each = attacks.calls(listed) * (2 if options.flips else 1)
-    few = sum(min(len(role), UNTRAINED) for role in (subject.members, subject.heldout, subject.calibration))
-    fresh = attacks.calls(attacks.primary(size.draws)) * few
-    made = 0 if options.made is not None else size.made * STEPS
-    return pictures * each + fresh + made + min(len(subject.members), ASKED) + min(len(subject.heldout), ASKED)
-
-
-def seconds_a_call(denoiser: Denoiser, subject: Subject, batch_size: int) -> float:
-    """Of one picture, from three batches."""
-    eye = ModelEye(denoiser)
-    x_0 = tensor(subject.heldout.images[:batch_size]).to(eye.device)
-    taken = []
-    for _ in range(4):
-        since = time.perf_counter()
-        float(eye.eps(x_0, 0.17).sum())
-        taken.append(time.perf_counter() - since)
-    return median(taken[1:]) / len(x_0)
-
-
-def fitted(
-    subject: Subject, size: Size, options: Options, denoiser: Denoiser, *, minutes: float | None, each: float
-) -> tuple[Subject, Size]:
-    """As many pictures as a budget allows, and where a fifth of them is too much, one noise a loss; controls stay.
+def estimate_cost(denoiser: Denoiser, subject: Subject, options: AuditOptions) -> AuditCost:
+    """What an audit will cost by a few measured calls, and within the budget, if there is one.
 
     Raises:
-        InputError: not even 100 pictures of each role fit.
+        InputError: not even 100 images of each role fit into `budget_minutes`.
     """
-    subject = subject.sized(size.members, size.heldout, size.calibration, options.seed)
-    if minutes is None:
-        return subject, size
+    seconds = _seconds_per_call(denoiser, subject, options.batch_size)
+    whole = _subset(subject, options.size, options.seed)
+    for size in _sizes_to_try(options.size):
+        part = _subset(whole, size, options.seed)
+        calls = _network_calls(part, size, options, profile_attacks(options.profile, denoiser, size.draws))
+        cost = AuditCost(part, size, calls, seconds * calls)
+        if options.budget_minutes is None or cost.seconds <= 60 * options.budget_minutes:
+            return cost
+    raise InputError(
+        "budget_minutes",
+        f"{MIN_BUDGET_IMAGES} images of each role take about {cost.seconds / 60:.1f}",
+        got=options.budget_minutes,
+        remedy="allow more, or take the quick profile",
+    )
 
-    def cost(part: Subject, size: Size) -> float:
-        return each * calls(part, size, options, chosen(options.profile, denoiser, size.draws))
 
-    for draws, made in ((size.draws, size.made), (1, size.made), (1, min(size.made, 200)), (1, 0)):
+def _subset(subject: Subject, size: AuditSize, seed: int) -> Subject:
+    return subject.subset(size.members, size.heldout, size.calibration, seed)
+
+
+def _sizes_to_try(size: AuditSize) -> Iterator[AuditSize]:
+    """From the whole size down: first fewer images; below a fifth of them one noise a loss; then fewer generated."""
+    for draws, generated in ((size.draws, size.generated), (1, size.generated), (1, min(size.generated, 200)), (1, 0)):
         for share in (1, 0.75, 0.5, 0.35, 0.2, 0.1):
-            less = Size(
-                max(int(size.members * share), 100),
-                max(int(size.heldout * share), 100),
-                max(int(size.calibration * share), 100),
+            yield AuditSize(
+                max(int(size.members * share), MIN_BUDGET_IMAGES),
+                max(int(size.heldout * share), MIN_BUDGET_IMAGES),
+                max(int(size.calibration * share), MIN_BUDGET_IMAGES),
                 draws,
-                int(made * share),
+                int(generated * share),
             )
-            part = subject.sized(less.members, less.heldout, less.calibration, options.seed)
-            if cost(part, less) <= 60 * minutes:
-                return part, less
             if share <= 0.2 and draws > 1:
                 break
-    raise InputError(
-        f"--budget-minutes: got {minutes:g}, but 100 pictures of each role take about "
-        f"{cost(part, less) / 60:.1f}; allow more, or take --profile quick"
-    )
+
+
+def profile_attacks(profile: Profile, denoiser: Denoiser, draws: int) -> list[Attack]:
+    """The attacks of a profile, as far as the model allows them.
+
+    Args:
+        profile: of the audit.
+        denoiser: the model.
+        draws: noises of every loss.
+    """
+    if profile == "quick":
+        return attacks.quick_attacks(draws)
+    if profile == "standard":
+        return attacks.standard_attacks(draws)
+    has_patches = denoiser.patch_size < min(denoiser.image_size)
+    return attacks.full_attacks(draws, has_classes=bool(denoiser.class_names), has_patches=has_patches)
+
+
+def _network_calls(subject: Subject, size: AuditSize, options: AuditOptions, listed: Sequence[Attack]) -> int:
+    """Over the whole audit, for one image each."""
+    roles = (subject.members, subject.heldout, subject.calibration)
+    attacked = subject.num_images * calls_per_image(listed) * (2 if subject.mirrored else 1)
+    controls = calls_per_image(attacks.primary_attacks(size.draws)) * sum(min(len(r), CONTROL_IMAGES) for r in roles)
+    generated = 0 if options.generated is not None else size.generated * STEPS
+    errors = min(len(subject.members), ERROR_IMAGES) + min(len(subject.heldout), ERROR_IMAGES)
+    return attacked + controls + generated + errors
+
+
+def _seconds_per_call(denoiser: Denoiser, subject: Subject, batch_size: int) -> float:
+    """Of one image, from three batches."""
+    target = ModelTarget(denoiser)
+    x_0 = to_model(subject.heldout.images[:batch_size]).to(target.device)
+    seconds = []
+    for _ in range(4):
+        since = time.perf_counter()
+        float(target.eps(x_0, 0.17).sum())
+        seconds.append(time.perf_counter() - since)
+    return median(seconds[1:]) / len(x_0)
 
 
 # --- doing it --------------------------------------------------------------------------------------------------------
 
 
-def audit(
-    denoiser: Denoiser,
-    subject: Subject,
-    size: Size,
-    options: Options,
-    console: Console,
-) -> Audit:
-    """Attacks, controls, generated pictures, verdict.
+def run_audit(denoiser: Denoiser, subject: Subject, size: AuditSize, options: AuditOptions, console: Console) -> Audit:
+    """Attacks, controls, generated images, verdict.
 
     Args:
         denoiser: of `subject.weights`.
-        subject: with as many pictures as are to be used.
-        size: draws and pictures to generate.
+        subject: with as many images as are to be used (see `estimate_cost`).
+        size: draws and images to generate.
         options: everything else.
-        console: shows how far it is.
+        console: shows progress.
     """
     since = time.perf_counter()
-    listed = chosen(options.profile, denoiser, size.draws)
-    eye = ModelEye(denoiser)
-    pictures = len(subject.members) + len(subject.heldout) + len(subject.calibration)
-    with console.bar("attacks", pictures * (2 if options.flips else 1)) as bar:
-        scored = measure.score(
-            eye, listed, subject, batch_size=options.batch_size, flips=options.flips, report=bar.update
+    listed = profile_attacks(options.profile, denoiser, size.draws)
+    with console.bar("attacks", subject.num_images * (2 if subject.mirrored else 1)) as bar:
+        scored = score_attacks(
+            ModelTarget(denoiser),
+            listed,
+            subject,
+            batch_size=options.batch_size,
+            mirrored=subject.mirrored,
+            callback=bar.update,
         )
-    few = subject.sized(UNTRAINED, UNTRAINED, UNTRAINED, options.seed + 7)
-    with console.bar("controls", 2 * sum(len(role) for role in (few.members, few.heldout, few.calibration))) as bar:
-        known = few.sized(measure.MEMORISED, UNTRAINED, UNTRAINED, options.seed + 8)
-        ask = partial(measure.control_score, draws=size.draws, batch_size=options.batch_size, report=bar.update)
-        controls = [
-            measure.blind(subject),
-            measure.untrained(ask(ModelEye(fresh(denoiser, subject)), few)),
-            measure.memoriser(ask(measure.by_heart(known, denoiser.device), known)),
-            measure.null(scored[0]),
-        ]
-    made = options.made if options.made is not None else generate(denoiser, size.made, options, console)
-    shares = list(generation.copies(made, subject.members, subject.heldout)) if made is not None else []
-    for name, encode in options.encoders if made is not None else ():
-        assert made is not None, "there are pictures"
-        shares += generation.copies(made, subject.members, subject.heldout, encode, name)
     primary = scored[0]
-    return Audit(
+    controls = run_controls(
+        denoiser,
         subject,
-        options,
-        size,
-        tuple(scored),
-        tuple(controls),
-        verdict(primary, controls, smoke=options.profile == "quick"),
-        tuple(shares),
-        errors(denoiser, subject, options.batch_size),
-        subgroups.by_class(primary, subject),
-        subgroups.by_group(primary, subject),
-        subgroups.least_like_others(primary, subject),
-        subgroups.set_level(primary),
-        time.perf_counter() - since,
-        made,
+        primary,
+        draws=size.draws,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        console=console,
+    )
+    generated = options.generated
+    if generated is None and size.generated:
+        generated = _generate(denoiser, size.generated, options.batch_size, console)
+    return Audit(
+        subject=subject,
+        options=options,
+        size=size,
+        scored=tuple(scored),
+        controls=tuple(controls),
+        verdict=audit_verdict(primary, controls, may_clear=options.profile != "quick"),
+        copies=() if generated is None else tuple(_copies(generated, subject, options.features)),
+        errors=role_errors(denoiser, subject, options.batch_size),
+        classes=subgroups.auc_by_class(primary, subject),
+        groups=subgroups.auc_of_groups(primary, subject),
+        outliers=subgroups.auc_of_outliers(primary, subject),
+        set_p=subgroups.set_level_p(primary),
+        seconds=time.perf_counter() - since,
+        generated=generated,
     )
 
 
-def fresh(denoiser: Denoiser, subject: Subject) -> Denoiser:
-    """The same network before it learned anything."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build.backbone(subject.spec)
-        for tensor_ in network.parameters():  # where outputs begin at zero there would be nothing to ask
-            if not tensor_.any():
-                torch.nn.init.normal_(tensor_, std=0.02)
-    return replace(denoiser, backbone=network.to(denoiser.device).eval().requires_grad_(False))
-
-
-def generate(denoiser: Denoiser, count: int, options: Options, console: Console) -> np.ndarray | None:
-    """Pictures of the model, (N, H, W, C) uint8, or None for none."""
-    if not count:
-        return None
+def _generate(denoiser: Denoiser, count: int, batch_size: int, console: Console) -> np.ndarray:
     with console.bar("sampling", count * STEPS, "step") as bar:
-        unit = sample(denoiser, count, batch_size=options.batch_size, report=bar.update)
-    return to_uint8(unit).permute(0, 2, 3, 1).numpy()
+        config = sampling_config(denoiser, seeds=range(count))
+        unit = sample_images(config, range(count), batch_size=batch_size, callback=bar.update)
+        return to_uint8_nhwc(unit)
+
+
+def _copies(generated: np.ndarray, subject: Subject, features: Sequence[Features]) -> list[CopyShare]:
+    """In all pixels, then in each kind of features."""
+    found = measure_copies(generated, subject.members, subject.heldout)
+    for each in features:
+        found += measure_copies(generated, subject.members, subject.heldout, each, each.name)
+    return found
 
 
 @torch.no_grad()
-def errors(denoiser: Denoiser, subject: Subject, batch_size: int) -> tuple[float, float]:
-    """Mean squared error of the estimated image on members and on held-out pictures, 1,000 of each at most."""
+def role_errors(denoiser: Denoiser, subject: Subject, batch_size: int) -> tuple[float, float]:
+    """Mean squared error of the estimated image on members and on held-out images, 1,000 of each at most."""
     found = []
-    for role in (subject.members.some(ASKED, 0), subject.heldout.some(ASKED, 0)):
-        x_0 = tensor(role.images)
-        t, eps = fixed_questions(denoiser, x_0.shape)
+    for role in (subject.members.subset(ERROR_IMAGES, 0), subject.heldout.subset(ERROR_IMAGES, 0)):
+        x_0 = to_model(role.images)
+        t, eps = fixed_noise(denoiser, x_0.shape)
         labels = None if role.labels is None else torch.from_numpy(role.labels)
         total = 0.0
         for start in range(0, len(x_0), batch_size):
@@ -270,102 +387,3 @@ def errors(denoiser: Denoiser, subject: Subject, batch_size: int) -> tuple[float
             total += float(image_error(denoiser, *(each.to(denoiser.device) for each in given), label=label).sum())
         found.append(total / len(x_0))
     return found[0], found[1]
-
-
-# --- the record ------------------------------------------------------------------------------------------------------
-
-
-def record(found: Audit, command: str) -> dict[str, Any]:
-    """As `audit.json`: its schema is versioned, and it names no picture."""
-    secondary = found.scored[1:]
-    adjusted = statistics.holm([each.auc.p_value for each in secondary])
-    rows = [attack_row(each, p) for each, p in zip(found.scored, [found.primary.auc.p_value, *adjusted], strict=True)]
-    return {
-        "schema": SCHEMA,
-        "statistic": VERSION,
-        "maskdm": __version__,
-        "command": command,
-        "seed": found.options.seed,
-        "profile": found.options.profile,
-        "seconds": found.seconds,
-        "verdict": asdict(found.verdict) | {"exit_code": found.verdict.exit_code},
-        "subject": described(found.subject),
-        "remarks": list(found.subject.remarks),
-        "pictures": {
-            "members": len(found.subject.members),
-            "heldout": len(found.subject.heldout),
-            "calibration": len(found.subject.calibration),
-            "generated": 0 if found.made is None else len(found.made),
-            "groups": None if found.primary.groups is None else [len(set(role)) for role in found.primary.groups],
-        },
-        "error": {"members": found.gap[0], "heldout": found.gap[1]},
-        "attacks": rows,
-        "set_p": found.set_p,
-        "controls": [asdict(control) for control in found.controls],
-        "generation": [asdict(share) for share in found.shares],
-        "classes": [{"class": name, **auc_row(value)} for name, value in found.classes],
-        "groups": None if found.groups is None else auc_row(found.groups),
-        "least_like_others": None if found.apart is None else auc_row(found.apart),
-    }
-
-
-def auc_row(found: statistics.Auc) -> dict[str, Any]:
-    """An AUC with its interval."""
-    low, high = found.interval()
-    return {"auc": found.value, "low": low, "high": high, "members": found.members, "heldout": found.heldout}
-
-
-def attack_row(each: Scored, p: float) -> dict[str, Any]:
-    """One attack, calibrated and raw, at its operating points."""
-    points = {}
-    for target in (0.01, 0.001):
-        point = each.operating(target)
-        points[f"{target:g}"] = (
-            None
-            if point is None
-            else {
-                "tpr": point.tpr,
-                "tpr_interval": point.tpr_interval(),
-                "fpr": point.fpr,
-                "fpr_interval": point.fpr_interval(),
-                "epsilon_lower_bound": point.epsilon(),
-            }
-        )
-    return {
-        "name": each.name,
-        **auc_row(each.auc),
-        "raw_auc": each.raw_auc.value,
-        "balanced_accuracy": statistics.balanced_accuracy(each.members, each.heldout),
-        "p": p,
-        "at_fpr": points,
-    }
-
-
-def write_scores(path: Path, found: Audit) -> None:
-    """`scores.npz`: the calibrated and raw scores of every picture, by the hashes of their pixels."""
-    arrays: dict[str, Any] = {
-        "member_ids": np.array(found.subject.members.ids),
-        "heldout_ids": np.array(found.subject.heldout.ids),
-    }
-    if found.primary.groups is not None:  # numbers, no names: who belongs together
-        for role, groups in zip(("member", "heldout"), found.primary.groups[:2], strict=True):
-            arrays[f"{role}_groups"] = np.unique(np.array(groups), return_inverse=True)[1]
-    for each in found.scored:
-        arrays |= {f"{each.name}/members": each.members, f"{each.name}/heldout": each.heldout}
-        arrays |= {f"{each.name}/raw_members": each.raw[0], f"{each.name}/raw_heldout": each.raw[1]}
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    private(path, content.getvalue())
-
-
-def private(path: Path, content: bytes) -> None:
-    """A file that only its owner reads, whole or not at all: it says who was in the training set."""
-    try:
-        write_private(path, content)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from None
-
-
-def write_json(path: Path, page: Mapping[str, Any]) -> None:
-    """The record."""
-    private(path, (json.dumps(page, indent=2) + "\n").encode())

@@ -1,142 +1,187 @@
-"""Two audits of the same pictures: which model leaks more, paired, and whether the question is fair.
+"""Two audits of the same images: which model leaks more, paired, and whether the question is fair.
 
-A model that has learned less leaks less. So the difference is told beside both models' held-out errors, and no order is
+A model that has learned less leaks less. So the difference stands beside both models' held-out errors, and no order is
 claimed where these differ.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from maskdm.audit import statistics
-from maskdm.audit.audit import SCHEMA
-from maskdm.audit.statistics import Float64
-from maskdm.audit.subgroups import FEWEST
+from maskdm.audit.record import SavedAudit
+from maskdm.audit.statistics import Float64, normal_quantile
+from maskdm.audit.subgroups import MIN_GROUP_SIZE
 from maskdm.errors import InputError
 
-ALIKE = 0.02
-"""Held-out errors that differ by less, as a share, count as equal."""
+ERROR_TOLERANCE = 0.02
+"""Held-out errors that differ by less, as a share of the smaller, count as equal."""
+MIN_COMMON_IMAGES = 100
+"""Images of each role that both audits must have asked about."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """An audit as its files keep it.
+class AuditedModel:
+    """One side of a comparison.
 
     Attributes:
-        folder: where.
-        record: `audit.json`.
-        members, heldout: identities and primary scores.
-        groups: identities of either and numbers of their groups, where they have any.
+        folder: of the audit.
+        weights: the name of the file that was audited.
+        auc: of the primary statistic, on the images that both audits have.
+        heldout_error: mean squared error of the estimated image.
     """
 
-    folder: Path
-    record: dict[str, Any]
-    members: dict[str, float]
-    heldout: dict[str, float]
-    groups: tuple[dict[str, int], dict[str, int]] | None = None
+    folder: str
+    weights: str
+    auc: float
+    heldout_error: float
 
 
-def read_audit(folder: Path) -> Kept:
-    """The files that `maskdm audit` left in a folder (a run's folder will do).
+@dataclass(frozen=True)
+class AuditComparison:
+    """Model A against model B on the same images.
+
+    Attributes:
+        a, b: the two models.
+        members, heldout: numbers of images that both audits have.
+        difference: AUC of A minus AUC of B.
+        low, high: its 95 % interval.
+    """
+
+    a: AuditedModel
+    b: AuditedModel
+    members: int
+    heldout: int
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def leaks_more(self) -> Literal["A", "B"] | None:
+        """Which model leaks more; None where the interval holds zero."""
+        if self.low <= 0 <= self.high:
+            return None
+        return "A" if self.low > 0 else "B"
+
+    @property
+    def equal_errors(self) -> bool:
+        """Whether held-out errors are so near each other that the comparison is fair."""
+        errors = (self.a.heldout_error, self.b.heldout_error)
+        return abs(errors[0] - errors[1]) <= ERROR_TOLERANCE * min(errors)
+
+    @property
+    def summary(self) -> str:
+        """What may be said, in a sentence or two."""
+        if self.leaks_more is None:
+            return "No difference that these images show."
+        more, less = ("A", "B") if self.leaks_more == "A" else ("B", "A")
+        if not self.equal_errors:
+            return (
+                f"{more} leaks more than {less}, but their held-out errors differ by more than {ERROR_TOLERANCE:.0%}: "
+                "a model that has learned less leaks less. Compare checkpoints of equal error."
+            )
+        return f"{more} leaks more than {less} at equal held-out error. One training of each: another seed may differ."
+
+
+def compare_saved_audits(a: SavedAudit, b: SavedAudit) -> AuditComparison:
+    """The paired difference of two audits' primary statistics.
+
+    Args:
+        a, b: with the same statistic and profile, of models with the same split.
 
     Raises:
-        InputError: they are not there, or of another version.
+        InputError: too few images that both were asked about in the same roles, another statistic or profile, or an
+            audit that is invalid.
     """
-    if (folder / "audit" / "audit.json").is_file():
-        folder = folder / "audit"
-    try:
-        record = json.loads((folder / "audit.json").read_text())
-        with np.load(folder / "scores.npz", allow_pickle=False) as arrays:
-            ids = [[str(each) for each in arrays[f"{role}_ids"]] for role in ("member", "heldout")]
-            scores = [arrays[f"primary/{role}"].tolist() for role in ("members", "heldout")]
-            grouped = "member_groups" in arrays
-            groups = [arrays[f"{role}_groups"].tolist() for role in ("member", "heldout")] if grouped else None
-    except FileNotFoundError:
-        raise InputError(f"audit compare: {folder} holds no audit; run maskdm audit first") from None
-    except (OSError, ValueError, KeyError) as error:
+    _check_comparable(a, b)
+    members, heldout = (sorted(x.keys() & y.keys()) for x, y in ((a.members, b.members), (a.heldout, b.heldout)))
+    if min(len(members), len(heldout)) < MIN_COMMON_IMAGES:
         raise InputError(
-            f"audit compare: the audit in {folder} cannot be read ({type(error).__name__}); audit again"
-        ) from None
-    if record.get("schema") != SCHEMA or record.get("statistic") is None:
-        raise InputError(f"audit compare: {folder} has schema {record.get('schema')}, wanted {SCHEMA}; audit it again")
-    members, heldout = (dict(zip(i, s, strict=True)) for i, s in zip(ids, scores, strict=True))
-    if groups is None:
-        return Kept(folder, record, members, heldout)
-    of_members, of_heldout = (dict(zip(i, g, strict=True)) for i, g in zip(ids, groups, strict=True))
-    return Kept(folder, record, members, heldout, (of_members, of_heldout))
+            str(b.folder),
+            f"has {len(members)} members and {len(heldout)} held-out images in common with {a.folder}",
+            wanted=f"at least {MIN_COMMON_IMAGES} of each",
+            remedy="audit models of the same split, with the same seed",
+        )
+    first, second = (_scores(each, members, heldout) for each in (a, b))
+    difference, error = statistics.auc_difference(first, second)
+    for each in (a, b):
+        clusters = _clusters(each, members, heldout)
+        if clusters is not None:
+            error = max(error, statistics.auc_difference(first, second, clusters)[1])
+    half = normal_quantile(0.975) * error
+    return AuditComparison(
+        a=_model(a, first),
+        b=_model(b, second),
+        members=len(members),
+        heldout=len(heldout),
+        difference=difference,
+        low=difference - half,
+        high=difference + half,
+    )
 
 
-def compare(a: Kept, b: Kept) -> str:
-    """What may be said of A against B.
+def comparison_lines(found: AuditComparison) -> list[str]:
+    """A comparison for a person: both models, the difference, the summary."""
+    sides = (("A", found.a), ("B", found.b))
+    return [
+        *(
+            f"{name}  {side.folder} ({side.weights}): AUC {side.auc:.3f}, held-out error {side.heldout_error:.4f}"
+            for name, side in sides
+        ),
+        f"A minus B on the same {found.members:,} members and {found.heldout:,} held-out images: "
+        f"AUC {found.difference:+.3f} (95 % CI {found.low:+.3f} to {found.high:+.3f})",
+        found.summary,
+    ]
 
-    Raises:
-        InputError: too few pictures that both were asked about in the same roles, or another statistic.
-    """
+
+def _check_comparable(a: SavedAudit, b: SavedAudit) -> None:
     for key in ("statistic", "profile"):
         one, other = a.record.get(key), b.record.get(key)
         if one != other:
             raise InputError(
-                f"audit compare: the {key} of A is {one}, of B {other}; audit both again with the same one"
+                str(b.folder),
+                f"has another {key} than {a.folder}",
+                got=other,
+                wanted=str(one),
+                remedy="audit both again with the same one",
             )
-    for kept in (a, b):
-        if kept.record["verdict"]["name"] == "INVALID":
-            raise InputError(f"audit compare: the audit in {kept.folder} is INVALID, so its scores mean nothing")
-    members, heldout = (sorted(x.keys() & y.keys()) for x, y in ((a.members, b.members), (a.heldout, b.heldout)))
-    if min(len(members), len(heldout)) < 100:
-        raise InputError(
-            f"audit compare: {len(members)} members and {len(heldout)} held-out pictures are in both, wanted at least "
-            "100 of each; audit models of the same split, with the same --seed"
-        )
-    first, second = (_scores(kept, members, heldout) for kept in (a, b))
-    value, error = statistics.difference(first, second)
-    for clusters in (_clusters(kept, members, heldout) for kept in (a, b)):
-        if clusters is not None:
-            if min(statistics.effective(each) for each in clusters) < FEWEST:
-                raise InputError(
-                    "audit compare: the pictures are of too few groups, or too many of them of one, wanted as much as "
-                    f"{FEWEST} groups of equal size tell, of members and of held-out pictures; audit more pictures"
-                )
-            error = max(error, statistics.difference(first, second, clusters)[1])
-    half = statistics.NORMAL.inv_cdf(0.975) * error
-    low, high = value - half, value + half
-    errors = [float(kept.record["error"]["heldout"]) for kept in (a, b)]
-    return "\n".join(
-        [
-            f"A  {_named(a)}: AUC {statistics.auc(*first).value:.3f}, held-out error {errors[0]:.4f}",
-            f"B  {_named(b)}: AUC {statistics.auc(*second).value:.3f}, held-out error {errors[1]:.4f}",
-            f"A minus B on the same {len(members):,} members and {len(heldout):,} held-out pictures: AUC {value:+.3f} "
-            f"(95 % CI {low:+.3f} to {high:+.3f})",
-            _words(low, high, errors),
-        ]
+    for each in (a, b):
+        if each.record["verdict"]["name"] == "INVALID":
+            raise InputError(str(each.folder), "is INVALID, so its scores mean nothing", remedy="see its controls")
+
+
+def _model(audit: SavedAudit, scores: tuple[Float64, Float64]) -> AuditedModel:
+    return AuditedModel(
+        str(audit.folder),
+        audit.record.get("subject", {}).get("weights", "weights unknown"),
+        statistics.auc(*scores).value,
+        float(audit.record["error"]["heldout"]),
     )
 
 
-def _named(kept: Kept) -> str:
-    return f"{kept.folder} ({kept.record.get('subject', {}).get('weights', 'weights unknown')})"
+def _clusters(audit: SavedAudit, members: Sequence[str], heldout: Sequence[str]) -> tuple[list[int], list[int]] | None:
+    """The groups of the images that are compared; None without groups.
 
-
-def _words(low: float, high: float, errors: list[float]) -> str:
-    if low <= 0 <= high:
-        return "No difference that these pictures show."
-    more, less = ("A", "B") if low > 0 else ("B", "A")
-    if abs(errors[0] - errors[1]) > ALIKE * min(errors):
-        return (
-            f"{more} leaks more than {less}, but their held-out errors differ by more than {ALIKE:.0%}: a model that "
-            "has learned less leaks less. Compare checkpoints of equal error."
-        )
-    return f"{more} leaks more than {less} at equal held-out error. One training of each: another seed may differ."
-
-
-def _clusters(kept: Kept, members: list[str], heldout: list[str]) -> tuple[list[int], list[int]] | None:
-    if kept.groups is None:
+    Raises:
+        InputError: they are too few.
+    """
+    if audit.groups is None:
         return None
-    return [kept.groups[0][i] for i in members], [kept.groups[1][i] for i in heldout]
+    clusters = [audit.groups[0][i] for i in members], [audit.groups[1][i] for i in heldout]
+    effective = min(statistics.effective_clusters(each) for each in clusters)
+    if effective < MIN_GROUP_SIZE:
+        raise InputError(
+            str(audit.folder),
+            f"the images are of too few groups, or too many of one: they say as much as {effective:.1f} of equal size",
+            wanted=f"{MIN_GROUP_SIZE}, of members and of held-out images",
+            remedy="audit more images",
+        )
+    return clusters
 
 
-def _scores(kept: Kept, members: list[str], heldout: list[str]) -> tuple[Float64, Float64]:
-    return np.array([kept.members[i] for i in members]), np.array([kept.heldout[i] for i in heldout])
+def _scores(audit: SavedAudit, members: Sequence[str], heldout: Sequence[str]) -> tuple[Float64, Float64]:
+    return np.array([audit.members[i] for i in members]), np.array([audit.heldout[i] for i in heldout])

@@ -1,6 +1,6 @@
-"""Scores of all pictures under all attacks, calibrated for difficulty, and the controls that say whether to trust them.
+"""Attack scores of the images of all roles, calibrated for difficulty.
 
-The primary statistic is fixed before anything is seen (`attacks.PRIMARY`, `attacks.VERSION`); everything else is
+The primary statistic is fixed before anything is seen (`attacks.PRIMARY`, `attacks.STATISTIC`); everything else is
 secondary, and its p-values are adjusted for their number.
 """
 
@@ -11,36 +11,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from maskdm.audit import statistics
-from maskdm.audit.attacks import PRIMARY, Attack, primary, scores
-from maskdm.audit.calibration import AT_ONCE, FOLDS, Ridge, Statistics, cross_fitted, folds
-from maskdm.audit.statistics import Auc, Float64, Operating
-from maskdm.audit.subject import Pictures, Subject
-from maskdm.audit.target import Eye, Memoriser
-from maskdm.diffusion.patches import from_uint8
-
-LEVEL = 0.99
-"""Of the intervals by which controls are judged: several of them are, and each may be wrong by chance."""
-MEMORISED = 256
-"""Members that a closed form knows by heart."""
-Report = Callable[[int], object]
-
-
-Groups = tuple[Sequence[str], Sequence[str], Sequence[str]]
+from maskdm.audit.attacks import PRIMARY, Attack, attack_scores
+from maskdm.audit.calibration import CHUNK, DifficultyFeatures, Ridge, cross_fitted_residuals
+from maskdm.audit.statistics import Auc, Float64, OperatingPoint
+from maskdm.audit.subject import RoleGroups, Subject
+from maskdm.audit.target import TargetModel
+from maskdm.data.labelled import LabelledImages
+from maskdm.diffusion.pixels import to_model
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The scores of one attack, calibrated: what is left over of them, in units of its spread on calibration pictures.
+class ScoredAttack:
+    """The scores of one attack, calibrated: residuals, in units of their spread on calibration images.
 
     Attributes:
         name: of the attack; "primary" for the mean of those of the primary statistic.
-        raw: scores before calibration, of members and held-out pictures.
-        members, heldout: calibrated.
-        calibration: of the calibration pictures, each from a regression on others.
-        groups: of members, held-out and calibration pictures, where they have any: they were split together.
+        raw: scores before calibration, of members (N,) and held-out images (M,).
+        members, heldout: calibrated, (N,) and (M,).
+        calibration: of the calibration images, each by a regression on others, (L,).
+        groups: of members, held-out and calibration images, where they have any: they were split together.
     """
 
     name: str
@@ -48,7 +39,7 @@ class Scored:
     members: Float64
     heldout: Float64
     calibration: Float64
-    groups: Groups | None = None
+    groups: RoleGroups | None = None
 
     @property
     def auc(self) -> Auc:
@@ -57,109 +48,103 @@ class Scored:
 
     @property
     def raw_auc(self) -> Auc:
-        """Of the scores as they were."""
+        """Of the scores before calibration."""
         return statistics.auc(*self.raw, self.groups and self.groups[:2])
 
-    def operating(self, target: float) -> Operating | None:
-        """Of the calibrated scores, at a share `target` of false positives."""
-        return statistics.operating(self.members, self.heldout, target, self.groups and self.groups[:2])
+    def operating_point(self, target: float) -> OperatingPoint | None:
+        """Of the calibrated scores, at a false positive rate of at most `target`; None where it is not resolved."""
+        return statistics.operating_point(self.members, self.heldout, target, self.groups and self.groups[:2])
 
 
-@dataclass(frozen=True)
-class Control:
-    """A test of the audit itself.
-
-    Attributes:
-        name: what is tested.
-        value, low, high: an AUC or share, and its interval.
-        passed: whether it came out as it must.
-        wanted: in words.
-    """
-
-    name: str
-    value: float
-    low: float
-    high: float
-    passed: bool
-    wanted: str
-
-
-def tensor(images: np.ndarray) -> Tensor:
-    """(N, H, W, C) uint8 -> (N, C, H, W) in [-1, 1]."""
-    return from_uint8(torch.from_numpy(np.ascontiguousarray(images))).permute(0, 3, 1, 2).contiguous()
-
-
-def score(
-    eye: Eye,
+def score_attacks(
+    target: TargetModel,
     attacks: Sequence[Attack],
     subject: Subject,
     *,
     batch_size: int,
-    flips: bool = False,
-    report: Report = lambda images: None,
-) -> list[Scored]:
-    """All attacks on all pictures; with `flips` a picture scores as the better of it and its mirror image.
+    mirrored: bool = False,
+    callback: Callable[[int], object] = lambda images: None,
+) -> list[ScoredAttack]:
+    """All attacks on all images.
 
-    The primary statistic comes first.
+    Args:
+        target: the model; need not be the subject's.
+        attacks: those of the primary statistic, and others.
+        subject: the images of the three roles.
+        batch_size: images at once.
+        mirrored: whether an image scores as the higher of it and its mirror image, which training then saw too.
+        callback: called with the number of images that are done, after every batch.
+
+    Returns:
+        The primary statistic, then every attack in the given order.
     """
     roles = (subject.members, subject.heldout, subject.calibration)
-    raw = [_scores(eye, attacks, role, batch_size, flips, report) for role in roles]
-    statistics_of = Statistics.of(subject.calibration.images)
-    inputs = [statistics_of(role.images) for role in roles]
-    groups = groups_of(subject)
-    found = [calibrated(attack.name, [part[attack.name] for part in raw], inputs, groups) for attack in attacks]
-    return [combined([each for each in found if each.name in PRIMARY]), *found]
+    raw = [_scores(target, attacks, role, batch_size, mirrored, callback) for role in roles]
+    features = DifficultyFeatures.fit(subject.calibration.images)
+    inputs = [features(role.images) for role in roles]
+    groups = subject.groups
+    found = [calibrate(attack.name, [part[attack.name] for part in raw], inputs, groups) for attack in attacks]
+    return [combine([each for each in found if each.name in PRIMARY]), *found]
 
 
 def _scores(
-    eye: Eye, attacks: Sequence[Attack], pictures: Pictures, batch_size: int, flips: bool, report: Report
+    target: TargetModel,
+    attacks: Sequence[Attack],
+    images: LabelledImages,
+    batch_size: int,
+    mirrored: bool,
+    callback: Callable[[int], object],
 ) -> Mapping[str, Float64]:
-    starts = range(0, len(pictures), AT_ONCE)
-    some = (pictures.take(np.arange(start, min(start + AT_ONCE, len(pictures)))) for start in starts)
-    found = [_scores_of(eye, attacks, part, batch_size, flips, report) for part in some]
+    """Of one role, by name of the attack; only a part of the images is floats at one time."""
+    starts = range(0, len(images), CHUNK)
+    parts = (images.take(np.arange(start, min(start + CHUNK, len(images)))) for start in starts)
+    found = [_scores_of_part(target, attacks, part, batch_size, mirrored, callback) for part in parts]
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
-def _scores_of(
-    eye: Eye, attacks: Sequence[Attack], pictures: Pictures, batch_size: int, flips: bool, report: Report
+def _scores_of_part(
+    target: TargetModel,
+    attacks: Sequence[Attack],
+    images: LabelledImages,
+    batch_size: int,
+    mirrored: bool,
+    callback: Callable[[int], object],
 ) -> Mapping[str, Float64]:
-    labels = None if pictures.labels is None else torch.from_numpy(pictures.labels)
-    x_0 = tensor(pictures.images)
-    found = scores(eye, attacks, x_0, labels, batch_size=batch_size, report=report)
-    if not flips:
+    labels = None if images.labels is None else torch.from_numpy(images.labels)
+    x_0 = to_model(images.images)
+    found = attack_scores(target, attacks, x_0, labels, batch_size=batch_size, callback=callback)
+    if not mirrored:
         return found
-    mirrored = scores(eye, attacks, x_0.flip(3), labels, batch_size=batch_size, report=report)
-    return {name: np.maximum(found[name], mirrored[name]) for name in found}
+    other = attack_scores(target, attacks, x_0.flip(3), labels, batch_size=batch_size, callback=callback)
+    return {name: np.maximum(found[name], other[name]) for name in found}
 
 
-def groups_of(subject: Subject) -> Groups | None:
-    """Of the pictures of all three roles, where all have some; else exact duplicates, where there are any."""
-    roles = (subject.members, subject.heldout, subject.calibration)
-    a, b, c = (role.groups for role in roles)
-    if a is not None and b is not None and c is not None:
-        return a, b, c
-    if all(len(set(role.ids)) == len(role) for role in roles):
-        return None
-    return roles[0].ids, roles[1].ids, roles[2].ids
+def calibrate(
+    name: str, raw: Sequence[Float64], inputs: Sequence[Float64], groups: RoleGroups | None = None
+) -> ScoredAttack:
+    """Calibrated scores of one attack, by a regression on the calibration images alone.
 
-
-def calibrated(name: str, raw: Sequence[Float64], inputs: Sequence[Float64], groups: Groups | None = None) -> Scored:
-    """From raw scores and statistics of members, held-out and calibration pictures; fitted on the last alone."""
+    Args:
+        name: of the attack.
+        raw: scores of members, held-out and calibration images, (N,), (M,) and (L,).
+        inputs: their features, (N, D), (M, D) and (L, D).
+        groups: of the images of the three roles, or None.
+    """
     members, heldout, calibration = raw
     ridge = Ridge.fit(inputs[2], calibration, groups and groups[2])
-    return Scored(
+    return ScoredAttack(
         name,
         (members, heldout),
-        ridge.left(inputs[0], members),
-        ridge.left(inputs[1], heldout),
-        cross_fitted(inputs[2], calibration, groups and groups[2]),
+        ridge.residuals(inputs[0], members),
+        ridge.residuals(inputs[1], heldout),
+        cross_fitted_residuals(inputs[2], calibration, groups and groups[2]),
         groups,
     )
 
 
-def combined(parts: Sequence[Scored]) -> Scored:
-    """The mean of several: the primary statistic."""
-    return Scored(
+def combine(parts: Sequence[ScoredAttack]) -> ScoredAttack:
+    """The mean of several attacks' scores: the primary statistic."""
+    return ScoredAttack(
         "primary",
         (np.mean([p.raw[0] for p in parts], axis=0), np.mean([p.raw[1] for p in parts], axis=0)),
         np.mean([p.members for p in parts], axis=0),
@@ -167,76 +152,3 @@ def combined(parts: Sequence[Scored]) -> Scored:
         np.mean([p.calibration for p in parts], axis=0),
         parts[0].groups,
     )
-
-
-# --- controls --------------------------------------------------------------------------------------------------------
-
-
-def blind(subject: Subject) -> Control:
-    """Members against held-out pictures without any model: statistics of the pictures, cross-fitted."""
-    statistics_of = Statistics.of(subject.calibration.images)
-    x = np.concatenate([statistics_of(subject.members.images), statistics_of(subject.heldout.images)])
-    y = np.concatenate([np.ones(len(subject.members)), -np.ones(len(subject.heldout))])
-    groups = groups_of(subject)
-    names = None if groups is None else [*groups[0], *groups[1]]
-    rng = np.random.default_rng(1)
-    if names is None:
-        fold = np.concatenate([folds(len(role), None, rng) for role in (subject.members, subject.heldout)])
-    else:
-        fold = folds(len(y), names, rng)
-    said = np.empty(len(y))
-    for k in range(FOLDS):
-        known = None if names is None else [names[int(i)] for i in np.flatnonzero(fold != k)]
-        said[fold == k] = Ridge.fit(x[fold != k], y[fold != k], known)(x[fold == k])
-    # Each fold by itself: between folds the mean of the others shifts answers against the truth.
-    values = [_of_fold(said, y, fold == k, names) for k in range(FOLDS) if len(set(y[fold == k])) == 2]
-    wanted = "members and held-out pictures cannot be told apart without a model"
-    if not values:  # a role of one group; the verdict says that these are too few
-        return Control("blind", 0.5, 0.0, 1.0, True, wanted)
-    value = float(np.mean([each.value for each in values]))
-    error = float(np.sqrt(np.sum([each.error**2 for each in values]))) / len(values)
-    half = statistics.NORMAL.inv_cdf((1 + LEVEL) / 2) * error
-    return Control("blind", value, value - half, value + half, value - half <= 0.5, wanted)
-
-
-def _of_fold(said: Float64, y: Float64, here: np.ndarray, names: Sequence[str] | None) -> Auc:
-    members, heldout = here & (y > 0), here & (y < 0)
-    clusters = None
-    if names is not None:
-        own = np.array(names)
-        clusters = (own[members].tolist(), own[heldout].tolist())
-    return statistics.auc(said[members], said[heldout], clusters)
-
-
-def control_score(eye: Eye, subject: Subject, *, draws: int, batch_size: int, report: Report) -> Auc:
-    """The primary statistic of another model than the audited one, on the same pictures."""
-    return score(eye, primary(draws), subject, batch_size=batch_size, report=report)[0].auc
-
-
-def untrained(found: Auc) -> Control:
-    """Of a network that has seen nobody."""
-    return _half("untrained network", found, "a network that learned nothing tells nothing")
-
-
-def by_heart(subject: Subject, device: torch.device) -> Memoriser:
-    """A closed form that knows the members and nothing else."""
-    return Memoriser(tensor(subject.members.images).to(device))
-
-
-def memoriser(found: Auc) -> Control:
-    """Of a model that knows members by heart: proof that the right pictures are asked about, the right way round."""
-    low, high = found.interval(LEVEL)
-    wanted = "a model that knows members by heart is caught"
-    return Control("memoriser", found.value, low, high, found.value > 0.99, wanted)
-
-
-def null(scored: Scored) -> Control:
-    """Calibration pictures against held-out ones on the model itself: neither was trained on."""
-    clusters = None if scored.groups is None else (scored.groups[2], scored.groups[1])
-    found = statistics.auc(scored.calibration, scored.heldout, clusters)
-    return _half("calibration against held-out", found, "two sets that were never trained on look alike")
-
-
-def _half(name: str, found: Auc, wanted: str) -> Control:
-    low, high = found.interval(LEVEL)
-    return Control(name, found.value, low, high, low <= 0.5 <= high, wanted)

@@ -1,177 +1,227 @@
-"""What is audited: a model's exact weights, and pictures of three roles that were settled before it was trained."""
+"""What is audited: a model's exact weights, and images of three roles that were fixed before it was trained."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from maskdm.config.schema import ModelSpec
 from maskdm.data.dataset import load_image_set, read_dataset
 from maskdm.data.image_set import ImageSet
+from maskdm.data.labelled import LabelledImages
 from maskdm.data.manifest import Manifest, read_manifest
 from maskdm.data.split import Role, group_names
-from maskdm.errors import InputError
-from maskdm.models.weights import find, read
+from maskdm.errors import InputError, within
+from maskdm.models.spec import ModelSpec
+from maskdm.models.weights import Weights, find_weights, read_weights
 from maskdm.runtime.console import Console
-from maskdm.training.runs import read_config
+from maskdm.training.read_run import is_run, read_config
 
-ROLES: tuple[Role, ...] = ("member", "heldout", "calibration")
-LEAST, MOST = 10, 10_000
-"""Pictures of a role without which nothing is asked, and that are read at most."""
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Pictures of one role.
-
-    Attributes:
-        images: (N, H, W, C) uint8, as the model saw such.
-        ids: what names each of them: the hash of its pixels.
-        labels: (N,) numbers of classes, or None.
-        groups: likewise names of groups, or None.
-    """
-
-    images: np.ndarray
-    ids: tuple[str, ...]
-    labels: np.ndarray | None = None
-    groups: tuple[str, ...] | None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def take(self, rows: np.ndarray) -> Pictures:
-        """Those in `rows`."""
-        return Pictures(
-            self.images[rows],
-            tuple(self.ids[row] for row in rows),
-            None if self.labels is None else self.labels[rows],
-            None if self.groups is None else tuple(self.groups[row] for row in rows),
-        )
-
-    def some(self, count: int, seed: int) -> Pictures:
-        """At most `count` of them, at random."""
-        if len(self) <= count:
-            return self
-        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]))
-
-    def shuffled(self, seed: int) -> Pictures:
-        """All of them, in random order."""
-        return self.take(np.random.default_rng(seed).permutation(len(self)))
-
-    def unique(self) -> Pictures:
-        """Exact duplicates once."""
-        first = {digest: row for row, digest in reversed(list(enumerate(self.ids)))}
-        return self.take(np.array(sorted(first.values()), np.int64))
+AUDIT_ROLES: tuple[Role, ...] = ("member", "heldout", "calibration")
+MIN_ROLE_IMAGES, MAX_ROLE_IMAGES = 10, 10_000
+"""Images of a role without which nothing is asked, and that are read at most."""
+RoleGroups = tuple[Sequence[str], Sequence[str], Sequence[str]]
+"""Names of the groups of members, held-out and calibration images."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One audit's model and pictures.
+    """One audit's model and images.
 
     Attributes:
         weights: the file that is audited.
-        sha256: of it.
-        spec, facts: what it says of itself.
-        members, heldout, calibration: pictures that it was trained on, and that it was not.
+        sha256: of the file.
+        spec: what model it holds.
+        metadata: how the weights came to be, as they say themselves.
+        members, heldout, calibration: images that it was trained on, and two sets that it was not.
         certified: whether the trainer drew the split by a secret before the first step.
-        remarks: what a reader must know of the pictures.
-        manifest: the hash of the record of the split, or "".
+        mirrored: whether training showed mirror images too.
+        remarks: what a reader must know of the images.
+        manifest: sha256 of the record of the split, or "".
     """
 
     weights: Path
     sha256: str
     spec: ModelSpec
-    facts: dict[str, str | int | float | None]
-    members: Pictures
-    heldout: Pictures
-    calibration: Pictures
+    metadata: dict[str, str | int | float | None]
+    members: LabelledImages
+    heldout: LabelledImages
+    calibration: LabelledImages
     certified: bool
+    mirrored: bool = False
     remarks: tuple[str, ...] = ()
     manifest: str = ""
 
-    def sized(self, members: int, heldout: int, calibration: int, seed: int) -> Subject:
-        """With at most so many pictures of each role."""
+    @property
+    def num_images(self) -> int:
+        """Images of all three roles together."""
+        return len(self.members) + len(self.heldout) + len(self.calibration)
+
+    @property
+    def epochs(self) -> float | None:
+        """How often the model saw each member on average; None where its weights do not say."""
+        images, members = self.metadata.get("images"), self.metadata.get("members")
+        return float(images) / float(members) if images and members else None
+
+    @property
+    def groups(self) -> RoleGroups | None:
+        """Groups of the images of all roles, if every role has them; else exact duplicates, if there are any."""
+        a, b, c = self.members, self.heldout, self.calibration
+        if a.groups is not None and b.groups is not None and c.groups is not None:
+            return a.groups, b.groups, c.groups
+        if all(len(set(role.ids)) == len(role) for role in (a, b, c)):
+            return None
+        return a.ids, b.ids, c.ids
+
+    def subset(self, members: int, heldout: int, calibration: int, seed: int) -> Subject:
+        """The same with at most so many images of each role, drawn by `seed`."""
         return replace(
             self,
-            members=self.members.some(members, seed),
-            heldout=self.heldout.some(heldout, seed + 1),
-            calibration=self.calibration.some(calibration, seed + 2),
+            members=self.members.subset(members, seed),
+            heldout=self.heldout.subset(heldout, seed + 1),
+            calibration=self.calibration.subset(calibration, seed + 2),
         )
 
 
-def of_run(run: Path, which: str, console: Console, *, seed: int, group_by: str | None = None) -> Subject:
-    """A run's weights, and its own split; of each role at most 10,000 pictures, at random.
+def open_subject(
+    subject: Path,
+    *,
+    weights: str = "ema",
+    stage: str | None = None,
+    members: str | None = None,
+    nonmembers: str | None = None,
+    group_by: str | None = None,
+    seed: int = 0,
+    console: Console,
+) -> Subject:
+    """What a user wants audited.
+
+    Args:
+        subject: a run's folder, or a weights file.
+        weights: of a run: ema or raw.
+        stage: of a run: a stage's name or number, for the weights as it left them; by default the last.
+        members: images that the model was trained on, where no run says so.
+        nonmembers: images of the same source that it was not trained on.
+        group_by: of a run: which images are of one person or scene, as the setting data.group_by.
+        seed: of the choice of images.
+        console: shows what is read.
 
     Raises:
-        InputError: no such run or weights, too few pictures of a role, or anything that is not as recorded.
+        InputError: arguments that do not fit together, or see `run_subject` and `data_subject`.
+    """
+    if (members is None) != (nonmembers is None):
+        missing = "nonmembers" if nonmembers is None else "members"
+        raise InputError(missing, "missing", remedy="give both members and nonmembers, or neither for a run")
+    if members is not None and group_by is not None:
+        raise InputError("group_by", "only for a run, whose images have the names that it was trained on")
+    if stage is not None and not is_run(subject):
+        raise InputError("stage", f"{subject} is no run, and has no stages", remedy="leave it out")
+    which = stage_weights(subject, stage, weights) if is_run(subject) else weights
+    if members is not None and nonmembers is not None:
+        return data_subject(subject, which, members, nonmembers, seed=seed, console=console)
+    return run_subject(subject, which, seed=seed, group_by=group_by, console=console)
+
+
+def stage_weights(run: Path, stage: str | None, weights: str) -> str:
+    """The name of a stage's weights: ("finetune" or its number, "ema") -> "finetune-ema"; without a stage, "ema".
+
+    Raises:
+        InputError: the run has no such stage.
+    """
+    if stage is None:
+        return weights
+    names = [each.name for each in read_config(run).stages]
+    if stage.isdigit() and int(stage) < len(names):
+        stage = names[int(stage)]
+    if stage not in names:
+        numbered = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
+        raise InputError("stage", got=stage, wanted=f"one of {numbered}")
+    return f"{stage}-{weights}"
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+def run_subject(run: Path, weights: str, *, seed: int, group_by: str | None = None, console: Console) -> Subject:
+    """A run's weights, and its own split; of each role at most 10,000 images, at random.
+
+    Args:
+        run: its folder.
+        weights: their name: ema, raw, or either of a stage (pretrain-ema).
+        seed: of the choice of images.
+        group_by: which images are of one person or scene; by default as the run recorded it.
+        console: shows what is read.
+
+    Raises:
+        InputError: no such run or weights, too few images of a role, or anything that is not as recorded.
     """
     _require_run(run)
-    path = find(run, which)
-    found, manifest = read(path), read_manifest(run)
-    if found.facts.get("manifest_sha256") != manifest.sha256:
+    path = find_weights(run, weights)
+    found, manifest = read_weights(path), read_manifest(run)
+    if found.metadata.get("manifest_sha256") != manifest.sha256:
         raise InputError(
-            f"audit: {path} was not trained by the manifest of {run}; put back the files of one run, or train it again"
+            str(path),
+            f"was not trained by the manifest of {run}",
+            remedy="put back the files of one run, or train it again",
         )
-    pictures = read_dataset(read_config(run).data, console).images
-    manifest.check(pictures)  # by the bytes of every file
-    members, heldout, calibration = _roles(run, manifest, pictures, found.spec, seed, group_by)
+    config = read_config(run)
+    images = read_dataset(config.data, console).images
+    manifest.check(images)  # by the bytes of every file
+    members, heldout, calibration = _roles(run, manifest, images, found.spec, seed, group_by)
     certified = manifest.head.split == "keyed"
     remarks = []
     if not certified:
-        remarks.append("the held-out pictures were given (data.heldout_by), not drawn: the split is not certified")
+        remarks.append("the held-out images were given (data.heldout_by), not drawn: the split is not certified")
     if manifest.head.parent_sha256 is not None:
         remarks.append(
             "training began with another run's weights: what that run saw is not asked about here, audit it by itself"
         )
-    return Subject(
-        weights=path,
-        sha256=_sha256(path),
-        spec=found.spec,
-        facts=found.facts,
-        members=members,
-        heldout=heldout,
-        calibration=calibration,
+    return _subject(
+        path,
+        found,
+        (members, heldout, calibration),
         certified=certified,
-        remarks=tuple(remarks),
+        mirrored=config.data.flip > 0,
+        remarks=remarks,
         manifest=manifest.sha256,
     )
 
 
 def _require_run(run: Path) -> None:
-    if (run / "config.yaml").is_file():
+    if is_run(run):
         return
     owner = run.parent.parent
-    if run.is_file() and (owner / "config.yaml").is_file():
-        raise InputError(f"audit: {run} belongs to a run; audit it by --weights or --stage: maskdm audit {owner}")
-    raise InputError(f"audit: {run} is no run; give a run's folder, or --members and --nonmembers with a weights file")
+    if run.is_file() and is_run(owner):
+        raise InputError(str(run), "belongs to a run", remedy=f"audit that, by weights or stage: maskdm audit {owner}")
+    raise InputError(str(run), "is no run", remedy="give a run's folder, or a weights file with members and nonmembers")
 
 
 def _roles(
-    run: Path, manifest: Manifest, pictures: ImageSet, spec: ModelSpec, seed: int, group_by: str | None
-) -> list[Pictures]:
-    """Members, held-out and calibration pictures, each as the manifest names it to the last pixel."""
+    run: Path, manifest: Manifest, images: ImageSet, spec: ModelSpec, seed: int, group_by: str | None
+) -> list[LabelledImages]:
+    """Members, held-out and calibration images, each as the manifest names it to the last pixel."""
     good = [record for record in manifest.records if record.sha256_px is not None]
-    groups = _groups(pictures, group_by, [record.group for record in good])
+    groups = _groups(images, group_by, [record.group for record in good])
     found = []
-    for role in ROLES:
+    for role in AUDIT_ROLES:
         rows = manifest.indices(role)
-        if len(rows) < LEAST:
+        if len(rows) < MIN_ROLE_IMAGES:
             raise InputError(
-                f"audit: {run} has {len(rows)} pictures of the role {role}, wanted at least {LEAST}; without them "
-                "membership cannot be told: train with more data.heldout and data.calibration, or give --members and "
-                "--nonmembers"
+                str(run),
+                f"has too few images of the role {role}, without which membership cannot be told",
+                got=len(rows),
+                wanted=f"at least {MIN_ROLE_IMAGES}",
+                remedy="train with more data.heldout and data.calibration, or give members and nonmembers",
             )
-        if len(rows) > MOST:
-            rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MOST])
-        part = Pictures(
-            pictures.images[rows],
+        if len(rows) > MAX_ROLE_IMAGES:
+            rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MAX_ROLE_IMAGES])
+        part = LabelledImages(
+            images.images[rows],
             tuple(str(good[row].sha256_px) for row in rows),
-            None if pictures.labels is None or not spec.class_names else pictures.labels[rows],
+            None if images.labels is None or not spec.class_names else images.labels[rows],
             None if groups is None else tuple(groups[row] for row in rows),
         )
         _check_pixels(part)
@@ -179,48 +229,75 @@ def _roles(
     return found
 
 
-def of_folders(weights: Path, which: str, members: str, nonmembers: str, console: Console, seed: int) -> Subject:
-    """A model and pictures of which somebody says that it was, and was not, trained on them.
+def _groups(images: ImageSet, group_by: str | None, recorded: Sequence[str | None]) -> list[str] | None:
+    """The names of groups: by `group_by`, else as recorded, else none."""
+    if group_by is not None:
+        with within(""):
+            return group_names(images.names, group_by)
+    if any(name is None for name in recorded):
+        return None
+    return [str(name) for name in recorded]
 
-    A third of the non-members calibrates.
+
+def _check_pixels(images: LabelledImages) -> None:
+    """Refuses decoded images that are not those of the manifest."""
+    for image, digest in zip(images.images, images.ids, strict=True):
+        if hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() != digest:
+            raise InputError(
+                "data.cache_dir",
+                "a decoded image is not the one that the manifest names",
+                remedy="remove the cache of decoded images, and they are decoded again",
+            )
+
+
+# --- images from elsewhere -------------------------------------------------------------------------------------------
+
+
+def data_subject(weights: Path, which: str, members: str, nonmembers: str, *, seed: int, console: Console) -> Subject:
+    """A model, and images of which somebody says that it was, and was not, trained on them.
+
+    Args:
+        weights: the file, or a run's folder.
+        which: of a run: the name of the weights.
+        members: images that the model was trained on: a folder, archive, .npz or hf:NAME.
+        nonmembers: images of the same source that it was not; a third of them calibrates.
+        seed: of the choice of that third.
+        console: shows what is read.
+
+    Raises:
+        InputError: something cannot be read, there are too few images, or some are in both.
     """
-    path = find(weights, which)
-    found = read(path)
-    given = ((members, "--members"), (nonmembers, "--nonmembers"))
-    sets = [pictures_of(name, option, found.spec, console) for name, option in given]
-    parts = [_pictures(images, found.spec) for images in sets]
-    known = set(parts[0].ids)
-    both = sum(digest in known for digest in parts[1].ids)
-    if both:
-        raise InputError(f"--nonmembers: {both} of its pictures are in --members too; take them out of one")
-    order = np.random.default_rng(seed).permutation(len(parts[1]))
+    path = find_weights(weights, which)
+    found = read_weights(path)
+    known, others = (_labelled(read_images(data, found.spec, console), found.spec) for data in (members, nonmembers))
+    known_ids = set(known.ids)
+    in_both = sum(digest in known_ids for digest in others.ids)
+    if in_both:
+        raise InputError("nonmembers", f"{in_both} of its images are in members too", remedy="take them out of one")
+    for name, images, least in (("members", known, MIN_ROLE_IMAGES), ("nonmembers", others, 3 * MIN_ROLE_IMAGES)):
+        if len(images) < least:
+            raise InputError(name, got=len(images), wanted=f"at least {least} images")
+    order = np.random.default_rng(seed).permutation(len(others))
     third = len(order) // 3
-    if min(len(parts[0]), third) < LEAST:
-        raise InputError(
-            f"audit: got {len(parts[0])} members and {len(order)} non-members, wanted at least {LEAST} and {3 * LEAST}"
-        )
-    return Subject(
+    return _subject(
         path,
-        _sha256(path),
-        found.spec,
-        found.facts,
-        parts[0],
-        parts[1].take(np.sort(order[third:])),
-        parts[1].take(np.sort(order[:third])),
+        found,
+        (known, others.take(np.sort(order[third:])), others.take(np.sort(order[:third]))),
         certified=False,
-        remarks=("split not certified by the trainer: members and non-members are what somebody says they are",),
+        remarks=["split not certified by the trainer: members and non-members are what somebody says they are"],
     )
 
 
-def pictures_of(data: str, option: str, spec: ModelSpec, console: Console) -> ImageSet:
-    """Pictures that `option` names, in the size that a model makes."""
-    try:
-        return load_image_set(data, console, (*spec.image_size, spec.channels))
-    except InputError as error:
-        raise InputError(f"{option}: {error}") from None
+def read_images(data: str, spec: ModelSpec, console: Console) -> ImageSet:
+    """Images in the size and with the channels that a model makes.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    return load_image_set(data, console, (*spec.image_size, spec.channels))
 
 
-def _pictures(images: ImageSet, spec: ModelSpec) -> Pictures:
+def _labelled(images: ImageSet, spec: ModelSpec) -> LabelledImages:
     """All of a set; classes by their names where the model knows them."""
     labels = None
     if spec.class_names and images.labels is not None:
@@ -228,60 +305,29 @@ def _pictures(images: ImageSet, spec: ModelSpec) -> Pictures:
         unknown = len(spec.class_names)
         table = np.array([numbers.get(name, unknown) for name in images.class_names], np.int64)
         labels = table[images.labels]
-    return Pictures(images.images[np.arange(len(images))], images.sha256_px, labels)
+    return LabelledImages(images.images[np.arange(len(images))], images.sha256_px, labels)
 
 
-def _groups(pictures: ImageSet, group_by: str | None, recorded: Sequence[str | None]) -> list[str] | None:
-    """The names of groups: by `--group-by`, else as recorded, else none."""
-    if group_by is not None:
-        return group_names(pictures.names, group_by)
-    if any(name is None for name in recorded):
-        return None
-    return [str(name) for name in recorded]
-
-
-def _check_pixels(pictures: Pictures) -> None:
-    """Refuses decoded pictures that are not those of the manifest."""
-    for image, digest in zip(pictures.images, pictures.ids, strict=True):
-        if hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() != digest:
-            raise InputError(
-                "audit: a decoded picture is not the one that the manifest names; remove the cache of decoded pictures "
-                "(data.cache_dir), and it is made again"
-            )
-
-
-def _sha256(path: Path) -> str:
+def _subject(
+    path: Path,
+    weights: Weights,
+    roles: tuple[LabelledImages, LabelledImages, LabelledImages],
+    *,
+    certified: bool,
+    mirrored: bool = False,
+    remarks: Sequence[str] = (),
+    manifest: str = "",
+) -> Subject:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def stage_weights(run: Path, stage: str | None, which: str) -> str:
-    """The name of a stage's weights: ("finetune" or its number, "ema") -> "finetune-ema"."""
-    if stage is None:
-        return which
-    names = [each.name for each in read_config(run).stages]
-    if stage.isdigit() and int(stage) < len(names):
-        stage = names[int(stage)]
-    if stage not in names:
-        numbered = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
-        raise InputError(f"--stage: got {stage!r}, wanted one of {numbered}")
-    return f"{stage}-{which}"
-
-
-def trained_for(facts: dict[str, str | int | float | None]) -> float | None:
-    """How often the model saw each member on average, as far as its weights say."""
-    images, members = facts.get("images"), facts.get("members")
-    return float(images) / float(members) if images and members else None
-
-
-def described(subject: Subject) -> dict[str, object]:
-    """For the page and the record; no name of a picture."""
-    return {
-        "weights": subject.weights.name,
-        "weights_sha256": subject.sha256,
-        "manifest_sha256": subject.manifest,
-        "split": "certified" if subject.certified else "not certified",
-        "model": json.loads(subject.spec.model_dump_json()),
-        "facts": subject.facts,
-        "epochs": trained_for(subject.facts),
-    }
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Subject(
+        path,
+        sha256,
+        weights.spec,
+        weights.metadata,
+        *roles,
+        certified=certified,
+        mirrored=mirrored,
+        remarks=tuple(remarks),
+        manifest=manifest,
+    )

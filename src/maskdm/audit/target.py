@@ -1,8 +1,11 @@
-"""What an attack sees of a model: the noise that it finds in a picture, whatever its process and prediction.
+"""What an attack sees of a model: the noise it finds in an image, whatever its process and prediction.
 
 Attacks are published for eps and for variance-preserving mixtures x = sqrt(1 - sigma^2) x_0 + sigma eps. Any other
-process holds the same picture at the same ratio sigma / alpha, but for a factor (see `diffusion.process`), so that one
-grid of sigma serves all of them, and the timesteps of a paper become the sigma that they stood for.
+process holds the same image at the same ratio sigma / alpha, up to a factor (see `maskdm.diffusion.process`), so that
+one set of sigmas serves all of them, and the timesteps of a paper become the sigmas that they stand for.
+
+A `ModelTarget` asks a trained denoiser. A `Memorizer` and a `GaussianModel` are closed forms whose knowledge of the
+members is complete and none: they are the positive control of an audit and the oracles of its tests.
 """
 
 from __future__ import annotations
@@ -17,14 +20,14 @@ from torch import Tensor, nn
 
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.loss import denoising_loss, visible_mean
-from maskdm.diffusion.masks import masking
+from maskdm.diffusion.masks import Mask, masking
 from maskdm.diffusion.patches import patch_grid
 
-LEAST = 0.02
-"""The least sigma that is asked about: below it estimates of the image say nothing about the noise."""
+MIN_SIGMA = 0.02
+"""The least sigma at which a model is asked: below it an estimate of the image says nothing about the noise."""
 
 
-class Eye(Protocol):
+class TargetModel(Protocol):
     """A model under attack."""
 
     @property
@@ -33,45 +36,58 @@ class Eye(Protocol):
         ...
 
     def eps(self, x: Tensor, sigma: float, label: Tensor | None = None) -> Tensor:
-        """The noise in x = sqrt(1 - sigma^2) x_0 + sigma eps, (B, C, H, W) of the same shape."""
+        """The estimated noise in variance-preserving mixtures.
+
+        Args:
+            x: sqrt(1 - sigma^2) x_0 + sigma eps with x_0 in [-1, 1], (B, C, H, W).
+            sigma: one for the whole batch, in (0, 1).
+            label: (B,) int64, or None for the unconditional model.
+
+        Returns:
+            An estimate of eps, (B, C, H, W).
+        """
         ...
 
-    def level(self, sigma: float) -> float:
-        """The nearest sigma that the model knows."""
+    def nearest_sigma(self, sigma: float) -> float:
+        """The sigma nearest to `sigma` that the model was trained for; both of a variance-preserving mixture."""
         ...
 
 
 @dataclass(frozen=True)
-class ModelEye:
-    """A denoiser, asked at a sigma."""
+class ModelTarget:
+    """A denoiser, asked at a sigma.
+
+    Attributes:
+        denoiser: the model, with its process and prediction.
+    """
 
     denoiser: Denoiser
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Where the denoiser computes."""
         return self.denoiser.device
 
     def time(self, sigma: float) -> float:
-        """The time of the process with the nearest noise."""
+        """The time of the process whose noise is nearest to `sigma` of a variance-preserving mixture."""
         process = self.denoiser.process
         alpha = math.sqrt(1 - sigma**2)
         t = process.time_at(torch.tensor(sigma / (alpha + sigma), dtype=torch.float64))
         return float(t.clamp(*process.ends))
 
     def scales(self, sigma: float) -> tuple[float, float]:
-        """(alpha, sigma) of the process there."""
+        """(alpha, sigma) of the process at that time."""
         alpha, noise = self.denoiser.process.alpha_sigma(torch.tensor(self.time(sigma), dtype=torch.float64))
         return float(alpha), float(noise)
 
-    def level(self, sigma: float) -> float:
-        """The nearest sigma that the model knows."""
+    def nearest_sigma(self, sigma: float) -> float:
+        """See `TargetModel`."""
         alpha, noise = self.scales(sigma)
         return noise / math.hypot(alpha, noise)
 
     @torch.no_grad()
     def eps(self, x: Tensor, sigma: float, label: Tensor | None = None) -> Tensor:
-        """See `Eye`."""
+        """See `TargetModel`."""
         _, eps = self.denoiser.estimate(x * math.hypot(*self.scales(sigma)), self.time(sigma), label=label)
         return eps
 
@@ -79,23 +95,45 @@ class ModelEye:
     def masked_error(
         self, x_0: Tensor, eps: Tensor, sigma: float, ratio: float, seed: int, label: Tensor | None
     ) -> Tensor:
-        """Squared error of the noise on the visible patches of a mask drawn from `seed`, for each picture: (B,)."""
+        """The squared error of the noise on the visible patches of one random mask.
+
+        Args:
+            x_0: images in [-1, 1], (B, C, H, W).
+            eps: noise that is mixed into them, (B, C, H, W).
+            sigma: of a variance-preserving mixture.
+            ratio: share of patches to mask, in (0, 1).
+            seed: of the mask, which is the same for all images.
+            label: (B,) int64, or None.
+
+        Returns:
+            The mean error of each image, (B,).
+        """
         denoiser = self.denoiser
         grid = patch_grid(denoiser.image_size, denoiser.patch_size)
         generator = torch.Generator().manual_seed(seed)
         drawn = masking("patch", grid, ratio).draw(1, generator)
-        assert drawn is not None, "patches are hidden"
-        visible = drawn.expand(len(x_0), -1).to(x_0.device)
+        assert drawn is not None, "patches are masked"
+        mask = Mask(drawn.keep.expand(len(x_0), -1).to(x_0.device))
         alpha, noise = self.scales(sigma)
         x_t, t = alpha * x_0 + noise * eps, torch.full((len(x_0),), self.time(sigma), device=x_0.device)
-        answer = denoiser.answer(x_t, t, visible=visible, label=label)
-        _, found = denoiser.prediction.invert(answer, x_t, *denoiser.at(t, x_0.dtype))
-        return visible_mean((found - eps) ** 2, visible, denoiser.patch_size)
+        out = denoiser.forward(x_t, t, mask=mask, label=label)
+        _, found = denoiser.prediction.invert(out, x_t, *denoiser.alpha_sigma(t, x_0.dtype))
+        return visible_mean((found - eps) ** 2, mask, denoiser.patch_size)
 
     def gradient_norm(
         self, x_0: Tensor, noises: Sequence[Tensor], sigmas: Sequence[float], label: Tensor | None
     ) -> Tensor:
-        """Mean logarithm of the norms of the loss's gradients, over all tensors, for one picture: ()."""
+        """The size of the loss's gradient for one image, summed over several levels of noise.
+
+        Args:
+            x_0: one image in [-1, 1], (1, C, H, W).
+            noises: one for each sigma, (1, C, H, W).
+            sigmas: of variance-preserving mixtures.
+            label: (1,) int64, or None.
+
+        Returns:
+            The mean over all parameter tensors of the logarithm of the gradient's norm, ().
+        """
         network = cast(nn.Module, self.denoiser.backbone)
         tensors = list(network.parameters())
         before = [tensor.requires_grad for tensor in tensors]
@@ -114,25 +152,28 @@ class ModelEye:
 
 
 @dataclass(frozen=True)
-class Memoriser:
-    """The best denoiser of exactly `images`: it knows them all by heart (a closed form, no network).
+class Memorizer:
+    """The optimal denoiser of a finite training set (a closed form, no network): it has memorized every image.
 
-    E[x_0 | x] is the mean of the pictures weighed by exp(-|x - alpha x_i|^2 / (2 sigma^2)).
+    E[x_0 | x] is the mean of the images weighted by exp(-|x - alpha x_i|^2 / (2 sigma^2)).
+
+    Attributes:
+        images: the training set in [-1, 1], (N, C, H, W).
     """
 
     images: Tensor
 
     @property
     def device(self) -> torch.device:
-        """Where the pictures lie."""
+        """Where the images are."""
         return self.images.device
 
-    def level(self, sigma: float) -> float:
-        """Any."""
+    def nearest_sigma(self, sigma: float) -> float:
+        """`sigma`: any will do."""
         return sigma
 
     def eps(self, x: Tensor, sigma: float, label: Tensor | None = None) -> Tensor:
-        """See `Eye`."""
+        """See `TargetModel`; labels make no difference."""
         alpha = math.sqrt(1 - sigma**2)
         squares = torch.cdist(x.flatten(1), alpha * self.images.flatten(1)) ** 2
         weights = torch.softmax(-squares / (2 * sigma**2), dim=1)
@@ -141,8 +182,8 @@ class Memoriser:
 
 
 @dataclass(frozen=True)
-class Gaussian:
-    """The best denoiser of pictures with independent normal pixels: it knows nobody.
+class GaussianModel:
+    """The optimal denoiser of images with independent normal pixels (a closed form): it knows no image.
 
     Attributes:
         mean, variance: of each pixel, (C, H, W).
@@ -153,15 +194,15 @@ class Gaussian:
 
     @property
     def device(self) -> torch.device:
-        """Where they lie."""
+        """Where mean and variance are."""
         return self.mean.device
 
-    def level(self, sigma: float) -> float:
-        """Any."""
+    def nearest_sigma(self, sigma: float) -> float:
+        """`sigma`: any will do."""
         return sigma
 
     def eps(self, x: Tensor, sigma: float, label: Tensor | None = None) -> Tensor:
-        """See `Eye`."""
+        """See `TargetModel`; labels make no difference."""
         alpha = math.sqrt(1 - sigma**2)
         gain = alpha * self.variance / (alpha**2 * self.variance + sigma**2)
         x_0 = self.mean + gain * (x - alpha * self.mean)

@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import shlex
 import sys
 from collections.abc import Sequence
 
 from maskdm import __version__
-from maskdm.cli import audit, compare, eval, models, sample, speed, train
-from maskdm.cli.parsing import Parser
+from maskdm.cli import audit, compare, evaluate, models, sample, speed, train
+from maskdm.cli.parsing import Parser, as_typed
+from maskdm.cli.renamed import check_renamed
 from maskdm.errors import InputError, Interrupted, StorageError, TrainingError
+
+COMMANDS = (
+    train.add,
+    sample.add,
+    evaluate.add,
+    compare.add,
+    audit.add,
+    audit.add_compare,
+    speed.add_plan,
+    speed.add_bench,
+    models.add_info,
+    models.add_report,
+    models.add_import,
+    models.add_demo,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0, 1 (training failed), 2 (bad input), 130 (Ctrl-C)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = make_parser()
+    if not words:
+        parser.print_help()
+        return 0
+    words = _one_command(words)
+    command = _commands(parser).get(words[0], parser)
     try:
-        arguments, rest = _parser().parse_known_args(argv)
-        arguments.typed = shlex.join(["maskdm", *(sys.argv[1:] if argv is None else argv)])
-        if rest and not arguments.settings_follow:
-            raise InputError(f"unknown argument {rest[0]!r}; see maskdm {arguments.command} --help")
-        code = arguments.run(arguments, rest) if arguments.settings_follow else arguments.run(arguments)
-        return int(code or 0)
+        return _run(parser, words)
     except InputError as error:
-        return _fail(f"error: {error}", 2)
+        return _fail(f"error: {as_typed(error, command)}", 2)
     except TrainingError as error:
         return _fail(f"error: {error}", 1)
     except Interrupted as error:
-        return _fail(f"interrupted: {error}; to go on, run the same command again", error.code)
+        return _fail(f"interrupted: {error}; to resume, run the same command again", error.code)
     except KeyboardInterrupt:
         return _fail("interrupted before anything was to be saved", 130)
     except StorageError as error:
@@ -35,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except (RuntimeError, MemoryError) as error:
-        from maskdm.runtime.memory import is_shortage
+        from maskdm.runtime.memory import is_out_of_memory
 
-        if not is_shortage(error):
+        if not is_out_of_memory(error):
             raise
         return _fail(
-            "error: out of memory; try stages.N.micro_batch (the batch in parts, the same result), a smaller batch or "
-            "a smaller model; what was saved before is intact",
+            "error: out of memory; try stages.N.micro_batch (gradient accumulation, the same result), a smaller batch "
+            "or a smaller model; what was saved before is intact",
             1,
         )
     except OSError as error:
@@ -51,36 +70,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error.strerror}{where}; what was saved before is intact", 1)
 
 
+def _run(parser: Parser, words: list[str]) -> int:
+    check_renamed(words[0], words[1:])
+    arguments, rest = parser.parse_known_args(words)
+    arguments.typed = shlex.join(["maskdm", *_typed(words)])
+    if rest and not arguments.settings_follow:
+        raise InputError("", f"unknown argument {rest[0]!r}", remedy=f"see maskdm {arguments.command} --help")
+    code = arguments.call(arguments, rest) if arguments.settings_follow else arguments.call(arguments)
+    return int(code or 0)
+
+
+def _one_command(words: list[str]) -> list[str]:
+    """`audit compare` is a command of its own; a run of that name is audited as ./compare."""
+    return ["audit compare", *words[2:]] if words[:2] == ["audit", "compare"] else words
+
+
+def _typed(words: list[str]) -> list[str]:
+    return [*words[0].split(" "), *words[1:]] if words[0] == "audit compare" else words
+
+
 def _fail(line: str, code: int) -> int:
     print(f"maskdm: {line}", file=sys.stderr)
     return code
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The parser of all commands."""
     parser = Parser(
         prog="maskdm",
         allow_abbrev=False,
-        description="Trains pixel-space diffusion models on any folder of pictures: masked pre-training first, then "
-        "a short fine-tuning on whole images.",
+        description="Trains pixel-space diffusion models on any folder of images: masked pre-training first, then a "
+        "short fine-tuning on whole images.",
         epilog="maskdm COMMAND --help shows the options and examples of a command.",
     )
     parser.add_argument("--version", action="version", version=f"maskdm {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (
-        train.add,
-        sample.add,
-        eval.add,
-        compare.add,
-        audit.add,
-        speed.add_plan,
-        speed.add_bench,
-        models.add_info,
-        models.add_report,
-        models.add_import,
-        models.add_demo,
-    ):
+    for add in COMMANDS:
         add(commands)
     return parser
+
+
+def _commands(parser: Parser) -> dict[str, Parser]:
+    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(action.choices)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maskdm.cli.parsing import Commands, command
-from maskdm.errors import InputError, StorageError
+
+if TYPE_CHECKING:
+    from maskdm.commands.info import RunInfo, WeightsInfo
+
+MOST_CLASSES = 20
+"""Names of classes that are listed."""
 
 
 def add_info(commands: Commands) -> None:
@@ -18,13 +25,49 @@ def add_info(commands: Commands) -> None:
         "  maskdm info runs/00000-photos\n  maskdm info model.safetensors",
     )
     p.add_argument("model", metavar="RUN|FILE", type=Path)
-    p.set_defaults(run=_info)
+    p.set_defaults(call=run_info)
 
 
-def _info(a: argparse.Namespace) -> None:
-    from maskdm.commands.info import describe
+def run_info(a: argparse.Namespace) -> None:
+    """Prints what a path is."""
+    from maskdm.commands.info import info
 
-    print("\n".join(describe(a.model)))
+    found = info(a.model)
+    if found.run is not None:
+        print("\n".join(_lines_of_run(found.run)))
+    if found.weights is not None:
+        print("\n".join(_lines_of_weights(found.weights)))
+    else:
+        print("weights    none yet")
+
+
+def _lines_of_run(run: RunInfo) -> Iterator[str]:
+    yield f"run        {run.path}"
+    if run.step:
+        ended = "finished" if run.finished else "unfinished"
+        saved = f"step {run.step:,} ({run.images:,} images, {run.seconds:,.0f} s of training)"
+        yield f"state      {ended}, saved at {saved}"
+    else:
+        yield "state      begun, nothing saved yet"
+    if run.error_ema is not None:
+        yield f"held-out   error {run.error_ema:.4f} (ema), {run.error_raw:.4f} (raw), n = {run.heldout}"
+
+
+def _lines_of_weights(weights: WeightsInfo) -> Iterator[str]:
+    from maskdm.config import summary
+    from maskdm.config.section import to_dict
+
+    spec = weights.spec
+    model, process = to_dict(spec.model), to_dict(spec.process)
+    yield f"weights    {weights.file}"
+    yield f"model      {summary.summarize_model(model)}; {weights.parameters / 1e6:.2f} M parameters"
+    yield f"images     {spec.image_size[0]} x {spec.image_size[1]} x {spec.channels}"
+    yield f"process    {summary.summarize_process(process)}; {summary.summarize_objective(process)}"
+    if spec.class_names:
+        yield f"classes    {len(spec.class_names)}: {', '.join(spec.class_names[:MOST_CLASSES])}"
+    for key, value in weights.metadata.items():
+        if value is not None:
+            yield f"{key:10} {value}"
 
 
 def add_report(commands: Commands) -> None:
@@ -32,17 +75,18 @@ def add_report(commands: Commands) -> None:
     p = command(
         commands,
         "report",
-        "write the page of a run again, also of one that is still going",
+        "write the page of a run again, also while it trains",
         "  maskdm report runs/00000-photos",
     )
-    p.add_argument("run_folder", metavar="RUN", type=Path)
-    p.set_defaults(run=_report)
+    p.add_argument("run", metavar="RUN", type=Path)
+    p.set_defaults(call=run_report)
 
 
-def _report(a: argparse.Namespace) -> None:
-    from maskdm.reports.run_page import write_report
+def run_report(a: argparse.Namespace) -> None:
+    """Writes the page, and prints where it is."""
+    from maskdm.commands.report import report
 
-    print(write_report(a.run_folder))
+    print(report(a.run))
 
 
 def add_import(commands: Commands) -> None:
@@ -50,7 +94,7 @@ def add_import(commands: Commands) -> None:
     p = command(
         commands,
         "import",
-        "turn weights from elsewhere into a file of ours",
+        "convert weights from elsewhere",
         "  maskdm import official model-20.pt -o celeba.safetensors --weights ema --heads 8",
     )
     p.add_argument(
@@ -60,24 +104,17 @@ def add_import(commands: Commands) -> None:
     p.add_argument("--output", "-o", required=True, metavar="FILE.safetensors", type=Path, help="where to")
     p.add_argument("--weights", choices=["ema", "raw"], default="ema", help="which of the two (default: ema)")
     p.add_argument("--heads", type=int, metavar="N", help="attention heads (default: width / 64)")
-    p.set_defaults(run=_import)
+    p.set_defaults(call=run_import)
 
 
-def _import(a: argparse.Namespace) -> None:
-    from maskdm.commands.info import describe
-    from maskdm.data.write import make_folder
-    from maskdm.models import weights
-    from maskdm.models.official import read_official
+def run_import(a: argparse.Namespace) -> None:
+    """Converts, and prints what came out."""
+    from maskdm.commands.convert import convert
+    from maskdm.commands.info import info
 
-    if a.output.suffix != ".safetensors":
-        raise InputError(f"--output: got {a.output}, wanted a name that ends in .safetensors")
-    read = read_official(a.checkpoint, which=a.weights, heads=a.heads)
-    make_folder(a.output.parent)
-    try:
-        weights.save(a.output, read)
-    except StorageError as error:
-        raise InputError(f"--output: {error}; choose another place") from None
-    print("\n".join(describe(a.output)))
+    found = info(convert(a.source, a.checkpoint, a.output, weights=a.weights, heads=a.heads)).weights
+    assert found is not None, "just written"
+    print("\n".join(_lines_of_weights(found)))
 
 
 def add_demo(commands: Commands) -> None:
@@ -85,16 +122,17 @@ def add_demo(commands: Commands) -> None:
     p = command(
         commands,
         "demo",
-        "the whole way on handwritten digits, in a few minutes on two CPU cores",
+        "train, sample and evaluate on handwritten digits, in a few minutes on two CPU cores",
         "  maskdm demo\n  maskdm demo --output-dir /tmp/demo",
     )
     p.add_argument(
         "--output-dir", "--outdir", metavar="DIR", type=Path, default=Path("demo"), help="where it goes (default: demo)"
     )
-    p.set_defaults(run=_demo)
+    p.set_defaults(call=run_demo)
 
 
-def _demo(a: argparse.Namespace) -> None:
+def run_demo(a: argparse.Namespace) -> None:
+    """Runs the demo, which says what it does."""
     from maskdm.commands.demo import demo
 
     demo(a.output_dir)

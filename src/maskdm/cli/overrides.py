@@ -1,15 +1,12 @@
-"""Settings on the command line: --recipe, --config, a few flags, and key.sub=value."""
+"""Settings on the command line: --recipe, --config, a few options, and key.sub=value."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, TypeAlias
 
 from maskdm.errors import InputError
-
-if TYPE_CHECKING:
-    from maskdm.config.schema import Config
 
 Words: TypeAlias = list[str]
 
@@ -19,31 +16,25 @@ def add_settings(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--data",
         metavar="DIR|FILE|hf:NAME",
-        help="the pictures (data.path): a folder, .zip, .tar, .npz, or a hub's set",
+        help="the images (data.path): a folder, .zip, .tar, .npz, or a data set of a hub",
     )
     p.add_argument("--recipe", metavar="NAME", help="shipped settings")
     p.add_argument("--config", metavar="FILE", type=Path, help="a file of settings (YAML)")
-    p.add_argument("--image-size", "--resolution", metavar="N", help="pixels (data.image_size)")
-    p.add_argument("--mixed-precision", metavar="bf16|fp16|no", help="arithmetic (train.mixed_precision)")
+    p.add_argument("--image-size", "--resolution", metavar="N", help="in pixels (data.image_size)")
+    p.add_argument("--mixed-precision", metavar="bf16|fp16|no", help="precision of the network (train.mixed_precision)")
     p.add_argument("--seed", metavar="N", help="of everything random (train.seed)")
 
 
-def settings_words(a: argparse.Namespace, words: Words) -> Words:
-    """The flags as settings, before those that were written out, which win."""
+def given(a: argparse.Namespace, words: Words) -> dict[str, Any]:
+    """What `add_settings` and key.sub=value gave, as the functions of `maskdm.commands` take it."""
+    check_words(words, a.command)
     flags = {
-        "data.path": a.data,
         "data.image_size": a.image_size,
         "train.mixed_precision": a.mixed_precision,
         "train.seed": a.seed,
     }
-    return [f"{key}={value}" for key, value in flags.items() if value is not None] + words
-
-
-def resolved(a: argparse.Namespace, words: Words) -> Config:
-    """All settings, from `settings_words`."""
-    from maskdm.config.resolve import resolve
-
-    return resolve(recipe=a.recipe, file=a.config, overrides=words)
+    settings = [f"{key}={value}" for key, value in flags.items() if value is not None] + words
+    return {"data": a.data, "recipe": a.recipe, "config": a.config, "settings": settings}
 
 
 def check_words(words: Words, command: str) -> None:
@@ -54,16 +45,16 @@ def check_words(words: Words, command: str) -> None:
     """
     stray = [word for word in words if word.startswith("-")]
     if stray:
-        raise InputError(f"unknown option {stray[0]!r}; {_hint(stray[0])}see maskdm {command} --help")
+        raise InputError("", f"unknown option {stray[0]!r}", remedy=f"{_hint(stray[0])}see maskdm {command} --help")
     places = [word for word in words if "=" not in word and Path(word).exists()]
     if places:
-        raise InputError(f"got {places[0]!r} by itself; for pictures to train on write --data {places[0]}")
+        raise InputError("", f"got {places[0]!r} by itself", remedy=f"for images to train on write --data {places[0]}")
 
 
 def _hint(option: str) -> str:
     """--batch-size=8 -> where the setting of that name is, if there is one."""
-    from maskdm.config.resolve import all_keys
+    from maskdm.config.keys import all_keys
 
     name = option.strip("-").partition("=")[0].replace("-", "_")
-    keys = [key.replace(".N.", ".0.") for key in all_keys() if key.rpartition(".")[2] == name]
+    keys = [key for key in all_keys() if key.rpartition(".")[2] == name]
     return f"settings are written {keys[0]}=VALUE; " if keys else ""

@@ -1,4 +1,4 @@
-"""What all commands share: parsers whose complaints are one line, and how their pages look."""
+"""What all commands share: parsers whose complaints are one line, how their help looks, lists of numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import NoReturn, TypeAlias
 
-from maskdm.errors import InputError
+from maskdm.errors import ArgumentError, InputError
 
 MOST_NUMBERS = 1_000_000
 
@@ -17,7 +17,16 @@ class Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
+        """Raises what `main` prints."""
+        raise InputError("", message, remedy=f"see {self.prog} --help")
+
+    def option(self, name: str) -> str:
+        """What a user types for the argument `name`: its longest-standing option, or its metavar; else `name`."""
+        for action in self._actions:
+            if action.dest == name:
+                long = [option for option in action.option_strings if option.startswith("--")]
+                return next(iter(long or action.option_strings), str(action.metavar or name))
+        return name
 
 
 def command(commands: Commands, name: str, summary: str, examples: str) -> Parser:
@@ -34,36 +43,58 @@ def command(commands: Commands, name: str, summary: str, examples: str) -> Parse
     return parser
 
 
+def add_model(p: argparse.ArgumentParser, weights: str) -> None:
+    """Which weights of a run, and the class of a backbone that is not ours."""
+    p.add_argument("--weights", metavar="ema|raw", default="ema", help=weights)
+    p.add_argument("--backbone", metavar="MODULE:CLASS", help="the class of a backbone of your own")
+
+
+def add_precision(p: argparse.ArgumentParser) -> None:
+    """In what precision a network samples."""
+    p.add_argument(
+        "--mixed-precision",
+        choices=["auto", "bf16", "fp16", "no"],
+        default="no",
+        help="precision of the network: bf16 is faster, auto uses it where the device has it (default: no, float32)",
+    )
+
+
 def add_machine(p: argparse.ArgumentParser) -> None:
-    """Where a model is asked, and how many pictures at once."""
-    p.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures at once (default: 64)")
+    """Where a model runs, and on how many images at once."""
+    p.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once (default: 64)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
 
 
-def numbers(text: str, option: str) -> list[int]:
-    """ "0-3,7" -> [0, 1, 2, 3, 7]."""
+def numbers(text: str, name: str) -> list[int]:
+    """ "0-3,7" -> [0, 1, 2, 3, 7].
+
+    Raises:
+        ArgumentError: it is not such a list, or one of more than a million.
+    """
     found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
-            raise InputError(f"{option}: got {text!r}, wanted numbers and rising ranges such as 0-63 or 1,5,9")
+            raise InputError(name, got=text, wanted="numbers and rising ranges such as 0-63 or 1,5,9")
         if int(match[2] or match[1]) - int(match[1]) >= MOST_NUMBERS:
-            raise InputError(f"{option}: got {text!r}, wanted at most {MOST_NUMBERS:,} at a time")
+            raise InputError(name, got=text, wanted=f"at most {MOST_NUMBERS:,} at a time")
         found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     return found
 
 
-def own_backbone(name: str | None) -> type | None:
-    """The class that --backbone names: whoever names it wants it imported."""
-    from maskdm.config.schema import ModelConfig
-    from maskdm.models import build
+def floats(text: str, name: str, wanted: str) -> list[float]:
+    """ "0.1,0.8" -> [0.1, 0.8].
 
-    if name is None:
-        return None
-    if ":" not in name:
-        raise InputError(f"--backbone: got {name!r}, wanted module:Class; for one of ours leave it out")
+    Raises:
+        ArgumentError: a part that is no number.
+    """
     try:
-        found = build.constructor(ModelConfig.model_construct(backbone=name))
-    except InputError as error:
-        raise InputError(str(error).replace("model.backbone", "--backbone", 1)) from None
-    return found if isinstance(found, type) else None
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise InputError(name, got=text, wanted=wanted) from None
+
+
+def as_typed(error: ArgumentError, parser: Parser) -> ArgumentError:
+    """The same error under the name that the user typed: `num` -> `--num`; names of settings and files stay."""
+    name = parser.option(error.name)
+    return InputError(name, error.problem, got=error.got, wanted=error.wanted, remedy=error.remedy)

@@ -1,36 +1,69 @@
-"""The whole way in minutes: real digits, both stages, pictures, scores, a page.
+"""`maskdm demo`: both stages, samples, scores and a page in minutes, on real digits.
 
-The pictures are those that scikit-learn ships: 1,797 handwritten digits of 8 x 8 pixels (UCI "Optical recognition of
+The images are those that scikit-learn ships: 1,797 handwritten digits of 8 x 8 pixels (UCI "Optical recognition of
 handwritten digits"). The score is the Frechet distance between Gaussians fitted to raw pixels, generated against
 held-out digits; noise and the training digits, measured in the same way, are the two ends of its scale.
 """
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
 
-from maskdm.config.resolve import resolve
+from maskdm.commands.arguments import Settings, read_settings
+from maskdm.data.dataset import default_cache
+from maskdm.data.labelled import LabelledImages
 from maskdm.data.manifest import read_manifest
-from maskdm.data.write import make_folder, save_grid, save_npz
-from maskdm.diffusion.patches import to_uint8
+from maskdm.data.write import save_grid, save_npz
+from maskdm.diffusion.pixels import to_uint8_nhwc
 from maskdm.errors import InputError
-from maskdm.evaluation.metrics import frechet_distance, gaussian, pixel_features
+from maskdm.evaluation.evaluate import reference_features
+from maskdm.evaluation.scores import Reference, evaluate_images
+from maskdm.files import make_folder, write_json
 from maskdm.models.weights import load
-from maskdm.reports.run_page import write_report
+from maskdm.reports.run_page import write_run_page
 from maskdm.runtime.console import Console
-from maskdm.sampling.sample import sample
-from maskdm.training.start import start
+from maskdm.sampling.sample import sample_images, sampling_config
+from maskdm.training.start import start_training
 
 GENERATED = 1000
 STEPS = 50
+SHOWN = 100
+"""Digits of the grid: ten columns, one for each class."""
+
+
+class Row(TypedDict):
+    """A score: its name, value, unit, and of how many images."""
+
+    name: str
+    value: float
+    unit: str
+    n: int
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo left.
+
+    Attributes:
+        run: the run's folder.
+        grid: 100 generated digits, a column for each class.
+        scores: distances to the held-out digits.
+        report: the run's page.
+    """
+
+    run: Path
+    grid: Path
+    scores: tuple[Row, ...]
+    report: Path
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """(1797, 8, 8) uint8 pictures and their labels.
+    """(1797, 8, 8) uint8 images and their labels, (1797,) int64.
 
     Raises:
         InputError: scikit-learn is not installed.
@@ -38,66 +71,85 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise InputError("the demo's digits come with scikit-learn; pip install 'maskdm[demo]'") from None
+        raise InputError("", "the demo's digits come with scikit-learn", remedy="pip install 'maskdm[demo]'") from None
     found = load_digits()
     return np.round(found.images * (255 / 16)).astype(np.uint8), found.target.astype(np.int64)
 
 
-def demo(output_dir: Path, overrides: tuple[str, ...] = ()) -> Path:
-    """Runs the demo in `output_dir`, says what it does, and returns the run's folder."""
-    console = Console()
+def demo(output_dir: str | Path = "demo", *, settings: Settings | None = None, quiet: bool = False) -> DemoResult:
+    """Trains on handwritten digits, samples and evaluates: 2 to 4 minutes on two CPU cores.
+
+    Args:
+        output_dir: where the digits and the run go.
+        settings: single settings over those of the recipe `digits`.
+        quiet: nothing on standard error.
+
+    Returns:
+        The run, its grid of samples, scores and page.
+
+    Raises:
+        InputError: scikit-learn is not installed, or a folder that cannot be made.
+    """
+    output_dir, console = Path(output_dir), Console(quiet=quiet)
     images, labels = digits()
-    make_folder(output_dir)
+    make_folder(output_dir, "output_dir")
     data = output_dir / "digits.npz"
     save_npz(data, images, labels=labels)
     console.say(f"1/4  {len(images):,} handwritten digits in {data}; 2 to 4 minutes on two CPU cores from here")
 
-    console.say("2/4  training, first with most of every picture hidden, then on whole pictures")
-    config = resolve(recipe="digits", overrides=(f"data.path={data}", *overrides))
-    run = start(config, output_dir=output_dir, name="digits", resume=None, console=console)
+    console.say("2/4  training, first with most patches masked, then on whole images")
+    config = read_settings(data=data, recipe="digits", settings=settings)
+    run = start_training(config, output_dir=output_dir, name="digits", resume=None, console=console)
 
-    console.say(f"3/4  making {GENERATED:,} digits in {STEPS} steps each")
+    console.say(f"3/4  sampling {GENERATED:,} digits in {STEPS} steps each")
     denoiser = load(run)
     with console.bar("sampling", GENERATED * STEPS, "call") as bar:
-        unit = sample(denoiser, GENERATED, sampler="ddim", steps=STEPS, batch_size=100, report=bar.update)
-    made = to_uint8(unit).permute(0, 2, 3, 1).numpy()
+        sampling = sampling_config(denoiser, sampler="ddim", steps=STEPS, seeds=range(GENERATED))
+        unit = sample_images(sampling, range(GENERATED), batch_size=100, callback=bar.update)
+    generated = to_uint8_nhwc(unit)
     grid = run / "samples" / "final.png"
-    save_grid(made[:100], grid)  # ten columns, one for each class
+    save_grid(generated[:SHOWN], grid)
 
     console.say("4/4  scores")
     manifest = read_manifest(run)
-    pictures = images[..., None]
-    real = {role: pictures[manifest.indices(role)] for role in ("member", "heldout")}
-    rows = scores(made, real["member"], real["heldout"])
+    real = {role: images[..., None][manifest.indices(role)] for role in ("member", "heldout")}
+    rows = _scores(generated, real["member"], real["heldout"])
     for row in rows:
         console.say(f"     {row['name']:44} {row['value']:8.4g}{row['unit']}")
+    report = _write(run, rows, len(real["heldout"]))
+    console.say(f"sample grid  {grid}")
+    console.say(f"report       {report}")
+    return DemoResult(run, grid, tuple(rows), report)
+
+
+def _write(run: Path, rows: list[Row], heldout: int) -> Path:
+    """The scores as a file of the run, and its page with them."""
     page = {
         "title": "Frechet distance to held-out digits, Gaussians on raw pixels",
         "command": "maskdm demo",
-        "note": f"{len(real['heldout'])} held-out digits; few images bias all of these upwards alike",
+        "note": f"{heldout} held-out digits; few images bias all of these upwards alike",
         "rows": rows,
     }
-    (run / "eval").mkdir(exist_ok=True)
-    (run / "eval" / "pixels.json").write_text(json.dumps(page, indent=2) + "\n")
-    report = write_report(run)
-    console.say(f"sample grid  {grid}")
-    console.say(f"report       {report}")
-    return run
+    make_folder(run / "eval", "output_dir")
+    write_json(run / "eval" / "pixels.json", page)
+    return write_run_page(run)
 
 
-def scores(made: np.ndarray, member: np.ndarray, heldout: np.ndarray) -> list[dict[str, str | float | int]]:
-    """Distances to the held-out digits, and the share of the way from noise to the training digits that was gone."""
+def _scores(generated: np.ndarray, members: np.ndarray, heldout: np.ndarray) -> list[Row]:
+    """Distances to the held-out digits, and how much of that from noise to the training digits was closed.
+
+    Args:
+        generated, members, heldout: (N, H, W, C) uint8.
+    """
+    reference = Reference(LabelledImages(heldout), train=LabelledImages(members))
+    features = reference_features("pixels", reference, device=torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
-    noise = to_uint8(torch.rand(made.shape, generator=generator)).numpy()
-    reference = gaussian(pixel_features(heldout))
-    distance = {
-        name: frechet_distance(*gaussian(pixel_features(images)), *reference)
-        for name, images in {"noise": noise, "made": made, "member": member}.items()
-    }
-    closed = (distance["noise"] - distance["made"]) / (distance["noise"] - distance["member"])
-    return [
-        {"name": "uniform noise", "value": distance["noise"], "unit": "", "n": len(noise)},
-        {"name": "generated digits", "value": distance["made"], "unit": "", "n": len(made)},
-        {"name": "training digits", "value": distance["member"], "unit": "", "n": len(member)},
-        {"name": "way from noise to training digits", "value": 100 * closed, "unit": " %", "n": len(made)},
-    ]
+    noise = to_uint8_nhwc(torch.rand(generated.shape, generator=generator).permute(0, 3, 1, 2))
+    cache = default_cache() / "features"
+    ours, training = evaluate_images(generated, reference, features, cache_dir=cache)[:2]
+    random = evaluate_images(noise, reference, features, cache_dir=cache)[0]
+    closed = (random.value - ours.value) / (random.value - training.value)
+    named = {"uniform noise": random, "generated digits": ours, "training digits": training}
+    rows: list[Row] = [{"name": name, "value": score.value, "unit": "", "n": score.n} for name, score in named.items()]
+    gap: Row = {"name": "gap from noise to training digits, closed", "value": 100 * closed, "unit": " %", "n": ours.n}
+    return [*rows, gap]

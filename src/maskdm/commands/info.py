@@ -1,61 +1,102 @@
-"""What a run or a weights file is, in lines for a person."""
+"""`maskdm info`: what a run or a weights file is."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from maskdm.config import summary
-from maskdm.config.schema import to_dict
 from maskdm.errors import InputError
 from maskdm.models import weights
-from maskdm.training import checkpoint
-from maskdm.training.runs import finished, read_metrics
+from maskdm.models.spec import ModelSpec
+from maskdm.models.weights import Metadata
+from maskdm.training.read_run import is_run, read_run
 
 
-def describe(path: Path) -> list[str]:
-    """Lines for `maskdm info`.
+@dataclass(frozen=True)
+class RunInfo:
+    """How far a run is.
+
+    Attributes:
+        path: its folder.
+        finished: whether its last stage has ended.
+        step, images, seconds: of training when it was last saved; all 0 where nothing has been saved yet.
+        error_ema, error_raw: last held-out errors of the averaged and the raw weights, or None.
+        heldout: images that these were measured on.
+    """
+
+    path: Path
+    finished: bool
+    step: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    error_ema: float | None = None
+    error_raw: float | None = None
+    heldout: int = 0
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What a weights file says of itself.
+
+    Attributes:
+        file: where it is.
+        spec: the model, its process and the size of its images.
+        parameters: numbers in the backbone.
+        metadata: how it came to be: which average, stage, steps, images, ...
+    """
+
+    file: Path
+    spec: ModelSpec
+    parameters: int
+    metadata: Metadata
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a path is: a run, weights, or a run with weights; either may be None."""
+
+    run: RunInfo | None
+    weights: WeightsInfo | None
+
+
+def info(model: str | Path) -> Info:
+    """What a run or a weights file is.
+
+    Args:
+        model: a run's folder, a checkpoint's, or a .safetensors file.
+
+    Returns:
+        How far the run is, where it is one, and what the weights are, where there are any yet.
 
     Raises:
-        InputError: neither a run nor a weights file.
+        InputError: neither a run nor weights, or weights that are damaged.
     """
-    run = path if (path / "config.yaml").is_file() else None
-    if run is None:
-        return _of_file(weights.find(path))
-    lines = [f"run        {run}", f"state      {_state(run)}"]
-    heldout = [e for e in read_metrics(run) if e["event"] == "heldout"]
-    if heldout:
-        last = heldout[-1]
-        lines.append(f"held-out   error {last['loss_ema']:.4f} (ema), {last['loss_raw']:.4f} (raw), n = {last['n']}")
+    path = Path(model)
+    if not is_run(path):
+        return Info(None, _weights(weights.find_weights(path)))
     try:
-        file = weights.find(run)
+        file = weights.find_weights(path)
     except InputError:
-        return [*lines, "weights    none yet"]
-    return lines + _of_file(file)
+        return Info(_run(path), None)
+    return Info(_run(path), _weights(file))
 
 
-def _state(run: Path) -> str:
-    newest = checkpoint.newest(run / "checkpoints")
-    if newest is None:
-        return "begun, nothing saved yet"
-    progress = checkpoint.read_progress(newest)
-    ended = "finished" if finished(run) else "unfinished"
-    return (
-        f"{ended}, saved at step {progress.step:,} ({progress.images:,} images, {progress.seconds:,.0f} s of training)"
+def _run(path: Path) -> RunInfo:
+    found = read_run(path)
+    progress, errors = found.progress, found.history.heldout
+    return RunInfo(
+        path=path,
+        finished=found.history.finished,
+        step=0 if progress is None else progress.step,
+        images=0 if progress is None else progress.images,
+        seconds=0.0 if progress is None else progress.seconds,
+        error_ema=errors[-1].error_ema if errors else None,
+        error_raw=errors[-1].error_raw if errors else None,
+        heldout=errors[-1].n if errors else 0,
     )
 
 
-def _of_file(file: Path) -> list[str]:
-    read = weights.read(file)
-    spec = read.spec
-    model, process = to_dict(spec.model), to_dict(spec.process)
-    parameters = sum(t.numel() for t in read.tensors.values())
-    lines = [
-        f"weights    {file}",
-        f"model      {summary.backbone(model)}; {parameters / 1e6:.2f} M parameters",
-        f"images     {spec.image_size[0]} x {spec.image_size[1]} x {spec.channels}",
-        f"process    {summary.process(process)}; {summary.objective(process)}",
-    ]
-    if spec.class_names:
-        lines.append(f"classes    {len(spec.class_names)}: {', '.join(spec.class_names[:20])}")
-    lines += [f"{key:10} {value}" for key, value in read.facts.items() if value is not None]
-    return lines
+def _weights(file: Path) -> WeightsInfo:
+    read = weights.read_weights(file)
+    parameters = sum(tensor.numel() for tensor in read.tensors.values())
+    return WeightsInfo(file, read.spec, parameters, read.metadata)

@@ -1,80 +1,87 @@
-"""A model in a few words, from settings as they stand in a file; knows no torch, so that the report can use it."""
+"""A model in a few words, from settings as they stand in a file, which may lack some or hold anything."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from maskdm.config.model_config import MODEL_VARIANTS
+from maskdm.config.process_config import PROCESS_VARIANTS
+from maskdm.config.section import Variants
+from maskdm.errors import ArgumentError
+
 Settings = Mapping[str, Any]
 
-ALWAYS = ("width", "depth", "heads")
-"""Settings of a model that are told where there are any."""
-DEFAULTS = {
-    "levels": [1, 2, 2],
-    "attention_levels": 1,
-    "qkv_bias": False,
-    "time_mlp": False,
-    "mixer_depth": 0,
-    "bottleneck": 128,
-    "class_tokens": 8,
-    "haar_levels": 0,
-}
-"""Those that are told where they are not these."""
 
-
-def backbone(model: Settings) -> str:
+def summarize_model(model: Settings) -> str:
     """The network: "uvit, patches of 2 px, width 96, depth 5, heads 4"."""
     words = [str(model.get("backbone", "unknown"))]
     if model.get("patch_size"):
         words.append(f"patches of {model['patch_size']} px")
-    words += [_one(key, model[key]) for key in ALWAYS if model.get(key) is not None]
-    words += [_one(key, model[key]) for key, usual in DEFAULTS.items() if model.get(key, usual) != usual]
+    sizes = ("width", "depth", "heads")
+    words += [_option(key, model[key]) for key in sizes if model.get(key) is not None]
+    changed = _changed(model, MODEL_VARIANTS)
+    words += [_option(key, value) for key, value in changed.items() if key not in ("size", "options")]
+    if model.get("haar_levels"):
+        words.append(f"haar levels {model['haar_levels']}")
     options = model.get("options")
     words += [f"{key} {value}" for key, value in options.items()] if isinstance(options, Mapping) else []
     return ", ".join(words)
 
 
-def process(settings: Settings) -> str:
-    """How noise is mixed in: "ddpm, cosine schedule, 1000 levels"."""
-    return ", ".join(_process(settings))
+def summarize_process(process: Settings) -> str:
+    """How images are noised: "ddpm, cosine schedule, 1000 timesteps"."""
+    return ", ".join(_process_words(process))
 
 
-def _process(p: Settings) -> Iterator[str]:
-    kind = p.get("kind", "ddpm")
+def _process_words(process: Settings) -> Iterator[str]:
+    kind = process.get("kind", PROCESS_VARIANTS.default)
     yield str(kind)
-    if kind in ("ddpm", "vp"):
-        yield f"{p.get('schedule', 'unknown')} schedule"
-    if kind == "ddpm" and p.get("timesteps"):
-        yield f"{p['timesteps']} levels"
-    if p.get("shift", 1) != 1:
-        yield f"shifted by {_number(p['shift'])}"
-    if p.get("zero_terminal"):
+    if kind in PROCESS_VARIANTS.having("schedule"):
+        yield f"{process.get('schedule', 'unknown')} schedule"
+    if kind in PROCESS_VARIANTS.having("timesteps") and process.get("timesteps"):
+        yield f"{process['timesteps']} timesteps"
+    changed = _changed(process, PROCESS_VARIANTS)
+    if "shift" in changed:
+        yield f"shifted by {_number(changed['shift'])}"
+    if changed.get("zero_terminal"):
         yield "noise alone at the end"
     for key in ("sigma_min", "sigma_max"):
-        if p.get(key) is not None:
-            yield f"{key.replace('_', ' ')} {_number(p[key])}"
-    if p.get("time_law", "auto") != "auto":
-        yield f"{p['time_law']} law of t"
+        if key in changed:
+            yield f"{key.replace('_', ' ')} {_number(changed[key])}"
+    if "time_distribution" in changed:
+        yield f"{changed['time_distribution']} distribution of t"
     for key in ("time_mean", "time_std"):
-        if p.get(key) is not None:
-            yield f"{key.replace('time_', '')} {_number(p[key])}"
+        if key in changed:
+            yield f"{key.replace('time_', '')} {_number(changed[key])}"
 
 
-def objective(settings: Settings) -> str:
+def summarize_objective(process: Settings) -> str:
     """What is predicted and how errors count: "predicts x0, loss on velocity"."""
-    words = [f"predicts {settings.get('prediction', 'unknown')}"]
-    if settings.get("loss", "same") not in ("same", settings.get("prediction")):
-        words.append(f"loss on {settings['loss']}")
-    if settings.get("weight", "uniform") != "uniform":
-        words.append(f"weight {settings['weight']}")
+    words = [f"predicts {process.get('prediction', 'unknown')}"]
+    if process.get("loss", "same") not in ("same", process.get("prediction")):
+        words.append(f"loss on {process['loss']}")
+    if process.get("weight", "uniform") != "uniform":
+        words.append(f"weight {process['weight']}")
     return ", ".join(words)
+
+
+def _changed(settings: Settings, variants: Variants) -> Settings:
+    """Options of the backbone or process alone, of which `settings` have another value than the default."""
+    try:
+        section = variants.find(settings.get(variants.key, variants.default))
+    except ArgumentError:
+        return {}
+    options = {key: field for key, field in section.model_fields.items() if key not in variants.base.model_fields}
+    defaults = {key: list(f.default) if isinstance(f.default, tuple) else f.default for key, f in options.items()}
+    return {key: settings[key] for key, usual in defaults.items() if settings.get(key, usual) != usual}
 
 
 def _number(value: object) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def _one(key: str, value: object) -> str:
+def _option(key: str, value: object) -> str:
     name = key.replace("_", " ")
     if value is True:
         return name

@@ -1,7 +1,8 @@
-"""Pictures: where they lie, what is made of them, and which of them may be learned from.
+"""Images: where they lie, what is made of them, and which of them may be learned from.
 
     open_source → load_images → assign_roles → write_manifest
 
-`sources` lists them, `decode` reads one, `cache` keeps all of them decoded, `roles` draws who is a member, and
-`manifest` puts it on record.
+`sources` finds out what a path names, `readers` and `hub` list it as a `Source`, `decode` reads one image, `image_set`
+decodes all of them once, and `disk_cache` keeps them; `split` draws who is a member, and `manifest` puts it on record.
+`labelled` is a set in memory, `stream` one that lies nowhere, and `write` saves images.
 """

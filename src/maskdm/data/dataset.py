@@ -5,20 +5,27 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maskdm.config.schema import DataConfig
 from maskdm.data.image_set import ImageSet, load_images
 from maskdm.data.sources import open_source
-from maskdm.data.split import Role, assign_roles, given_roles, group_names, matching, read_salt
+from maskdm.data.split import ROLES, Role, assign_roles, given_roles, group_names, matching, read_salt
+from maskdm.errors import within
 from maskdm.runtime.console import Console
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """All images that could be read, and of every one of them its role and, where there are groups, its group."""
+    """The N images that could be read, split.
+
+    Attributes:
+        images: decoded, with what is known of each.
+        roles: of each image.
+        groups: of each image, or None where there are none.
+    """
 
     images: ImageSet
     roles: list[Role]
@@ -26,10 +33,11 @@ class Dataset:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images of every role."""
-        return {role: self.roles.count(role) for role in get_args(Role)} | {"excluded": len(self.images.bad)}
+        """Number of images of every role; excluded are those that could not be read."""
+        counts: dict[str, int] = {role: self.roles.count(role) for role in ROLES}
+        return counts | {"excluded": len(self.images.bad)}
 
-    def rows(self, role: Role) -> np.ndarray:
+    def rows(self, role: Role) -> NDArray[np.int64]:
         """Of the images that have this role."""
         return np.flatnonzero([each == role for each in self.roles])
 
@@ -38,37 +46,32 @@ def read_dataset(config: DataConfig, console: Console) -> Dataset:
     """Reads, decodes and splits the images.
 
     Raises:
-        InputError: there are none, or too few; or they cannot be split as asked.
+        InputError: there are none, or too few; or they cannot be split as requested.
     """
     cache = cache_dir(config)
-    images = load_images(
-        open_source(config.path),
-        cache_dir=cache,
-        say=console.warn,
-        image_size=config.image_size,
-        channels=config.channels,
-        background=config.background,
-        on_bad_image=config.on_bad_image,
-        keep=config.store != "stream",
-        progress=console.bar,
-    )
-    groups = group_names(images.names, config.group_by)
-    salt = read_salt(config.salt, cache)
-    if config.heldout_by is not None:
+    with within("data."):
+        images = load_images(
+            open_source(config.path),
+            cache_dir=cache,
+            console=console,
+            image_size=config.image_size,
+            channels=config.channels,
+            background=config.background,
+            on_bad_image=config.on_bad_image,
+            keep=config.store != "stream",
+        )
+        groups = group_names(images.names, config.group_by)
+        return Dataset(images, _roles(config, images, groups, read_salt(config.salt, cache)), groups)
+
+
+def _roles(config: DataConfig, images: ImageSet, groups: list[str] | None, salt: bytes) -> list[Role]:
+    """Drawn by the salt, or given by `heldout_by`."""
+    hashes, files, calibration = images.sha256_px, images.sha256, config.calibration
+    if config.heldout_by is None:
+        return assign_roles(hashes, groups, salt=salt, files=files, heldout=config.heldout, calibration=calibration)
+    with within("data.", pattern="heldout_by", heldout="heldout_by"):
         given = matching(images.names, config.heldout_by)
-        roles = given_roles(
-            images.sha256_px, groups, given, salt=salt, files=images.sha256, calibration=config.calibration
-        )
-    else:
-        roles = assign_roles(
-            images.sha256_px,
-            groups,
-            salt=salt,
-            files=images.sha256,
-            heldout=config.heldout,
-            calibration=config.calibration,
-        )
-    return Dataset(images, roles, groups)
+        return given_roles(hashes, groups, given, salt=salt, files=files, calibration=calibration)
 
 
 def cache_dir(config: DataConfig) -> Path:
@@ -82,12 +85,20 @@ def default_cache() -> Path:
 
 
 def load_image_set(path: str, console: Console, shape: tuple[int, int, int] | None = None) -> ImageSet:
-    """Images by themselves, with no role: as (H, W, C), or in the size and colour that they have."""
+    """Images by themselves, with no role.
+
+    Args:
+        path: a folder, a file, or hf:NAME.
+        console: warns of images that cannot be read, and shows progress.
+        shape: (H, W, C) that they are brought to; None for the size and colour that they have.
+
+    Raises:
+        InputError: there are none, or too few.
+    """
     return load_images(
         open_source(path),
         cache_dir=default_cache(),
-        say=console.warn,
+        console=console,
         image_size="auto" if shape is None else shape[:2],
         channels="auto" if shape is None else shape[2],
-        progress=console.bar,
     )

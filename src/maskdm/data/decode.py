@@ -1,14 +1,16 @@
-"""From one picture's bytes to one array of pixels, the same way every time.
+"""From one image's bytes to one array of pixels, the same way every time.
 
 Whatever a file holds (1 to 16 bits, a palette, ink, transparency, a camera's rotation), it becomes `uint8` of one
 height, width and channel count:
 
     open → upright → 8 bit → laid on the background → shorter side to size (Lanczos), centre crop
 
-Transparency is resolved before resizing, so that hidden colours never bleed into visible ones; where it is kept,
-Pillow premultiplies while it resizes, to the same end. A picture that already has the size is not resampled: its
+Transparency is resolved before resizing, so that invisible colours never bleed into visible ones; where it is kept,
+Pillow premultiplies while it resizes, to the same end. An image that already has the size is not resampled: its
 pixels come out as they went in. Colour profiles are ignored, as is usual for training sets.
 """
+
+from __future__ import annotations
 
 import io
 import logging
@@ -19,14 +21,19 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from maskdm.errors import InputError
+
 Pixels = NDArray[np.uint8]
+"""Of one image, (H, W, C), or of many, (N, H, W, C)."""
+
 Content = bytes | Pixels
-"""What a source holds for one picture: the bytes of a file, or (H, W) or (H, W, C) pixels of an array file."""
+"""What a source holds for one image: the bytes of a file, or (H, W) or (H, W, C) pixels of an array file."""
 
 DECODER_VERSION = 1
 """Raised whenever the same file would give other pixels; caches and manifests name it."""
@@ -70,12 +77,18 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class BadImage(Exception):
-    """One picture cannot be used; the message is one line that says why. Never leaves `maskdm.data`."""
+    """One image cannot be used; the message is one line that says why. Never leaves `maskdm.data`."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """What every picture is turned into. Two equal transforms give equal pixels for equal files."""
+    """What every image is turned into. Two equal transforms give equal pixels for equal files.
+
+    Attributes:
+        height, width: in pixels.
+        channels: 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
+        background: RGB colour behind transparent images where alpha is not kept.
+    """
 
     height: int
     width: int
@@ -84,6 +97,7 @@ class Transform:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
         return self.height, self.width, self.channels
 
     def describe(self) -> dict[str, object]:
@@ -100,11 +114,29 @@ class Transform:
 
 
 def decode(content: Content, transform: Transform) -> Pixels:
-    """The (H, W, C) pixels of one picture. Raises `BadImage`, and nothing else, if it cannot be read."""
+    """The (H, W, C) pixels of one image.
+
+    Raises:
+        BadImage: it cannot be read; nothing else is raised, however it is damaged.
+    """
     if isinstance(content, np.ndarray):
         return fit_array(content, transform)
     with _pillow_at_work():
         return _fit(_eight_bit(_upright(_open(content))), transform)
+
+
+def decode_file(path: Path, transform: Transform) -> Pixels:
+    """`decode` for a file that a user names.
+
+    Raises:
+        InputError: it is not there, or cannot be read as an image.
+    """
+    try:
+        return decode(path.read_bytes(), transform)
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read ({error.strerror})", wanted="an image") from None
+    except BadImage as error:
+        raise InputError(str(path), f"cannot be read ({error})", wanted="an image") from None
 
 
 def fit_array(array: Pixels, transform: Transform) -> Pixels:
@@ -114,7 +146,11 @@ def fit_array(array: Pixels, transform: Transform) -> Pixels:
 
 
 def probe(content: Content) -> tuple[int, int, bool]:
-    """Upright width, upright height, and whether it is gray (no colour, no alpha), from the header alone."""
+    """Upright width, upright height, and whether it is gray (no colour, no alpha), from the header alone.
+
+    Raises:
+        BadImage: the header cannot be read.
+    """
     if isinstance(content, np.ndarray):
         return content.shape[1], content.shape[0], content.ndim == 2 or content.shape[2] == 1
     with _pillow_at_work():
@@ -126,8 +162,8 @@ def probe(content: Content) -> tuple[int, int, bool]:
         else:
             width, height = image.size
             # An orientation may follow a PNG's pixels, so to ask for it decodes them; most files say without.
-            silent = image.format == "PNG" and not any(chunk in content for chunk in _PNG_ORIENTATION_CHUNKS)
-            orientation = None if silent else image.getexif().get(_ORIENTATION)
+            upright = image.format == "PNG" and not any(chunk in content for chunk in _PNG_ORIENTATION_CHUNKS)
+            orientation = None if upright else image.getexif().get(_ORIENTATION)
         if orientation in _SIDEWAYS:
             width, height = height, width
         return width, height, _is_gray(image)
@@ -140,7 +176,7 @@ def _open(data: bytes) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     """Pixels loaded and turned as the camera was held.
 
-    `ImageOps.exif_transpose` would also write the remaining EXIF anew, and it fails on good photographs whose other
+    `ImageOps.exif_transpose` would also write the remaining EXIF again, and it fails on good photographs whose other
     fields are odd.
     """
     image.load()
@@ -149,7 +185,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """The same picture as L, LA, RGB or RGBA."""
+    """The same image as L, LA, RGB or RGBA."""
     if image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0 and values.max() <= 1):  # so written, NaN fails too
@@ -204,7 +240,7 @@ def _pillow_at_work() -> Iterator[None]:
         try:
             yield
         except UnidentifiedImageError as error:
-            raise BadImage(f"not a picture that can be read ({', '.join(FORMATS)})") from error
+            raise BadImage(f"not an image that can be read ({', '.join(FORMATS)})") from error
         except _DAMAGE as error:
             raise BadImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 

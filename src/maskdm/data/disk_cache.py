@@ -1,57 +1,51 @@
 """The cache on disk: one folder for each key, whole or not there.
 
-    <folder>/<key>/images.npy    (N, H, W, C) uint8, the good pictures in order
-    <folder>/<key>/index.json    their pixel hashes, and which pictures were bad
+    <folder>/<key>/images.npy    (N, H, W, C) uint8, the good images in order
+    <folder>/<key>/index.json    their pixel hashes, and which images were bad
 
-An entry is written aside, as `<key>.tmp-<machine>-<pid>-…`, and renamed into place, so any number of processes may
-build it at once and any may be killed. What a killed one left is swept up by the next to come. An entry that does
-not measure up to its own header is built again.
+An entry is written under a temporary name and renamed into place, so any number of processes may build it at once and
+any may be killed. What a killed one left is swept up by the next to come. An entry that does not measure up to its own
+header is built again.
 """
 
+from __future__ import annotations
+
 import errno
-import hashlib
 import io
 import json
-import os
-import platform
-import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from maskdm.data.decode import Pixels, Transform
-from maskdm.data.stream import Images
+from maskdm.data.stream import ImageArray
 from maskdm.errors import InputError
+from maskdm.files import flush, orphaned, sweep, temporary_name
 
-FORMAT = 1
+Decoded = tuple[Pixels, str] | str
+"""The (H, W, C) pixels of an image and their sha256, or the reason why there are none."""
+
+_FORMAT = 1
 _DAY = 24 * 60 * 60
-_MACHINE = re.sub(r"[^A-Za-z0-9]", "_", platform.node())  # a process number says nothing on another machine
-_ASIDE = re.compile(r"\.tmp-(?P<machine>\w*)-(?P<pid>\d+)-")
 _ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """One good picture."""
-
-    pixels: Pixels
-    sha256: str
-
-    @classmethod
-    def of(cls, pixels: Pixels) -> "Decoded":
-        return cls(pixels, hashlib.sha256(pixels.data).hexdigest())
-
-
-@dataclass(frozen=True)
 class Entry:
-    """`images` holds the good pictures in order; `bad` says why each other one, by its position, is not among them."""
+    """What the cache holds of a set of images.
 
-    images: Images
+    Attributes:
+        images: (N, H, W, C) uint8, the good images in order.
+        sha256_px: of their pixels.
+        bad: why each other image is not among them, by its position in the set.
+    """
+
+    images: ImageArray
     sha256_px: tuple[str, ...]
     bad: dict[int, str]
 
@@ -61,10 +55,22 @@ def find_or_build(
     key: str,
     transform: Transform,
     count: int,
-    decode_all: Callable[[], Iterable[Decoded | str]],
-    say: Callable[[str], None],
+    decode_all: Callable[[], Iterable[Decoded]],
+    warn: Callable[[str], object],
 ) -> Entry:
-    """The entry of `key`; `decode_all` gives each of `count` pictures, or the reason why it is bad."""
+    """The entry of `key`, made if it is not there or damaged.
+
+    Args:
+        folder: of the cache.
+        key: names the images and the transform.
+        transform: gives the shape of the pixels.
+        count: of all images, the bad ones too.
+        decode_all: gives each of `count` images in order.
+        warn: told of an entry that was damaged.
+
+    Raises:
+        InputError: the folder cannot be written, or has no room.
+    """
     need = count * int(np.prod(transform.shape)) + 128 * count + 2**20  # pixels, index, and some room
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,11 +78,11 @@ def find_or_build(
         for _ in range(_ATTEMPTS):
             entry = _find(folder / key, transform, count)
             if entry is None and (folder / key).exists():
-                say(f"the cache entry {str(folder / key)!r} is damaged and is built again")
-                _discard(folder, key)
+                warn(f"the cache entry {folder / key} is damaged and is built again")
+                _discard(folder / key)
             if entry is None:
                 _require_space(folder, need)
-                entry = _build(folder, key, transform, count, decode_all())
+                entry = _build(folder / key, transform, count, decode_all())
             if entry is not None:
                 return entry
     except OSError as error:
@@ -92,7 +98,7 @@ def _find(path: Path, transform: Transform, count: int) -> Entry | None:
         bad = {int(position): str(reason) for position, reason in index["bad"]}
         sha256_px = tuple(str(digest) for digest in index["sha256_px"])
         sound = (
-            index["format"] == FORMAT
+            index["format"] == _FORMAT
             and index["transform"] == transform.describe()
             and isinstance(images, np.memmap)
             and images.dtype == np.uint8
@@ -108,51 +114,48 @@ def _find(path: Path, transform: Transform, count: int) -> Entry | None:
     return Entry(images, sha256_px, bad) if sound else None
 
 
-def _build(folder: Path, key: str, transform: Transform, count: int, decoded: Iterable[Decoded | str]) -> Entry | None:
-    aside = _aside(folder, key)
-    try:
-        sha256_px, bad = _write(aside, transform, count, decoded)
+def _build(path: Path, transform: Transform, count: int, decoded: Iterable[Decoded]) -> Entry | None:
+    with _temporary_folder(path) as temporary:
+        sha256_px, bad = _write(temporary, transform, count, decoded)
         if not sha256_px:  # nothing to keep, and an empty file cannot be mapped
             return Entry(np.empty((0, *transform.shape), np.uint8), (), bad)
         try:
-            aside.rename(folder / key)
+            temporary.rename(path)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise  # otherwise another process was first, and its entry is as good
-        return _find(folder / key, transform, count)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        return _find(path, transform, count)
 
 
 def _write(
-    aside: Path, transform: Transform, count: int, decoded: Iterable[Decoded | str]
+    folder: Path, transform: Transform, count: int, decoded: Iterable[Decoded]
 ) -> tuple[tuple[str, ...], dict[int, str]]:
-    """One writer appends the good rows in order.
+    """One writer appends the good rows in order; both files are on disk when it returns.
 
     A plain file, not a map: a full disk is then an error that can be caught, where a map would end the process.
     """
     sha256_px: list[str] = []
     bad: dict[int, str] = {}
-    with (aside / "images.npy").open("wb") as file:
+    with (folder / "images.npy").open("wb") as file:
         file.write(_npy_header(count, transform))
         for position, result in enumerate(decoded):
             if isinstance(result, str):
                 bad[position] = result
             else:
-                file.write(result.pixels.data)
-                sha256_px.append(result.sha256)
+                pixels, sha256 = result
+                file.write(pixels.data)
+                sha256_px.append(sha256)
         file.seek(0)
         file.write(_npy_header(len(sha256_px), transform))  # of the same length: NumPy leaves room for the count
-        _to_disk(file.fileno(), file.flush)
     index = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "transform": transform.describe(),
         "sha256_px": sha256_px,
         "bad": sorted(bad.items()),
     }
-    with (aside / "index.json").open("w", encoding="ascii") as text:
-        json.dump(index, text)
-        _to_disk(text.fileno(), text.flush)
+    (folder / "index.json").write_text(json.dumps(index), encoding="ascii")
+    for name in ("images.npy", "index.json"):
+        flush(folder / name)
     return tuple(sha256_px), bad
 
 
@@ -164,35 +167,28 @@ def _npy_header(count: int, transform: Transform) -> bytes:
     return header.getvalue()
 
 
-def _to_disk(file: int, flush: Callable[[], None]) -> None:
-    """Without it, a power cut after the rename could leave an entry of the right size and the wrong content."""
-    flush()
-    os.fsync(file)
-
-
-def _aside(folder: Path, key: str) -> Path:
-    return Path(tempfile.mkdtemp(prefix=f"{key}.tmp-{_MACHINE}-{os.getpid()}-", dir=folder))
-
-
-def _discard(folder: Path, key: str) -> None:
-    """Moved aside first: nobody may meet an entry half removed."""
-    aside = _aside(folder, key)
+@contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """A private folder beside `path`, of which nothing is left when the block ends unless it was renamed."""
+    folder = temporary_name(path)
     try:
-        (folder / key).rename(aside / "damaged")
-    except FileNotFoundError:
-        pass  # another process was first
+        folder.mkdir(mode=0o700)
+        yield folder
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _discard(path: Path) -> None:
+    """Moved away first: nobody may meet an entry half removed."""
+    with _temporary_folder(path) as temporary, suppress(FileNotFoundError):  # where another process was first
+        path.rename(temporary / "damaged")
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what builders that are no more have left."""
-    for path in folder.glob("*.tmp-*"):
-        named = _ASIDE.search(path.name)
-        if named is None:
-            continue
-        orphaned = named["machine"] == _MACHINE and not _alive(int(named["pid"]))
-        if orphaned or time.time() - max(_changed(path)) > _DAY:
+    """Removes what builders that are no more have left, on this machine at once and on others after a day."""
+    sweep(folder)  # files
+    for path in folder.glob(".*.tmp-*"):
+        if orphaned(path) or time.time() - max(_changed(path)) > _DAY:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -200,20 +196,8 @@ def _changed(path: Path) -> Iterator[float]:
     for file in (path, path / "images.npy"):
         try:
             yield file.stat().st_mtime
-        except FileNotFoundError:  # its builder has just finished, or not begun
+        except (FileNotFoundError, NotADirectoryError):  # its builder has just finished, or not begun; or it is a file
             yield 0.0
-
-
-def _alive(pid: int) -> bool:
-    if os.name != "posix":  # elsewhere a signal 0 would end the process instead of asking after it
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def _require_space(folder: Path, need: int) -> None:
@@ -224,6 +208,7 @@ def _require_space(folder: Path, need: int) -> None:
 
 def _unusable(folder: Path, need: int, reason: str) -> InputError:
     return InputError(
-        f"{str(folder)!r} cannot hold the decoded pictures: {reason}, {need:,} bytes are needed; "
-        "set data.cache_dir to a writable folder with room, or data.image_size smaller"
+        str(folder),
+        f"cannot hold the decoded images ({reason}), {need:,} bytes are needed",
+        remedy="set data.cache_dir to a writable folder with room, or data.image_size smaller",
     )

@@ -1,13 +1,15 @@
-"""The pictures of a source as one read-only array, decoded once and found again by their content.
+"""The images of a source as one read-only array, decoded once and found again by their content.
 
 Two passes. The first reads every file: its hash, its size, whether it is gray. That settles what all of them are
 turned into, and the key of the cache, a hash of both. The second pass decodes, unless an entry of that key is there.
-The key names contents and not files, so pictures that were moved or renamed find their entry again.
+The key names contents and not files, so images that were moved or renamed find their entry again.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,26 +20,42 @@ from PIL import ImageColor
 
 from maskdm.data.decode import MODES, BadImage, Content, Pixels, Transform, decode, probe
 from maskdm.data.disk_cache import Decoded, Entry, find_or_build
-from maskdm.data.sources import Item, Source, one_line, shown
-from maskdm.data.stream import Images, Streamed
-from maskdm.data.workers import Progress, in_order, silent
-from maskdm.errors import InputError
+from maskdm.data.labelled import LabelledImages
+from maskdm.data.source import Item, Source, one_line
+from maskdm.data.stream import ImageArray, Streamed
+from maskdm.data.workers import in_order
+from maskdm.errors import ArgumentError, InputError, shown
+from maskdm.runtime.console import Console
 
 MIN_IMAGES = 8
-"""Fewer cannot be split into members, held-out and calibration pictures with anything left to learn from."""
+"""Fewer cannot be split into members, held-out and calibration images with anything left to learn from."""
 
 AUTO_SIZE = 64
 AUTO_KEEPS = 128
-"""With `image_size: auto`, pictures that share one size keep it up to this long side; all others become AUTO_SIZE."""
+"""With `image_size: auto`, images that share one size keep it up to this long side; all others become AUTO_SIZE."""
 
 _NAMED = 10
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The good pictures of a source in its order, one row each; `bad` names the others, with the reason."""
+    """The N good images of a source in its order, one row each, and what was made of them.
 
-    images: Images
+    Attributes:
+        images: (N, H, W, C) uint8, mapped from the cache or decoded when asked for.
+        names: of the images in their source.
+        labels: (N,) class indices, or None.
+        class_names: that labels index; () without labels.
+        sha256: of the files, or of the arrays.
+        sha256_px: of the decoded pixels.
+        source_sizes: (width, height) before resizing, upright.
+        bad: name and reason of each image that could not be read.
+        bad_sha256: of their files; "" where even that could not be read.
+        transform: what all were turned into.
+        fingerprint: a hash that changes with every image added, removed, renamed or changed, the bad ones too.
+    """
+
+    images: ImageArray
     names: tuple[str, ...]
     labels: NDArray[np.int64] | None
     class_names: tuple[str, ...]
@@ -50,12 +68,28 @@ class ImageSet:
     fingerprint: str
 
     def __len__(self) -> int:
+        """Number of good images, N."""
         return len(self.names)
+
+    def take(self, rows: NDArray[np.int64] | None = None, groups: Sequence[str] | None = None) -> LabelledImages:
+        """The images in `rows`, or all, in memory, with the hashes of their pixels as ids.
+
+        Args:
+            rows: which; None for all.
+            groups: of all images of the set, to be carried along.
+        """
+        rows = np.arange(len(self)) if rows is None else rows
+        return LabelledImages(
+            self.images[rows],
+            tuple(self.sha256_px[row] for row in rows),
+            None if self.labels is None else self.labels[rows],
+            None if groups is None else tuple(groups[row] for row in rows),
+        )
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What the first pass learns of one picture. `reason` says why it is bad; `sha256` is "" if it cannot be read."""
+class _Scan:
+    """What the first pass learns of one image. `reason` says why it is bad; `sha256` is "" if it cannot be read."""
 
     item: Item
     sha256: str
@@ -65,67 +99,86 @@ class _Seen:
     reason: str | None = None
 
 
+class _Rejects:
+    """The images that cannot be read, with the reasons; the first one ends it all where none may be left out."""
+
+    def __init__(self, source: Source, on_bad_image: Literal["skip", "fail"]) -> None:
+        if on_bad_image not in ("skip", "fail"):
+            raise ArgumentError("on_bad_image", got=on_bad_image, wanted="skip or fail")
+        self.reasons: dict[str, str] = {}
+        self._source, self._fail = source, on_bad_image == "fail"
+
+    def add(self, scan: _Scan, reason: str) -> None:
+        if self._fail:
+            remedy = "repair or remove it, or set data.on_bad_image to skip"
+            raise InputError(self._source.where(scan.item), f"cannot be read ({reason})", remedy=remedy)
+        self.reasons[scan.item.name] = reason
+
+    def __contains__(self, scan: _Scan) -> bool:
+        return scan.item.name in self.reasons
+
+
 def load_images(
     source: Source,
     *,
     cache_dir: Path,
-    say: Callable[[str], None],
+    console: Console,
     image_size: int | tuple[int, int] | Literal["auto"] = "auto",
     channels: int | Literal["auto"] = "auto",
     background: str = "white",
     on_bad_image: Literal["skip", "fail"] = "skip",
     keep: bool = True,
-    progress: Progress = silent,
 ) -> ImageSet:
-    """Reads, decodes and caches all pictures of `source`. `say` is told of pictures that had to be left out.
+    """Reads, decodes and caches all images of a source.
 
-    With `keep=False` nothing is written: pictures are decoded once to be known, and again whenever they are asked for.
+    Args:
+        source: the images, listed.
+        cache_dir: where decoded images are kept.
+        console: warns of images that had to be left out, and shows progress.
+        image_size: pixels, N or (height, width), or auto.
+        channels: 1 to 4, or auto: 1 if every image is gray, else 3.
+        background: colour behind transparent images.
+        on_bad_image: whether an image that cannot be read is left out or ends it.
+        keep: False writes nothing: images are decoded once to be known, and again whenever they are asked for.
+
+    Raises:
+        ArgumentError: an argument is of no known value.
+        InputError: too few images, one that cannot be read where none may be left out or that changes meanwhile, or no
+            room in the cache.
     """
-    settle = _settler(image_size, channels, background)
-    if on_bad_image not in ("skip", "fail"):
-        raise InputError(f"data.on_bad_image is {on_bad_image!r}, wanted 'skip' or 'fail'; write one of these")
-    reasons: dict[str, str] = {}
+    size, depth, colour = _parse_size(image_size), _parse_channels(channels), _parse_colour(background)
+    rejects = _Rejects(source, on_bad_image)
+    with console.bar("reading", len(source.items)) as bar:
+        scans = list(in_order(lambda item: _scan(source, item), source.items, bar.update))
+    for scan in scans:
+        if scan.reason is not None:
+            rejects.add(scan, scan.reason)
+    readable = [scan for scan in scans if scan.reason is None]
+    _require_enough(source, len(readable), rejects)
+    transform = Transform(*(size or _auto_size(readable)), depth or _auto_channels(readable), colour)
 
-    def leave_out(picture: _Seen, reason: str) -> None:
-        if on_bad_image == "fail":
-            raise InputError(
-                f"{shown(picture.item.name)} in {shown(source.path)} cannot be read: {reason}; "
-                "repair or remove it, or set data.on_bad_image to skip"
-            )
-        reasons[picture.item.name] = reason
-
-    with progress("reading", len(source.items)) as bar:
-        seen = list(in_order(lambda item: _look(source, item), source.items, bar))
-    for picture in seen:
-        if picture.reason is not None:
-            leave_out(picture, picture.reason)
-    readable = [picture for picture in seen if picture.reason is None]
-    _require_enough(source, len(readable), reasons)
-    transform = settle(readable)
-
-    def decode_all() -> Iterator[Decoded | str]:
-        with progress("decoding", len(readable)) as bar:
-            results = in_order(lambda picture: _decode(source, picture, transform), readable, bar)
-            for picture, result in zip(readable, results, strict=True):
+    def decode_all() -> Iterator[Decoded]:
+        with console.bar("decoding", len(readable)) as bar:
+            results = in_order(lambda scan: _decode(source, scan, transform), readable, bar.update)
+            for scan, result in zip(readable, results, strict=True):
                 if isinstance(result, str):
-                    leave_out(picture, result)
+                    rejects.add(scan, result)
                 yield result
 
     if keep:
-        entry = find_or_build(cache_dir, _key(transform, readable), transform, len(readable), decode_all, say)
+        key = _key(transform, readable)
+        entry = find_or_build(cache_dir, key, transform, len(readable), decode_all, console.warn)
     else:
         entry = _streamed(source, readable, transform, decode_all())
     for position, reason in entry.bad.items():
-        leave_out(readable[position], reason)
-    bad = [picture for picture in seen if picture.item.name in reasons]
-    _require_enough(source, len(seen) - len(bad), reasons)
-    _tell(bad, reasons, say)
-    return _assemble(source, seen, reasons, transform, entry)
+        rejects.add(readable[position], reason)
+    _require_enough(source, len(scans) - len(rejects.reasons), rejects)
+    found = _assemble(source, scans, rejects, transform, entry)
+    _warn_of_bad(found, console)
+    return found
 
 
-def _streamed(
-    source: Source, readable: Sequence[_Seen], transform: Transform, decoded: Iterable[Decoded | str]
-) -> Entry:
+def _streamed(source: Source, readable: Sequence[_Scan], transform: Transform, decoded: Iterable[Decoded]) -> Entry:
     """An entry that lies nowhere."""
     sha256_px: list[str] = []
     bad: dict[int, str] = {}
@@ -133,125 +186,118 @@ def _streamed(
         if isinstance(result, str):
             bad[position] = result
         else:
-            sha256_px.append(result.sha256)
-    good = [picture for position, picture in enumerate(readable) if position not in bad]
+            sha256_px.append(result[1])
+    good = [scan for position, scan in enumerate(readable) if position not in bad]
 
-    def again(picture: _Seen) -> Pixels:
-        result = _decode(source, picture, transform)
+    def again(row: int) -> Pixels:
+        result = _decode(source, good[row], transform)
         if isinstance(result, str):
-            raise _changed(source, picture, result)
-        return result.pixels
+            raise _changed(source, good[row], result)
+        return result[0]
 
-    return Entry(Streamed(good, transform.shape, again), tuple(sha256_px), bad)
+    return Entry(Streamed((len(good), *transform.shape), again), tuple(sha256_px), bad)
 
 
 def _assemble(
-    source: Source, seen: Sequence[_Seen], reasons: Mapping[str, str], transform: Transform, entry: Entry
+    source: Source, scans: Sequence[_Scan], rejects: _Rejects, transform: Transform, entry: Entry
 ) -> ImageSet:
-    good = [picture for picture in seen if picture.item.name not in reasons]
-    bad = [picture for picture in seen if picture.item.name in reasons]
+    good = [scan for scan in scans if scan not in rejects]
+    bad = [scan for scan in scans if scan in rejects]
     return ImageSet(
         images=entry.images,
-        names=tuple(picture.item.name for picture in good),
-        labels=_labels([picture.item for picture in good]),
+        names=tuple(scan.item.name for scan in good),
+        labels=_labels([scan.item for scan in good]),
         class_names=source.class_names,
-        sha256=tuple(picture.sha256 for picture in good),
+        sha256=tuple(scan.sha256 for scan in good),
         sha256_px=entry.sha256_px,
-        source_sizes=tuple((picture.width, picture.height) for picture in good),
-        bad=tuple((picture.item.name, reasons[picture.item.name]) for picture in bad),
-        bad_sha256=tuple(picture.sha256 for picture in bad),
+        source_sizes=tuple((scan.width, scan.height) for scan in good),
+        bad=tuple((scan.item.name, rejects.reasons[scan.item.name]) for scan in bad),
+        bad_sha256=tuple(scan.sha256 for scan in bad),
         transform=transform,
-        fingerprint=_fingerprint(transform, seen),
+        fingerprint=_fingerprint(transform, scans),
     )
 
 
 # --- the settings ----------------------------------------------------------------------------------------------------
 
 
-def _settler(
-    image_size: int | tuple[int, int] | Literal["auto"], channels: int | Literal["auto"], background: str
-) -> Callable[[Sequence[_Seen]], Transform]:
-    """The transform that these settings mean, as soon as the pictures are known. Wrong settings fail at once."""
-    size: tuple[int, int] | None
+def _parse_size(image_size: object) -> tuple[int, int] | None:
+    """(height, width), or None for auto."""
     match image_size:
         case "auto":
-            size = None
+            return None
         case int(side) if side > 0 and not isinstance(side, bool):
-            size = (side, side)
+            return side, side
         case [int(height), int(width)] if min(height, width) > 0:
-            size = (height, width)
-        case _:
-            raise InputError(
-                f"data.image_size is {image_size!r}, wanted auto, 64 or [height, width]; write one of these"
-            )
-    if channels != "auto" and channels not in MODES:
-        raise InputError(f"data.channels is {channels!r}, wanted auto, 1, 2, 3 or 4; write one of these")
-    colour = _colour(background)
-
-    def settle(pictures: Sequence[_Seen]) -> Transform:
-        height, width = size or _auto_size(pictures)
-        depth = (1 if all(picture.gray for picture in pictures) else 3) if channels == "auto" else channels
-        return Transform(height, width, depth, colour)
-
-    return settle
+            return height, width
+    raise ArgumentError("image_size", got=image_size, wanted="auto, 64 or [height, width]")
 
 
-def _colour(background: str) -> tuple[int, int, int]:
+def _parse_channels(channels: int | Literal["auto"]) -> int | None:
+    """Their number, or None for auto."""
+    if channels == "auto":
+        return None
+    if channels not in MODES:
+        raise ArgumentError("channels", got=channels, wanted="auto, 1, 2, 3 or 4")
+    return channels
+
+
+def _parse_colour(background: str) -> tuple[int, int, int]:
     try:
         match ImageColor.getrgb(background):
             case (red, green, blue):
                 return red, green, blue
     except (ValueError, TypeError, AttributeError):
         pass  # not a colour; perhaps not even text
-    raise InputError(
-        f"data.background is {background!r}, wanted an opaque colour such as white or #808080; write one of these"
-    )
+    raise ArgumentError("background", got=background, wanted="an opaque colour such as white or #808080")
 
 
-def _auto_size(pictures: Sequence[_Seen]) -> tuple[int, int]:
-    sizes = {(picture.height, picture.width) for picture in pictures}
+def _auto_size(scans: Sequence[_Scan]) -> tuple[int, int]:
+    sizes = {(scan.height, scan.width) for scan in scans}
     shared = sizes.pop()
     return shared if not sizes and max(shared) <= AUTO_KEEPS else (AUTO_SIZE, AUTO_SIZE)
 
 
-# --- one picture -----------------------------------------------------------------------------------------------------
+def _auto_channels(scans: Sequence[_Scan]) -> int:
+    return 1 if all(scan.gray for scan in scans) else 3
 
 
-def _look(source: Source, item: Item) -> _Seen:
+# --- one image -------------------------------------------------------------------------------------------------------
+
+
+def _scan(source: Source, item: Item) -> _Scan:
     try:
         content = source.read(item)
     except OSError as error:
-        return _Seen(item, "", reason=error.strerror or one_line(error))
+        return _Scan(item, "", reason=error.strerror or one_line(error))
     sha256 = _sha256(content)
     try:
-        return _Seen(item, sha256, *probe(content))
+        return _Scan(item, sha256, *probe(content))
     except BadImage as error:
-        return _Seen(item, sha256, reason=str(error))
+        return _Scan(item, sha256, reason=str(error))
 
 
 def _sha256(content: Content) -> str:
     return hashlib.sha256(content if isinstance(content, bytes) else content.data).hexdigest()
 
 
-def _decode(source: Source, picture: _Seen, transform: Transform) -> Decoded | str:
-    """The pixels, or why there are none."""
+def _decode(source: Source, scan: _Scan, transform: Transform) -> Decoded:
+    """The pixels and their hash, or why there are none."""
     try:
-        content = source.read(picture.item)
-        if _sha256(content) == picture.sha256:
-            return Decoded.of(decode(content, transform))
+        content = source.read(scan.item)
+        if _sha256(content) == scan.sha256:
+            pixels = decode(content, transform)
+            return pixels, _sha256(pixels)
     except BadImage as error:
         return str(error)
     except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise _changed(source, picture, reason) from error
-    raise _changed(source, picture, "its bytes are not the same as a moment ago")
+        raise _changed(source, scan, error.strerror or one_line(error)) from error
+    raise _changed(source, scan, "its bytes are not the same as a moment ago")
 
 
-def _changed(source: Source, picture: _Seen, what: str) -> InputError:
-    return InputError(
-        f"{shown(picture.item.name)} in {shown(source.path)} changed while it was being read: {what}; "
-        "start again once nothing writes there"
-    )
+def _changed(source: Source, scan: _Scan, what: str) -> InputError:
+    problem = f"changed while it was being read ({what})"
+    return InputError(source.where(scan.item), problem, remedy="start again once nothing writes there")
 
 
 def _labels(items: Iterable[Item]) -> NDArray[np.int64] | None:
@@ -262,18 +308,13 @@ def _labels(items: Iterable[Item]) -> NDArray[np.int64] | None:
 # --- all of them -----------------------------------------------------------------------------------------------------
 
 
-def _key(transform: Transform, pictures: Iterable[_Seen]) -> str:
+def _key(transform: Transform, scans: Iterable[_Scan]) -> str:
     # With the size: bytes of an array do not tell 4 x 8 from 8 x 4.
-    return _sha256_of_lines(
-        [transform.describe(), *([picture.sha256, picture.width, picture.height] for picture in pictures)]
-    )
+    return _sha256_of_lines([transform.describe(), *([scan.sha256, scan.width, scan.height] for scan in scans)])
 
 
-def _fingerprint(transform: Transform, seen: Iterable[_Seen]) -> str:
-    """Changes with every picture added, removed, renamed or changed, the bad ones too."""
-    return _sha256_of_lines(
-        [transform.describe(), *sorted([picture.item.name, picture.sha256] for picture in seen)],
-    )
+def _fingerprint(transform: Transform, scans: Iterable[_Scan]) -> str:
+    return _sha256_of_lines([transform.describe(), *sorted([scan.item.name, scan.sha256] for scan in scans)])
 
 
 def _sha256_of_lines(values: Iterable[object]) -> str:
@@ -283,25 +324,26 @@ def _sha256_of_lines(values: Iterable[object]) -> str:
     return digest.hexdigest()
 
 
-def _require_enough(source: Source, good: int, reasons: Mapping[str, str]) -> None:
+def _require_enough(source: Source, good: int, rejects: _Rejects) -> None:
+    count = len(rejects.reasons)
     if good == 0:
-        name, reason = next(iter(reasons.items()))
-        raise InputError(
-            f"none of the {len(reasons)} pictures in {shown(source.path)} can be read, the first {shown(name)}: "
-            f"{reason}; repair or export them again"
-        )
+        name, reason = next(iter(rejects.reasons.items()))
+        problem = f"none of its {count} images can be read, the first {shown(name)} ({reason})"
+        raise InputError(str(source.path), problem, remedy="repair or export them again")
     if good < MIN_IMAGES:
-        unreadable = f" (and {len(reasons)} that cannot be read)" if reasons else ""
+        unreadable = f" (and {count} that cannot be read)" if count else ""
         raise InputError(
-            f"found {good} pictures in {shown(source.path)}{unreadable}; at least {MIN_IMAGES} are needed, "
-            "and a few thousand are better: add more"
+            str(source.path),
+            f"holds {good} images{unreadable}",
+            wanted=f"at least {MIN_IMAGES}, and better a few thousand",
+            remedy="add more",
         )
 
 
-def _tell(bad: Sequence[_Seen], reasons: Mapping[str, str], say: Callable[[str], None]) -> None:
-    if not bad:
+def _warn_of_bad(found: ImageSet, console: Console) -> None:
+    if not found.bad:
         return
-    named = ", ".join(f"{shown(picture.item.name)} ({reasons[picture.item.name]})" for picture in bad[:_NAMED])
-    more = f", and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-    noun = "picture" if len(bad) == 1 else "pictures"
-    say(f"left out {len(bad)} {noun} that cannot be read: {named}{more}")
+    named = ", ".join(f"{shown(name)} ({reason})" for name, reason in found.bad[:_NAMED])
+    more = f", and {len(found.bad) - _NAMED} more" if len(found.bad) > _NAMED else ""
+    noun = "image" if len(found.bad) == 1 else "images"
+    console.warn(f"left out {len(found.bad)} {noun} that cannot be read: {named}{more}")

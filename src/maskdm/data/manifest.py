@@ -1,6 +1,6 @@
-"""The record of which picture had which role, written before the first step of training.
+"""The record of which image had which role, written before the first step of training.
 
-    manifest.jsonl         one record for each picture, sorted by path
+    manifest.jsonl         one record for each image, sorted by path
     manifest.head.json     what they were made of, and the sha256 of manifest.jsonl
 
 An audit needs a split that was fixed before training, and this is its proof: the head is written last, so a manifest
@@ -8,49 +8,49 @@ without a head does not count, and a single changed byte is noticed. Both files 
 list of who is in the training set.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskdm.data.image_set import ImageSet
-from maskdm.data.sources import one_line, shown
-from maskdm.data.split import PUBLIC_SALT, Role, assign_roles, group_names, read_salt
+from maskdm.data.source import one_line
+from maskdm.data.split import ROLES, Role
 from maskdm.errors import InputError
-
-__all__ = [
-    "PUBLIC_SALT",
-    "Head",
-    "Manifest",
-    "Record",
-    "Role",
-    "assign_roles",
-    "group_names",
-    "read_manifest",
-    "read_salt",
-    "write_manifest",
-    "write_private",
-]
+from maskdm.files import make_folder, write_bytes
 
 RECORDS = "manifest.jsonl"
+"""File of the records in a run's folder."""
 HEAD = "manifest.head.json"
-FORMAT = 1
-ROLES: tuple[Role, ...] = get_args(Role)
+"""File of the head in a run's folder."""
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Record:
-    """One picture. Of one that could not be read, only `path`, `sha256` and `role` are known."""
+    """One image. Of one that could not be read, only `path`, `sha256` and `role` are known.
+
+    Attributes:
+        path: its name in the source.
+        sha256: of its file; "" where it could not be read.
+        sha256_px: of its decoded pixels.
+        w, h: width and height before resizing, upright.
+        label: the name of its class.
+        group: the name of its group.
+        dup_cluster: what exact duplicates share; None for an image that has none.
+        role: which it was given.
+        stages: that learn from it.
+    """
 
     path: str
     sha256: str
@@ -66,6 +66,21 @@ class Record:
 
 @dataclass(frozen=True)
 class Head:
+    """What the records were made of.
+
+    Attributes:
+        format: of both files.
+        tool_version: of the package that wrote them.
+        fingerprint: of the images, see `ImageSet`.
+        transform: what images were turned into.
+        counts: images of every role.
+        created: when, ISO 8601 in UTC.
+        config_sha256: of the run's settings.
+        parent_sha256: the manifest of the run whose weights training began with, or None.
+        split: keyed where the salt drew the held-out images, given where a setting named them.
+        records_sha256: of the file of records.
+    """
+
     format: int
     tool_version: str
     fingerprint: str
@@ -80,6 +95,13 @@ class Head:
 
 @dataclass(frozen=True)
 class Manifest:
+    """A run's record of its split.
+
+    Attributes:
+        head: what it was made of.
+        records: of all images, sorted by path.
+    """
+
     head: Head
     records: tuple[Record, ...]
 
@@ -94,7 +116,11 @@ class Manifest:
         return np.array([row for row, record in enumerate(good) if record.role == role], np.int64)
 
     def check(self, image_set: ImageSet) -> None:
-        """Raises `InputError` unless the pictures, and what is made of them, are those of the manifest."""
+        """Refuses images that are not those of the manifest.
+
+        Raises:
+            InputError: images were added, removed or changed, or something else is made of them.
+        """
         if image_set.fingerprint == self.head.fingerprint:
             return
         before = {record.path: record.sha256 for record in self.records}
@@ -107,8 +133,9 @@ class Manifest:
         if not added and not removed and not changed:
             what = f"now {image_set.transform.describe()}, then {dict(self.head.transform)}"
         raise InputError(
-            f"the pictures are not those this run began with: {what}; put them back, or start a new run with "
-            "--resume never"
+            "data.path",
+            f"the images are not those this run began with ({what})",
+            remedy="put them back, or start a new run with --resume never",
         )
 
 
@@ -127,15 +154,28 @@ def write_manifest(
     parent_sha256: str | None = None,
     split: str = "keyed",
 ) -> str:
-    """Writes both files into `folder` and returns the sha256 of the records.
+    """Writes both files.
 
-    `stages` are what members go through; `split` is keyed where the salt drew the held-out pictures, else given.
+    Args:
+        folder: of the run.
+        image_set: the images.
+        roles: of each of them.
+        groups: of each of them, or None.
+        stages: that learn from members.
+        tool_version, config_sha256, parent_sha256, split: see `Head`.
+
+    Returns:
+        The sha256 of the records.
+
+    Raises:
+        InputError: the folder cannot be made.
+        StorageError: a file cannot be written.
     """
     records = _records(image_set, roles, groups, tuple(stages))
     lines = "".join(json.dumps(vars(record)) + "\n" for record in records).encode("ascii")
     counts = Counter(record.role for record in records)
     head = Head(
-        format=FORMAT,
+        format=_FORMAT,
         tool_version=tool_version,
         fingerprint=image_set.fingerprint,
         transform=image_set.transform.describe(),
@@ -146,14 +186,9 @@ def write_manifest(
         split=split,
         records_sha256=hashlib.sha256(lines).hexdigest(),
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_private(folder / RECORDS, lines)
-        write_private(folder / HEAD, (json.dumps(vars(head), indent=2) + "\n").encode("ascii"))
-    except OSError as error:
-        raise InputError(
-            f"the manifest cannot be written into {shown(folder)}: {error.strerror}; give a writable run folder"
-        ) from error
+    make_folder(folder)
+    write_bytes(folder / RECORDS, lines, private=True)
+    write_bytes(folder / HEAD, (json.dumps(vars(head), indent=2) + "\n").encode("ascii"), private=True)
     return head.records_sha256
 
 
@@ -188,49 +223,38 @@ def _bad_names(image_set: ImageSet) -> list[str]:
     return [name for name, _ in image_set.bad]
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """The file is there with all its content or as it was before, and only its owner can read it."""
-    handle, aside = tempfile.mkstemp(prefix=path.name + ".tmp-", dir=path.parent)  # created with mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(aside).replace(path)
-    finally:
-        Path(aside).unlink(missing_ok=True)
-
-
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a run, every byte of it as it was written."""
+    """The manifest of a run, every byte of it as it was written.
+
+    Raises:
+        InputError: a file is missing or not as it was written.
+    """
     head_path, records_path = folder / HEAD, folder / RECORDS
     try:
         head_text, lines = head_path.read_bytes(), records_path.read_bytes()
     except OSError as error:
-        raise _not_valid(folder, f"{error.strerror}: {shown(error.filename)}") from error
+        raise _not_valid(Path(str(error.filename)), f"cannot be read ({error.strerror})") from error
     try:
         head = _parse(Head, json.loads(head_text))
     except (ValueError, RecursionError) as error:
-        raise _not_valid(folder, f"{HEAD}: {one_line(error)}") from error
-    if head.format != FORMAT:
-        raise _not_valid(folder, f"{HEAD} has format {head.format}, wanted {FORMAT}")
+        raise _not_valid(head_path, one_line(error)) from error
+    if head.format != _FORMAT:
+        raise _not_valid(head_path, f"has format {head.format}, wanted {_FORMAT}")
     if hashlib.sha256(lines).hexdigest() != head.records_sha256:
-        raise _not_valid(folder, f"{RECORDS} is not what {HEAD} says it was")
+        raise _not_valid(records_path, f"is not what {HEAD} says it was")
     try:
         records = tuple(_parse(Record, json.loads(line)) for line in lines.splitlines())
     except (ValueError, RecursionError) as error:
-        raise _not_valid(folder, f"{RECORDS}: {one_line(error)}") from error
+        raise _not_valid(records_path, one_line(error)) from error
     return Manifest(head, records)
 
 
-def _not_valid(folder: Path, what: str) -> InputError:
-    return InputError(
-        f"{shown(folder)} has no valid manifest: {what}; put both files back as the run wrote them, or start a new run "
-        "with --resume never"
-    )
+def _not_valid(path: Path, problem: str) -> InputError:
+    remedy = "put both files of the manifest back as the run wrote them, or start a new run with --resume never"
+    return InputError(str(path), problem, remedy=remedy)
 
 
 _TYPES: dict[str, type | UnionType] = {

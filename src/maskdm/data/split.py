@@ -1,41 +1,46 @@
-"""Which picture may be learned from, drawn by a keyed hash.
+"""Which image may be learned from, drawn by a keyed hash.
 
     u = HMAC-SHA256(salt, key of the cluster) as a number in [0, 1)
     u < heldout → heldout,   u < heldout + calibration → calibration,   otherwise member
 
-A cluster is what must not be torn apart: exact duplicates, and the pictures of one group (a person, a patient, a
+A cluster is what must not be torn apart: exact duplicates, and the images of one group (a person, a patient, a
 scene). Each cluster's role depends on its own key alone, so roles are independent coin flips, do not depend on the
-order or the names of the files, and stay as they are when pictures are added (but for an exact copy of a picture in
-another file: both then share the role of whichever file's hash comes first). Without the salt nobody can tell them.
+order or the names of the files, and stay as they are when images are added (but for an exact copy of an image in
+another file: both then share the role of whichever file's hash comes first). Without the salt nobody can find them out.
 
-A published test set is held out as it is (`given_roles`); whether pictures were in the training set then is no coin
+A published test set is held out as it is (`given_roles`); whether images were in the training set then is no coin
 flip, and an audit cannot certify such a split.
 """
 
-import contextlib
+from __future__ import annotations
+
 import csv
 import hmac
 import itertools
-import os
 import re
 import secrets
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, get_args
 
-from maskdm.data.sources import one_line, shown
-from maskdm.errors import InputError
+from maskdm.data.source import one_line
+from maskdm.errors import ArgumentError, InputError, shown
+from maskdm.files import write_once
 
 Role = Literal["member", "heldout", "calibration", "excluded"]
-"""`excluded` are the pictures that could not be read."""
+"""`excluded` are the images that could not be read."""
+
+ROLES: tuple[Role, ...] = get_args(Role)
+"""All roles."""
 
 PUBLIC_SALT = b"maskdm public salt, version 1"
-"""For public data only: whoever has a picture can compute with it whether the picture was a member."""
+"""For public data only: whoever has an image can compute with it whether the image was a member."""
 
 SALT_BYTES = 32
+"""Length of a machine's own salt."""
 MIN_SALT_BYTES = 16
+"""Length that a salt of one's own must have."""
 
 
 # --- roles -----------------------------------------------------------------------------------------------------------
@@ -60,24 +65,37 @@ def assign_roles(
     max_heldout: int = 10_000,
     max_calibration: int = 5_000,
 ) -> list[Role]:
-    """One role for each picture: the shares in expectation, the caps strictly, and no asked-for role left empty.
+    """One role for each image: the shares in expectation, the caps strictly, and no requested role left empty.
 
-    `files` are the hashes of the files themselves: with them a picture has the same role whatever size it is decoded
-    to, so that a run at 64 px and one at 256 px that starts from it hold out the same pictures.
+    Args:
+        sha256_px: hashes of the pixels; equal ones share a role.
+        groups: names of groups, which share a role too, or None.
+        salt: the secret that draws.
+        files: hashes of the files: with them an image has the same role whatever size it is decoded to, so that a run
+            at 64 px and one at 256 px that starts from it hold out the same images.
+        heldout, calibration: shares of the images in [0, 1), less than 1 together.
+        max_heldout, max_calibration: most images of these roles.
+
+    Raises:
+        ArgumentError: the shares are out of range, or no cluster of images can be spared for a role.
     """
     if not (heldout >= 0 and calibration >= 0 and heldout + calibration < 1):  # so written, NaN fails too
-        raise InputError(
-            f"data.heldout is {heldout} and data.calibration is {calibration}, wanted both at least 0 and less than 1 "
-            "together; lower them"
+        raise ArgumentError(
+            "heldout",
+            f"does not fit beside calibration {calibration:g}",
+            got=heldout,
+            wanted="both at least 0 and less than 1 together",
+            remedy="lower them",
         )
     roles: list[Role] = ["member"] * len(sha256_px)
     if heldout == 0 and calibration == 0:
         return roles
     clusters = _clusters(sha256_px, groups, files or sha256_px, salt)
     if len(clusters) < 2:
-        raise InputError(
-            f"all {len(roles)} pictures are duplicates of each other or of one group, so none can be held out; "
-            "group them more finely with data.group_by, or set data.heldout and data.calibration to 0"
+        raise ArgumentError(
+            "heldout" if heldout else "calibration",
+            f"all {len(roles)} images are duplicates of each other or of one group, so none can be held out",
+            remedy="group them more finely with group_by, or set heldout and calibration to 0",
         )
     first, last = _bounds([cluster.u for cluster in clusters], heldout, calibration)
     draws: list[tuple[Role, list[_Cluster], int]] = [
@@ -103,17 +121,21 @@ def given_roles(
     calibration: float = 0.05,
     max_calibration: int = 5_000,
 ) -> list[Role]:
-    """Roles where the held-out pictures are given: they, their duplicates and groups, and none beyond.
+    """Roles where the held-out images are given: they, their duplicates and groups, and none beyond.
 
-    Of the others a share of `calibration` is set aside, drawn as by `assign_roles`.
+    Of the others a share of `calibration` is set aside, drawn as by `assign_roles`; see there.
+
+    Raises:
+        ArgumentError: none or all images are given, or no cluster of images can be spared for calibration.
     """
     roles: list[Role] = ["member"] * len(sha256_px)
     clusters = _clusters(sha256_px, groups, files or sha256_px, salt)
     held = [cluster for cluster in clusters if any(heldout[row] for row in cluster.rows)]
     if not held or len(held) == len(clusters):
-        raise InputError(
-            f"data.heldout_by: matches {sum(heldout):,} of {len(roles):,} pictures, and with them their duplicates and "
-            "groups; wanted some but not all of them"
+        raise ArgumentError(
+            "heldout",
+            f"matches {sum(heldout):,} of {len(roles):,} images, and with them their duplicates and groups",
+            wanted="some but not all of them",
         )
     taken = set(held)
     left = dict.fromkeys(cluster for cluster in clusters if cluster not in taken)
@@ -131,14 +153,16 @@ def given_roles(
 
 
 def matching(names: Sequence[str], pattern: str) -> list[bool]:
-    """Which names `data.heldout_by` matches."""
+    """In which names a regular expression is found.
+
+    Raises:
+        ArgumentError: `pattern` is none.
+    """
     try:
         found = re.compile(pattern)
     except re.error as error:
-        raise InputError(
-            f"data.heldout_by is {pattern!r}, which is no regular expression: {one_line(error)}; wanted one such as "
-            "^test/"
-        ) from error
+        problem = f"is no regular expression ({one_line(error)})"
+        raise ArgumentError("pattern", problem, got=pattern, wanted="one such as ^test/") from error
     return [found.search(name) is not None for name in names]
 
 
@@ -175,7 +199,7 @@ def _bounds(u: Sequence[float], heldout: float, calibration: float) -> tuple[int
     """Clusters [0, first) are held out and [first, last) calibrate, where u is sorted and has at least two values.
 
     On small sets the thresholds may leave a role empty. Then they move by whole clusters, and as little as they must:
-    first the held-out pictures get one, then the members, then, if there are enough, the calibration.
+    first the held-out images get one, then the members, then, if there are enough, the calibration.
     """
     count = len(u)
     needs_heldout = int(heldout > 0)
@@ -187,7 +211,7 @@ def _bounds(u: Sequence[float], heldout: float, calibration: float) -> tuple[int
 
 
 def _under_cap(role: Role, drawn: Sequence[_Cluster], left: Iterable[_Cluster], cap: int) -> list[_Cluster]:
-    """Those of `drawn` that are still left, in order of u, up to `cap` pictures.
+    """Those of `drawn` that are still left, in order of u, up to `cap` images.
 
     The cap only ever lowers the threshold: a cluster that is passed over becomes a member. If not even the first one
     is under the cap, the first of all that are left and under it takes its place.
@@ -200,9 +224,11 @@ def _under_cap(role: Role, drawn: Sequence[_Cluster], left: Iterable[_Cluster], 
     taken = taken or [cluster for cluster in left if len(cluster.rows) <= cap][:1]
     if not taken:
         smallest = min(len(cluster.rows) for cluster in available)
-        raise InputError(
-            f"no group is small enough for the role {role}: the smallest has {smallest} pictures, at most {cap} are "
-            f"wanted; group them more finely with data.group_by, or set data.{role} to 0"
+        raise ArgumentError(
+            role,
+            f"no group is small enough: the smallest has {smallest} images",
+            wanted=f"at most {cap}",
+            remedy=f"group them more finely with group_by, or set {role} to 0",
         )
     return taken
 
@@ -211,7 +237,17 @@ def _under_cap(role: Role, drawn: Sequence[_Cluster], left: Iterable[_Cluster], 
 
 
 def group_names(names: Sequence[str], group_by: str | None) -> list[str] | None:
-    """The group of each picture: by "folder", by a CSV file (path, group), or by a regular expression's one group."""
+    """The group of each image.
+
+    Args:
+        names: of the images.
+        group_by: "folder"; a CSV file with the columns path and group; a regular expression whose one group is searched
+            in the name; or None for no groups.
+
+    Raises:
+        ArgumentError: the regular expression is none, has not one group, or finds none in a name.
+        InputError: the CSV file cannot be read, or lacks a column or an image.
+    """
     if group_by is None:
         return None
     if group_by == "folder":
@@ -222,39 +258,38 @@ def group_names(names: Sequence[str], group_by: str | None) -> list[str] | None:
 
 
 def _groups_of_csv(names: Sequence[str], path: Path) -> list[str]:
-    remedy = "wanted a CSV file with the header path,group and one row for each picture; correct data.group_by"
+    wanted = "a CSV file with the header path,group and one row for each image"
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, strict=True)
             if not {"path", "group"} <= set(rows.fieldnames or ()):
-                raise InputError(f"{shown(path)} has the columns {rows.fieldnames or []}; {remedy}")
+                raise InputError(str(path), f"has the columns {rows.fieldnames or []}", wanted=wanted)
             group_of = {row["path"]: row["group"] for row in rows}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{shown(path)} cannot be read: {one_line(error)}; {remedy}") from error
+        raise InputError(str(path), f"cannot be read ({one_line(error)})", wanted=wanted) from error
     missing = [name for name in names if not group_of.get(name)]
     if missing:
-        raise InputError(
-            f"{shown(path)} has no group for {len(missing)} of {len(names)} pictures, the first {shown(missing[0])}; "
-            f"{remedy}"
-        )
+        problem = f"has no group for {len(missing)} of {len(names)} images, the first {shown(missing[0])}"
+        raise InputError(str(path), problem, wanted=wanted)
     return [group_of[name] for name in names]
 
 
 def _groups_of_pattern(names: Sequence[str], text: str) -> list[str]:
-    remedy = "wanted folder, a .csv file, or a regular expression with one group such as ^([^_]+)_"
+    def wrong(problem: str) -> ArgumentError:
+        wanted = "folder, a .csv file, or a regular expression with one group such as ^([^_]+)_"
+        return ArgumentError("group_by", problem, got=text, wanted=wanted)
+
     try:
         pattern = re.compile(text)
     except re.error as error:
-        raise InputError(
-            f"data.group_by is {text!r}, which is no regular expression: {one_line(error)}; {remedy}"
-        ) from error
+        raise wrong(f"is no regular expression ({one_line(error)})") from error
     if pattern.groups != 1:
-        raise InputError(f"data.group_by is {text!r}, with {pattern.groups} capturing groups; {remedy}")
+        raise wrong(f"has {pattern.groups} capturing groups")
     groups = []
     for name in names:
         match = pattern.search(name)
         if match is None or match[1] is None:
-            raise InputError(f"data.group_by is {text!r}, which finds no group in {shown(name)}; {remedy}")
+            raise wrong(f"finds no group in {shown(name)}")
         groups.append(match[1])
     return groups
 
@@ -262,56 +297,49 @@ def _groups_of_pattern(names: Sequence[str], text: str) -> list[str]:
 # --- the salt --------------------------------------------------------------------------------------------------------
 
 
-def read_salt(setting: str, cache_dir: Path) -> bytes:
+def read_salt(salt: str, cache_dir: Path) -> bytes:
     """The secret that draws the roles.
 
-    "machine": random bytes that this machine keeps in `cache_dir`. "public": a published constant, for public data
-    only, as anyone can then compute who was a member. Anything else: a file with a secret of your own.
+    Args:
+        salt: machine: random bytes that this machine keeps in `cache_dir`; public: a published constant, for public
+            data only, as anyone can then compute who was a member; else a file with a secret of one's own.
+        cache_dir: where a machine's secret lies, and is made once.
+
+    Raises:
+        ArgumentError: the file cannot be read or is too short.
+        InputError: the machine's secret cannot be kept, or is damaged.
     """
-    if setting == "public":
+    if salt == "public":
         return PUBLIC_SALT
-    if setting == "machine":
-        return _machine_salt(cache_dir)
-    path = Path(setting)
-    remedy = f"wanted machine, public, or a file of at least {MIN_SALT_BYTES} random bytes; correct data.salt"
+    if salt == "machine":
+        return _machine_salt(cache_dir / "salt")
+    wanted = f"machine, public, or a file of at least {MIN_SALT_BYTES} random bytes"
     try:
-        salt = path.read_bytes()
+        secret = Path(salt).read_bytes()
     except OSError as error:
-        raise InputError(f"the salt file {shown(path)} cannot be read: {error.strerror}; {remedy}") from error
-    if len(salt) < MIN_SALT_BYTES:
-        raise InputError(f"the salt file {shown(path)} has {len(salt)} bytes; {remedy}")
-    return salt
+        raise ArgumentError("salt", f"cannot be read ({error.strerror})", got=salt, wanted=wanted) from error
+    if len(secret) < MIN_SALT_BYTES:
+        raise ArgumentError("salt", f"has {len(secret)} bytes", got=salt, wanted=wanted)
+    return secret
 
 
-def _machine_salt(cache_dir: Path) -> bytes:
-    path = cache_dir / "salt"
+def _machine_salt(path: Path) -> bytes:
     try:
         if not path.exists():
-            _create_once(path, secrets.token_bytes(SALT_BYTES))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_once(path, secrets.token_bytes(SALT_BYTES), private=True)
         salt = path.read_bytes()
     except OSError as error:
         raise InputError(
-            f"the salt {shown(path)} cannot be kept: {error.strerror}; set data.cache_dir to a writable folder, "
-            "or data.salt to a file of random bytes"
+            str(path),
+            f"cannot be kept ({error.strerror or error})",
+            remedy="set data.cache_dir to a writable folder, or data.salt to a file of random bytes",
         ) from error
     if len(salt) != SALT_BYTES:
         raise InputError(
-            f"the salt {shown(path)} has {len(salt)} bytes, wanted {SALT_BYTES}; put it back from a copy, "
-            "or remove it and every new run draws new roles"
+            str(path),
+            f"has {len(salt)} bytes",
+            wanted=f"{SALT_BYTES}",
+            remedy="put it back from a copy, or remove it and every new run draws new roles",
         )
     return salt
-
-
-def _create_once(path: Path, content: bytes) -> None:
-    """Creates the file whole, readable by its owner alone; where another process was first, its file stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix="salt.tmp-", dir=path.parent)  # created with mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            path.hardlink_to(aside)  # unlike a rename, never replaces a file that is there
-    finally:
-        Path(aside).unlink()

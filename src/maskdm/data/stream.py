@@ -1,20 +1,20 @@
-"""Pictures that are decoded each time they are asked for: for sets that fit on no disk a second time."""
+"""Images that are decoded each time they are asked for: for sets that fit on no disk a second time."""
+
+from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskdm.data.decode import Pixels
 
-P = TypeVar("P")
 
-
-class Images(Protocol):
-    """Pictures by row: an array, mapped or not, or a set that decodes them when asked."""
+class ImageArray(Protocol):
+    """Decoded images by row: an array, mapped or not, or one that decodes them when asked."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -31,12 +31,17 @@ class Images(Protocol):
         ...
 
 
-class Streamed(Generic[P]):
-    """`pictures`, decoded to `shape` (H, W, C) by all cores whenever they are asked for."""
+class Streamed:
+    """An `ImageArray` that lies nowhere: its rows are decoded by all cores whenever they are asked for.
 
-    def __init__(self, pictures: Sequence[P], shape: tuple[int, ...], decode: Callable[[P], Pixels]) -> None:
-        self.shape = (len(pictures), *shape)
-        self._pictures, self._decode = pictures, decode
+    Args:
+        shape: (N, H, W, C).
+        decode: gives the (H, W, C) uint8 pixels of a row; called in threads.
+    """
+
+    def __init__(self, shape: tuple[int, ...], decode: Callable[[int], Pixels]) -> None:
+        self.shape = shape
+        self._decode = decode
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="maskdm-decode")
 
     @property
@@ -45,9 +50,10 @@ class Streamed(Generic[P]):
         return int(np.prod(self.shape, dtype=np.int64))
 
     def __len__(self) -> int:
+        """Number of images, N."""
         return self.shape[0]
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Pixels:
-        """See `Images`."""
-        found = list(self._pool.map(self._decode, (self._pictures[row] for row in rows)))
+        """(B,) -> (B, H, W, C) uint8; raises what `decode` raises."""
+        found = list(self._pool.map(self._decode, map(int, rows)))
         return np.stack(found) if found else np.empty((0, *self.shape[1:]), np.uint8)

@@ -1,42 +1,28 @@
-"""Work on many pictures at once: threads suffice, as hashing and Pillow release the interpreter's lock."""
+"""Work on many images at once: threads suffice, as hashing and Pillow release the interpreter's lock."""
+
+from __future__ import annotations
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-class Bar(Protocol):
-    def update(self, n: int, /) -> object: ...
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
-Progress = Callable[[str, int], AbstractContextManager[Bar]]
-"""Called with a description and a total; gives the bar to update. `lambda text, n: tqdm(desc=text, total=n)` is one."""
+def in_order(work: Callable[[_T], _R], items: Iterable[_T], advance: Callable[[int], object]) -> Iterator[_R]:
+    """`map(work, items)` over all cores, a bounded number of results ahead, so that a million fit in memory.
 
-
-class _NoBar:
-    def update(self, n: int, /) -> None:
-        pass
-
-
-def silent(description: str, total: int) -> AbstractContextManager[Bar]:
-    """The `Progress` that shows nothing."""
-    return nullcontext(_NoBar())
-
-
-def in_order(work: Callable[[T], R], items: Iterable[T], bar: Bar) -> Iterator[R]:
-    """`map(work, items)` over all cores, a bounded number of results ahead, so that a million fit in memory."""
+    `advance` is called with 1 for each result, such as the `update` of a progress bar.
+    """
     cores = os.cpu_count() or 1
-    ahead: deque[Future[R]] = deque()
+    ahead: deque[Future[_R]] = deque()
 
-    def first() -> R:
+    def first() -> _R:
         result = ahead.popleft().result()
-        bar.update(1)
+        advance(1)
         return result
 
     with ThreadPoolExecutor(cores) as pool:

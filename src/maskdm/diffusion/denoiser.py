@@ -12,10 +12,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from maskdm.diffusion.masks import Mask
 from maskdm.diffusion.prediction import Prediction
 from maskdm.diffusion.process import Process
 from maskdm.diffusion.weighting import Weighting, uniform
-from maskdm.errors import InputError
+from maskdm.errors import ArgumentError
 
 CPU = torch.device("cpu")
 
@@ -28,16 +29,19 @@ class Backbone(Protocol):
         x_t: Tensor,
         t: Tensor,
         *,
-        visible: Tensor | None = None,
-        through: Tensor | None = None,
+        mask: Mask | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, H, W), (B,), patches or None for all (twice), labels (B,) or None -> (B, C, H, W).
+        """The output for a batch of noisy images.
 
-        `visible` are the patches that are shown, (B, K), or (B, h, w) where they form rectangles; the output is zero
-        where hidden, and how a backbone saves work there is its own affair. `through` are the patches that pass the
-        middle of the network, which the others go around; all are answered for. Never are both given.
-        Label `unconditional` (the number of classes) or None asks for the unconditional answer.
+        Args:
+            x_t: images as the network sees them, (B, C, H, W).
+            t: times as the network sees them, (B,).
+            mask: which patches to work on, or None for all. How a backbone saves work on the others is its own affair.
+            label: (B,) int64; the number of classes, or None for the whole batch, asks for the unconditional output.
+
+        Returns:
+            (B, C, H, W), zero where masked.
         """
         ...
 
@@ -49,7 +53,7 @@ class Denoiser:
     Attributes:
         backbone: the network.
         process: how x_t was made.
-        prediction: what the network answers.
+        prediction: what the network predicts.
         channels, image_size: shape of an image, (C, (H, W)).
         patch_size: side in pixels of the patches that masks count.
         class_names: names of the classes in the order of their labels; empty for an unconditional model.
@@ -72,23 +76,22 @@ class Denoiser:
         """The label that stands for "no class"."""
         return len(self.class_names)
 
-    def answer(
+    def forward(
         self,
         x_t: Tensor,
         t: Tensor,
         *,
-        visible: Tensor | None = None,
-        through: Tensor | None = None,
+        mask: Mask | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
         """The network's output for x_t (B, C, H, W) at times t (B,), in x_t's precision; see `Backbone`."""
-        shown = self.process.shown(*self.at(t, x_t.dtype))
-        told = self.process.told(t).to(x_t.dtype)
-        out = self.backbone(shown * x_t, told, visible=visible, through=through, label=label)
+        c_in = self.process.c_in(*self.alpha_sigma(t, x_t.dtype))
+        c_noise = self.process.c_noise(t).to(x_t.dtype)
+        out = self.backbone(c_in * x_t, c_noise, mask=mask, label=label)
         return out.to(x_t.dtype)  # back from half precision
 
-    def at(self, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) at times t (B,), each (B, 1, 1, 1)."""
+    def alpha_sigma(self, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at times t (B,), each (B, 1, 1, 1) of `dtype`."""
         alpha, sigma = self.process.alpha_sigma(t)
         return alpha.to(dtype)[:, None, None, None], sigma.to(dtype)[:, None, None, None]
 
@@ -99,27 +102,29 @@ class Denoiser:
             x_t: (B, C, H, W).
             t: one time of the process for the whole batch.
             label: (B,) int64 labels, or None for the unconditional model.
+
+        Returns:
+            (x_0, eps), each (B, C, H, W).
         """
         time = torch.full((len(x_t),), t, device=x_t.device, dtype=x_t.dtype)
-        out = self.answer(x_t, time, label=label)
-        return self.prediction.invert(out, x_t, *self.at(time, x_t.dtype))
+        out = self.forward(x_t, time, label=label)
+        return self.prediction.invert(out, x_t, *self.alpha_sigma(time, x_t.dtype))
 
-    def labels(self, wanted: Sequence[str | int]) -> list[int]:
-        """Class names or numbers -> labels; the word "none" asks for the unconditional answer.
+    def labels(self, names: Sequence[str | int]) -> list[int]:
+        """Class names or numbers -> labels; the word "none" asks for the unconditional output.
 
         Raises:
-            InputError: the model has no classes, or not this one.
+            ArgumentError: no name at all, or the model has no classes, or not this one.
         """
-        if not len(wanted):
-            raise InputError("labels: got none at all; leave them out, or name at least one")
+        if not len(names):
+            raise ArgumentError("labels", got=[], wanted="at least one", remedy="leave them out, or name one")
         if not self.class_names:
-            raise InputError(f"labels: got {wanted[0]}, but this model has no classes; leave the labels out")
+            raise ArgumentError("labels", "this model has no classes", got=names[0], remedy="leave the labels out")
         numbers = {str(i): i for i in range(self.unconditional)} | {"none": self.unconditional}
         numbers |= {name: i for i, name in enumerate(self.class_names)}  # a class may be called "none", or "7"
-        for label in wanted:
+        for label in names:
             if str(label) not in numbers:
-                names = ", ".join(self.class_names[:12]) + (", ..." if len(self.class_names) > 12 else "")
-                raise InputError(
-                    f"labels: got {label!r}, wanted a name of {names}, a number 0 to {self.unconditional - 1}, or none"
-                )
-        return [numbers[str(label)] for label in wanted]
+                known = ", ".join(self.class_names[:12]) + (", ..." if len(self.class_names) > 12 else "")
+                wanted = f"a name of {known}, a number 0 to {self.unconditional - 1}, or none"
+                raise ArgumentError("labels", got=label, wanted=wanted)
+        return [numbers[str(label)] for label in names]

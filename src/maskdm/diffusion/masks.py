@@ -1,12 +1,12 @@
 """Which patches of an image the network may see.
 
-A mask is drawn afresh for every image of every step. It is held as the indices of the *visible* patches, sorted in
+A mask is drawn afresh for every image of every step. It is held as the numbers of the *visible* patches, sorted in
 raster order, the same number K for every image of a batch: shapes are static, selecting is a gather, and nothing has to
 wait for the device. There is no other polarity anywhere in the package.
 
-The asked ratio is the share of *hidden* patches, as in the paper (m = 1 - S/N). A grid cannot always give it exactly:
-`Masking` says what it really gives. On the 16 x 16 patches of a 64 px image, 90 % in aligned blocks of 4 is 14 of 16
-blocks, 87.5 %; in the official code such differences pass without a word.
+The requested ratio is the share of *masked* patches, as in the paper (m = 1 - S/N). A grid cannot always give it
+exactly: `Masking` says what it really gives. On the 16 x 16 patches of a 64 px image, 90 % in aligned blocks of 4 is 14
+of 16 blocks, 87.5 %; in the official code such differences pass without a word.
 
 Kinds, for a grid of N patches:
 
@@ -16,8 +16,8 @@ Kinds, for a grid of N patches:
   ``offset=True``, or where b does not divide the grid, the cut falls elsewhere (or edge blocks are smaller); then
   blocks become visible in random order until K patches are, so that at most one block is cut.
 - ``crop``: one random rectangle, as near a square of the grid's proportions as the ratio allows.
-- ``route``: random patches go around the middle of the network instead of being hidden: all are shown, all are asked
-  for, and only K pay for the whole way (TREAD, Krause et al. 2025, arXiv 2501.04765).
+- ``route``: random patches go around the middle of the network instead of being masked: all are shown, all are asked
+  for, and only K pass every block (TREAD, Krause et al. 2025, arXiv 2501.04765).
 
 Source: arXiv 2306.11363, section on masking strategies; polarity and static shapes are ours.
 """
@@ -33,19 +33,37 @@ import torch
 from torch import Tensor
 
 from maskdm.diffusion.patches import Grid
-from maskdm.errors import InputError
+from maskdm.errors import ArgumentError
 
-Kind = Literal["none", "patch", "block", "crop", "route"]
+MaskKind = Literal["none", "patch", "block", "crop", "route"]
 
 TOLERANCE = 0.02
-"""A realised ratio further than this from the asked one deserves a warning."""
+"""A realised ratio further than this from the requested one deserves a warning."""
 
 
-class View(NamedTuple):
-    """What a backbone is told to leave out, see `maskdm.diffusion.denoiser.Backbone`: (B, K) or (B, h, w), or None."""
+class Mask(NamedTuple):
+    """Which patches of every image a backbone works on; in place of a mask, None stands for all of them everywhere.
 
-    visible: Tensor | None
-    through: Tensor | None
+    A tuple, so that torch's wrappers (DDP, FSDP, compile, export) see the tensor in it.
+
+    Attributes:
+        keep: numbers of the patches that are kept, int64, in raster order, as many in every image: (B, K), or
+            (B, h, w) where they form a rectangle of h x w patches.
+        routed: False: the patches that are not kept are masked, neither shown to the network nor asked for. True: all
+            patches are shown and asked for, and those that are not kept go around the middle of the network.
+    """
+
+    keep: Tensor
+    routed: bool = False
+
+    @property
+    def visible(self) -> Tensor | None:
+        """The patches that are shown and asked for, as `keep`; None for all."""
+        return None if self.routed else self.keep
+
+    def rows(self, part: slice) -> Mask:
+        """The masks of a part of the images."""
+        return Mask(self.keep[part], self.routed)
 
 
 @dataclass(frozen=True)
@@ -55,81 +73,76 @@ class Masking:
     Attributes:
         kind: one of none, patch, block, crop, route.
         grid: rows and columns of patches.
-        asked: the share of patches asked to be hidden, in [0, 1).
-        visible: K, how many patches every image shows (kind route: sends all the way).
+        requested: the share of patches to mask, in [0, 1).
+        num_visible: K, how many patches every image keeps (kind route: sends through every block).
         block: side of a block in patches (kind block).
         offset: whether the cut into blocks is shifted at random for every image (kind block).
         crop: rows and columns of the visible rectangle (kind crop).
     """
 
-    kind: Kind
+    kind: MaskKind
     grid: Grid
-    asked: float
-    visible: int
+    requested: float
+    num_visible: int
     block: int = 1
     offset: bool = False
     crop: Grid = (0, 0)
 
     @property
-    def patches(self) -> int:
+    def num_patches(self) -> int:
         """N, all patches of the grid."""
         return self.grid[0] * self.grid[1]
 
     @property
     def ratio(self) -> float:
-        """The share of patches really hidden, in [0, 1)."""
-        return 1 - self.visible / self.patches
+        """The share of patches really masked (kind route: routed), in [0, 1)."""
+        return 1 - self.num_visible / self.num_patches
 
     @property
     def warning(self) -> str | None:
-        """A sentence where the realised ratio is more than two points off the asked one, else None."""
-        if abs(self.ratio - self.asked) <= TOLERANCE + 1e-9:
+        """A sentence where the realised ratio is more than two points off the requested one, else None."""
+        if abs(self.ratio - self.requested) <= TOLERANCE + 1e-9:
             return None
-        wanted = self.patches * (1 - self.asked)
-        if abs(_nearest(wanted, 1, self.patches) - wanted) >= abs(self.visible - wanted) - 1e-9:
+        wanted = self.num_patches * (1 - self.requested)
+        if abs(_nearest(wanted, 1, self.num_patches) - wanted) >= abs(self.num_visible - wanted) - 1e-9:
             remedy = "smaller patches"
         else:
             remedy = "kind: patch" if self.kind == "crop" else "offset: true, or a smaller block,"
-        verb = "routes" if self.kind == "route" else "hides"
-        nothing = f"{verb} nothing" if self.visible == self.patches else f"{verb} {self.ratio:.1%}"
+        verb = "routes" if self.kind == "route" else "masks"
+        nothing = f"{verb} nothing" if self.num_visible == self.num_patches else f"{verb} {self.ratio:.1%}"
         return (
-            f"mask {self.kind} {nothing} where {self.asked:.1%} was asked: the nearest that a grid of "
+            f"mask {self.kind} {nothing} where {self.requested:.1%} was requested: the nearest that a grid of "
             f"{self.grid[0]} x {self.grid[1]} patches allows; {remedy} would come nearer"
         )
 
     def __str__(self) -> str:
         if self.kind == "none":
-            return f"none: all {self.patches} patches visible"
+            return f"none: all {self.num_patches} patches visible"
         if self.kind == "route":
             return (
-                f"route: {self.visible} of {self.patches} patches all the way, {self.ratio:.1%} around the middle "
-                f"(asked {self.asked:.1%})"
+                f"route: {self.num_visible} of {self.num_patches} patches through every block, {self.ratio:.1%} "
+                f"around the middle (requested {self.requested:.1%})"
             )
         detail = {"block": f" {self.block}" + (" offset" if self.offset else ""), "crop": " {} x {}".format(*self.crop)}
         return (
-            f"{self.kind}{detail.get(self.kind, '')}: {self.visible} of {self.patches} patches visible, "
-            f"{self.ratio:.1%} hidden (asked {self.asked:.1%})"
+            f"{self.kind}{detail.get(self.kind, '')}: {self.num_visible} of {self.num_patches} patches visible, "
+            f"{self.ratio:.1%} masked (requested {self.requested:.1%})"
         )
 
-    def view(self, images: int, generator: torch.Generator) -> View:
-        """A fresh mask for every image of a batch, see `draw`."""
-        drawn = self.draw(images, generator)
-        return View(None, drawn) if self.kind == "route" else View(drawn, None)
+    def draw(self, images: int, generator: torch.Generator) -> Mask | None:
+        """A fresh mask for every image of a batch, on the generator's device; None for kind none.
 
-    def draw(self, images: int, generator: torch.Generator) -> Tensor | None:
-        """K patches for every image, int64 on the generator's device, in raster order; None for kind none.
-
-        (images, K), or (images, rows, columns) of the rectangle for kind crop.
+        Its patches are (images, K), or (images, rows, columns) for kind crop.
         """
         if self.kind == "none":
             return None
         if self.kind == "crop":
-            return self._draw_crop(images, generator)
+            return Mask(self._draw_crop(images, generator))
         if self.kind == "block":
             order = self._block_order(images, generator)
         else:
-            order = torch.rand(images, self.patches, generator=generator, device=generator.device).argsort(dim=1)
-        return order[:, : self.visible].sort(dim=1).values
+            order = torch.rand(images, self.num_patches, generator=generator, device=generator.device).argsort(dim=1)
+        return Mask(order[:, : self.num_visible].sort(dim=1).values, routed=self.kind == "route")
 
     def _block_order(self, images: int, generator: torch.Generator) -> Tensor:
         """Patches of every image in the order in which random blocks uncover them: (images, N)."""
@@ -147,7 +160,7 @@ class Masking:
         rank = torch.rand(images, blocks, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
         # Patches of one block share its rank and are in random order within it: a block that is cut has no corner
         # that is shown more often.
-        within = torch.rand(images, self.patches, generator=generator, device=device)
+        within = torch.rand(images, self.num_patches, generator=generator, device=device)
         return (rank.gather(1, of_patch) + within).argsort(dim=1)
 
     def _draw_crop(self, images: int, generator: torch.Generator) -> Tensor:
@@ -160,42 +173,42 @@ class Masking:
         return y * columns + x
 
 
-def masking(kind: Kind, grid: Grid, ratio: float = 0.0, *, block: int = 1, offset: bool = False) -> Masking:
-    """The masking strategy whose hidden share on `grid` is the nearest to `ratio`.
+def masking(kind: MaskKind, grid: Grid, ratio: float = 0.0, *, block: int = 1, offset: bool = False) -> Masking:
+    """The masking strategy whose masked share on `grid` is the nearest to `ratio`.
 
     Args:
         kind: none, patch, block, crop or route.
         grid: rows and columns of patches.
-        ratio: share of patches to hide, 0 <= ratio < 1; at least one patch stays visible.
+        ratio: share of patches to mask, 0 <= ratio < 1; at least one patch stays visible.
         block: side of a block in patches, for kind block; at most the grid's shorter side.
         offset: shift the cut into blocks at random for every image, for kind block.
 
     Raises:
-        InputError: a ratio outside [0, 1), or a block that does not fit the grid.
+        ArgumentError: a ratio outside [0, 1), or one without a kind; a block that does not fit the grid.
     """
     if not 0 <= ratio < 1:
-        raise InputError(f"mask.ratio: got {ratio:g}, wanted 0 <= ratio < 1 (the share of patches to hide); try 0.75")
+        raise ArgumentError(
+            "ratio", got=ratio, wanted="0 <= ratio < 1, the share of patches to mask", remedy="try 0.75"
+        )
     rows, columns = grid
-    patches = rows * columns
-    wanted = patches * (1 - ratio)
+    num_patches = rows * columns
+    wanted = num_patches * (1 - ratio)
     if kind == "none":
         if ratio:
-            raise InputError(
-                f"mask.ratio: got {ratio:g} with mask.kind none; choose mask.kind patch, block, crop or route"
-            )
-        return Masking("none", grid, 0.0, patches)
+            raise ArgumentError("ratio", "kind none masks nothing", got=ratio, remedy="choose another kind, or ratio 0")
+        return Masking("none", grid, 0.0, num_patches)
     if kind == "crop":
         crop = _nearest_crop(grid, wanted)
         return Masking("crop", grid, ratio, crop[0] * crop[1], crop=crop)
     if kind == "block":
         if not 1 <= block <= min(grid):
-            raise InputError(
-                f"mask.block: got {block}, but the grid has {rows} x {columns} patches; wanted 1 to {min(grid)}"
+            raise ArgumentError(
+                "block", got=block, wanted=f"1 to {min(grid)}, since the grid has {rows} x {columns} patches"
             )
         aligned = not (offset or rows % block or columns % block)
         unit = block * block if aligned else 1
-        return Masking("block", grid, ratio, _nearest(wanted, unit, patches), block, offset)
-    return Masking(kind, grid, ratio, _nearest(wanted, 1, patches))
+        return Masking("block", grid, ratio, _nearest(wanted, unit, num_patches), block, offset)
+    return Masking(kind, grid, ratio, _nearest(wanted, 1, num_patches))
 
 
 def _nearest(wanted: float, unit: int, most: int) -> int:

@@ -1,15 +1,14 @@
-"""Pixels and patches: the two views of an image, and the one place where ranges change.
+"""Pixels and patches: the two views of an image.
 
 An image is (B, C, H, W). Its patches are (B, N, p*p*C) in raster order, the values of one patch ordered (row, column,
-channel), N = (H/p) * (W/p). Storage is uint8, the public edge is [0, 1], everything inside is [-1, 1].
+channel), N = (H/p) * (W/p).
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from maskdm.errors import InputError
+from maskdm.errors import ArgumentError
 
 Grid = tuple[int, int]
 
@@ -18,13 +17,15 @@ def patch_grid(image_size: tuple[int, int], patch_size: int) -> Grid:
     """Rows and columns of patches in an image of (height, width) pixels.
 
     Raises:
-        InputError: `patch_size` does not divide both sides.
+        ArgumentError: `patch_size` does not divide both sides.
     """
     height, width = image_size
     if patch_size < 1 or height % patch_size or width % patch_size:
-        raise InputError(
-            f"model.patch_size: got {patch_size}, but it must divide the image size {height} x {width}; "
-            "change model.patch_size or data.image_size"
+        raise ArgumentError(
+            "patch_size",
+            got=patch_size,
+            wanted=f"a divisor of the image size, {height} x {width}",
+            remedy="change it, or the image size",
         )
     return height // patch_size, width // patch_size
 
@@ -47,30 +48,15 @@ def unpatchify(patches: Tensor, grid: Grid, channels: int) -> Tensor:
 
 
 def gather(tokens: Tensor, visible: Tensor | None) -> Tensor:
-    """The visible tokens: (B, N, D) and indices (B, K) or (B, h, w) -> (B, K, D); all where `visible` is None."""
+    """The visible tokens: (B, N, D) and their numbers (B, K) or (B, h, w) -> (B, K, D); all where `visible` is None."""
     if visible is None:
         return tokens
     return tokens.gather(1, visible.flatten(1)[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def scatter(tokens: Tensor, visible: Tensor | None, count: int) -> Tensor:
-    """The inverse of `gather`, zero where hidden: (B, K, D) -> (B, N, D) with N = `count`."""
+def scatter(tokens: Tensor, visible: Tensor | None, num_patches: int) -> Tensor:
+    """The inverse of `gather`, zero where masked: (B, K, D) -> (B, N, D) with N = `num_patches`."""
     if visible is None:
         return tokens
     B, _, D = tokens.shape
-    return tokens.new_zeros(B, count, D).scatter(1, visible.flatten(1)[..., None].expand(-1, -1, D), tokens)
-
-
-def from_uint8(images: Tensor) -> Tensor:
-    """uint8 in 0..255 -> float32 in [-1, 1], same shape."""
-    return images.float().div(127.5).sub(1)
-
-
-def to_unit(x: Tensor) -> Tensor:
-    """[-1, 1] -> [0, 1], clipped: what the public API gives out."""
-    return x.add(1).div(2).clamp(0, 1)
-
-
-def to_uint8(unit: Tensor) -> Tensor:
-    """[0, 1] -> uint8, rounded to the nearest."""
-    return unit.mul(255).round().clamp(0, 255).to(torch.uint8)
+    return tokens.new_zeros(B, num_patches, D).scatter(1, visible.flatten(1)[..., None].expand(-1, -1, D), tokens)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from maskdm.diffusion.process import Process
-from maskdm.errors import InputError
+from maskdm.errors import ArgumentError
 
 LARGEST_TARGET = 10.0
-"""Networks answer with numbers of about one; a target further from it is not learned."""
+"""Networks put out numbers of about one; a target further from it is not learned."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,20 @@ class Prediction:
     coefficients: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
     def target(self, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What the network should answer; all shapes broadcast."""
+        """What the network's output should be; all shapes broadcast."""
         a, b = self.coefficients(alpha, sigma)
         return a * x_0 + b * eps
 
     def determinant(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """alpha b - sigma a."""
+        """alpha b - sigma a, of alpha's shape."""
         a, b = self.coefficients(alpha, sigma)
         return alpha * b - sigma * a
 
     def invert(self, out: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_0, eps) from the output and x_t.
+        """(x_0, eps) from the output and x_t; all shapes broadcast.
 
         Where the system is singular (x_0-prediction at sigma = 0, eps-prediction at alpha = 0) there is nothing to
-        invert and the result is not finite: `carry` and the grids of times keep away from there.
+        invert and the result is not finite: `check_prediction` and sampling times keep away from there.
         """
         a, b = self.coefficients(alpha, sigma)
         det = alpha * b - sigma * a
@@ -81,34 +81,38 @@ VELOCITY = Prediction("velocity", lambda alpha, sigma: (-torch.ones_like(alpha),
 PREDICTIONS = {p.name: p for p in (EPS, X0, V, VELOCITY, precondition())}
 
 
-def carry(process: Process, prediction: Prediction) -> None:
+def check_prediction(process: Process, prediction: Prediction) -> None:
     """Refuses a prediction from which, at some time of the process, the image or the target cannot be had.
 
     Raises:
-        InputError: the inverse is singular at a time of training, or the target is far from unit size.
+        ArgumentError: the inverse is singular at a time of training, or the target is far from unit size.
     """
-    if bool((prediction.determinant(*_training_levels(process)).abs() < 1e-9).any()):
-        raise InputError(
-            f"process.prediction: got {prediction.name}, but this process ends in noise alone, where {prediction.name} "
-            "says nothing about the image; choose x0, v, velocity or F"
+    if bool((prediction.determinant(*_training_coefficients(process)).abs() < 1e-9).any()):
+        raise ArgumentError(
+            "prediction",
+            f"this process ends in noise alone, where {prediction.name} says nothing about the image",
+            got=prediction.name,
+            wanted="x0, v, velocity or F",
         )
-    bounded(process, prediction)
+    check_bounded(process, prediction)
 
 
-def bounded(process: Process, prediction: Prediction, setting: str = "process.prediction") -> None:
-    """Refuses a quantity far from unit size, which `setting` asks for.
+def check_bounded(process: Process, prediction: Prediction) -> None:
+    """Refuses a quantity that is far from unit size at some time of training.
 
     Raises:
-        InputError: it grows beyond `LARGEST_TARGET` at some time of training.
+        ArgumentError: it grows beyond `LARGEST_TARGET`.
     """
-    a, b = prediction.coefficients(*_training_levels(process))
+    a, b = prediction.coefficients(*_training_coefficients(process))
     largest = float(torch.maximum(a.abs(), b.abs()).max())
     if largest > LARGEST_TARGET:
-        raise InputError(
-            f"{setting}: got {prediction.name}, which grows to {largest:.0f} times the image in this process; "
-            "choose F, x0, eps or velocity"
+        raise ArgumentError(
+            "prediction",
+            f"{prediction.name} grows to {largest:.0f} times the image in this process",
+            got=prediction.name,
+            wanted="F, x0, eps or velocity",
         )
 
 
-def _training_levels(process: Process) -> tuple[Tensor, Tensor]:
+def _training_coefficients(process: Process) -> tuple[Tensor, Tensor]:
     return process.alpha_sigma(process.training_time(torch.linspace(0, 1, 1001, dtype=torch.float64)))

@@ -4,8 +4,8 @@
 
 Every formulation is a value of this one form; `schedules` has them. The pair (alpha, sigma) is kept, never their
 quotient: at one end of a process alpha may be zero, at the other sigma is. Where two processes are to be compared, it
-is by the *noise share* sigma / (alpha + sigma), 0 for the clean image and 1 for noise alone: at equal shares they hold
-the same picture, but for a factor.
+is by the *noise level* sigma / (alpha + sigma), 0 for the clean image and 1 for noise alone: at equal noise levels they
+hold the same image, but for a factor.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Process(Protocol):
         ...
 
     @property
-    def levels(self) -> int | None:
-        """Number of noise levels where times are whole numbers, else None."""
+    def timesteps(self) -> int | None:
+        """How many times there are where they are whole numbers (DDPM's T), else None."""
         ...
 
     @property
-    def grid(self) -> str:
-        """The usual grid of sampling times, see `maskdm.sampling.timesteps`."""
+    def spacing(self) -> str:
+        """The usual spacing of sampling times, see `maskdm.sampling.timesteps`."""
         ...
 
     def alpha_sigma(self, t: Tensor) -> Coefficients:
@@ -50,19 +50,22 @@ class Process(Protocol):
         ...
 
     def training_time(self, u: Tensor) -> Tensor:
-        """The law of t in training, as its quantile function: u uniform in [0, 1) -> t, same shape; noise rises."""
+        """The distribution of t in training, as its quantile function: u in [0, 1) -> t, same shape; noise rises."""
         ...
 
-    def time_at(self, share: Tensor) -> Tensor:
-        """The time with a noise share, 0 to 1, or the nearest there is: same shape, float64."""
+    def time_at(self, level: Tensor) -> Tensor:
+        """The time with a noise level, 0 to 1, or the nearest there is: same shape, float64."""
         ...
 
-    def told(self, t: Tensor) -> Tensor:
-        """What the network is told of time t; whatever the process, numbers of about 0 to 1000."""
+    def c_noise(self, t: Tensor) -> Tensor:
+        """What the network is given for time t; whatever the process, numbers of about 0 to 1000. Shape of t.
+
+        The name is EDM's (Karras et al. 2022, arXiv 2206.00364, eq. 7), as is that of `c_in`.
+        """
         ...
 
-    def shown(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The factor with which the network is shown x_t, so that it sees about unit variance."""
+    def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The factor of x_t at the network's input, so that it sees about unit variance. Shape of alpha."""
         ...
 
     def frame(self, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -75,12 +78,12 @@ class Process(Protocol):
 
 
 def exact(t: Tensor) -> Tensor:
-    """In float64, where the device has it."""
+    """In float64, where the device has it; any shape."""
     return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
 
 
-def share_of(alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The noise share, sigma / (alpha + sigma)."""
+def noise_level(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """sigma / (alpha + sigma), 0 to 1; all shapes broadcast."""
     return sigma / (alpha + sigma)
 
 
@@ -96,17 +99,18 @@ def by_sum(alpha: Tensor, sigma: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class DiscreteProcess:
-    """The process of DDPM: T levels, alpha^2 + sigma^2 = 1, t uniform on 0 .. T - 1 (Ho et al. 2020, eq. 4).
+    """The process of DDPM: T timesteps, alpha^2 + sigma^2 = 1, t uniform on 0 .. T - 1 (Ho et al. 2020, eq. 4).
 
-    Times are the levels, 0 (least noise) to T - 1, as the network is told them; time -1 is the clean image.
+    Times are the timesteps, 0 (least noise) to T - 1, as the network is given them; time -1 is the clean image.
 
     Attributes:
         alpha_bar: (T + 1,) float64, alpha^2 at times -1, 0, ..., T - 1, so that the first entry is 1.
+        clean, spacing: see `Process`.
     """
 
     alpha_bar: Tensor
     clean: float = -1.0
-    grid: str = "uniform"
+    spacing: str = "uniform"
 
     @property
     def timesteps(self) -> int:
@@ -114,40 +118,35 @@ class DiscreteProcess:
         return len(self.alpha_bar) - 1
 
     @property
-    def levels(self) -> int:
-        """T."""
-        return self.timesteps
-
-    @property
     def ends(self) -> tuple[float, float]:
-        """The first and the last level."""
+        """The first and the last timestep."""
         return 0.0, float(self.timesteps - 1)
 
     def alpha_sigma(self, t: Tensor) -> Coefficients:
         """See `Process`; t is a whole number, -1 to T - 1, whatever its dtype."""
         alphas, sigmas = _tables(self, t.device)
-        level = t.long() + 1
-        return alphas[level], sigmas[level]
+        row = t.long() + 1
+        return alphas[row], sigmas[row]
 
     def training_time(self, u: Tensor) -> Tensor:
-        """Uniform on the T noise levels, int64."""
+        """Uniform on the T timesteps, int64."""
         return (u * self.timesteps).long().clamp(max=self.timesteps - 1)
 
-    def time_at(self, share: Tensor) -> Tensor:
-        """The nearest level, or the clean image."""
-        shares = share_of(*_tables(self, torch.device("cpu")))
-        return (share.double().cpu()[..., None] - shares).abs().argmin(dim=-1).double() - 1
+    def time_at(self, level: Tensor) -> Tensor:
+        """The nearest timestep, or the clean image."""
+        levels = noise_level(*_tables(self, torch.device("cpu")))
+        return (level.double().cpu()[..., None] - levels).abs().argmin(dim=-1).double() - 1
 
-    def told(self, t: Tensor) -> Tensor:
-        """The level itself."""
+    def c_noise(self, t: Tensor) -> Tensor:
+        """The timestep itself."""
         return t
 
-    def shown(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """As it is: the variance is about one."""
+    def c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """One: the variance is about one as it is."""
         return torch.ones_like(alpha)
 
     def frame(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """By alpha, unless the last levels have next to none."""
+        """By alpha, unless the last timesteps have next to none."""
         return (by_alpha if float(self.alpha_bar[-1]) > SMALL**2 else by_sum)(alpha, sigma)
 
 
@@ -169,37 +168,38 @@ class ContinuousProcess:
 
     Attributes:
         coefficients: t -> (alpha, sigma), for float64 times.
-        law: quantile function of t in training, for float64 u inside (0, 1).
+        time_distribution: quantile function of t in training, for float64 u inside (0, 1).
         ends: the times of least and of most noise.
-        told: t -> what the network is told.
-        shown: (alpha, sigma) -> the factor with which the network sees x_t.
+        c_noise: t -> what the network is given for it.
+        c_in: (alpha, sigma) -> the factor of x_t at the network's input.
         frame: `by_alpha` or `by_sum`.
-        grid: the usual grid of sampling times.
+        spacing: the usual spacing of sampling times.
+        clean, timesteps: see `Process`.
     """
 
     coefficients: Callable[[Tensor], Coefficients]
-    law: Callable[[Tensor], Tensor]
+    time_distribution: Callable[[Tensor], Tensor]
     ends: tuple[float, float]
-    told: Callable[[Tensor], Tensor]
-    shown: Callable[[Tensor, Tensor], Tensor]
+    c_noise: Callable[[Tensor], Tensor]
+    c_in: Callable[[Tensor, Tensor], Tensor]
     frame: Callable[[Tensor, Tensor], Tensor]
-    grid: str = "uniform"
+    spacing: str = "uniform"
     clean: float = 0.0
-    levels: None = None
+    timesteps: None = None
 
     def alpha_sigma(self, t: Tensor) -> Coefficients:
         """See `Process`."""
         return self.coefficients(exact(t))
 
     def training_time(self, u: Tensor) -> Tensor:
-        """See `Process`; the utmost quantiles of laws without bounds are cut, and times stay between `ends`."""
-        return self.law(exact(u).clamp(1e-6, 1 - 1e-6)).clamp(*self.ends)
+        """See `Process`; the utmost quantiles of unbounded distributions are cut, and times stay between `ends`."""
+        return self.time_distribution(exact(u).clamp(1e-6, 1 - 1e-6)).clamp(*self.ends)
 
-    def time_at(self, share: Tensor) -> Tensor:
-        """By bisection: the noise share rises with t in every process."""
-        low, high = (torch.full_like(share.double(), end) for end in (self.clean, self.ends[1]))
+    def time_at(self, level: Tensor) -> Tensor:
+        """By bisection: the noise level rises with t in every process."""
+        low, high = (torch.full_like(level.double(), end) for end in (self.clean, self.ends[1]))
         for _ in range(100):
             middle = (low + high) / 2
-            noisier = share_of(*self.alpha_sigma(middle)) > share
+            noisier = noise_level(*self.alpha_sigma(middle)) > level
             low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
         return (low + high) / 2

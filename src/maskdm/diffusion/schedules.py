@@ -14,16 +14,22 @@ import torch
 from torch import Tensor
 
 from maskdm.diffusion.process import SMALL, Coefficients, ContinuousProcess, DiscreteProcess, by_alpha, by_sum
-from maskdm.errors import InputError
+from maskdm.errors import ArgumentError
 
-# --- DDPM: T levels ---------------------------------------------------------------------------------------------------
+# --- DDPM: T timesteps ------------------------------------------------------------------------------------------------
 
 
 def linear(timesteps: int = 1000) -> DiscreteProcess:
-    """Betas rise linearly, 1e-4 to 0.02 for T = 1000 (Ho et al. 2020), scaled by 1000/T otherwise."""
+    """Betas rise linearly, 1e-4 to 0.02 for T = 1000 (Ho et al. 2020), scaled by 1000/T otherwise.
+
+    Raises:
+        ArgumentError: so few timesteps that a beta would reach 1.
+    """
     scale = 1000 / timesteps
     if 0.02 * scale >= 1:
-        raise InputError(f"process.timesteps: got {timesteps}, wanted at least 21 with the linear schedule; try 1000")
+        raise ArgumentError(
+            "timesteps", got=timesteps, wanted="at least 21 with the linear schedule", remedy="try 1000"
+        )
     return _from_betas(torch.linspace(1e-4 * scale, 0.02 * scale, timesteps, dtype=torch.float64))
 
 
@@ -45,7 +51,7 @@ def _from_betas(betas: Tensor) -> DiscreteProcess:
 
 
 def shifted(process: DiscreteProcess, shift: float) -> DiscreteProcess:
-    """The same levels with sigma / alpha multiplied by `shift`."""
+    """The same timesteps with sigma / alpha multiplied by `shift`."""
     if shift == 1:
         return process
     ratio = (1 - process.alpha_bar) / process.alpha_bar * shift**2
@@ -62,25 +68,26 @@ def zero_terminal(process: DiscreteProcess) -> DiscreteProcess:
 
 # --- continuous time --------------------------------------------------------------------------------------------------
 
-Law = Callable[[Tensor], Tensor]
+TimeDistribution = Callable[[Tensor], Tensor]
+"""Quantile function of t in training: u inside (0, 1) -> t, same shape, float64."""
 
 
-def uniform(low: float, high: float) -> Law:
+def uniform_between(low: float, high: float) -> TimeDistribution:
     """Uniform between two times."""
     return lambda u: low + (high - low) * u
 
 
-def logit_normal(mean: float, std: float) -> Law:
+def logit_normal(mean: float, std: float) -> TimeDistribution:
     """logit(t) is normal (Esser et al. 2024, arXiv 2403.03206, section 3.1)."""
     return lambda u: torch.sigmoid(mean + std * torch.special.ndtri(u))
 
 
-def log_normal(mean: float, std: float) -> Law:
+def log_normal(mean: float, std: float) -> TimeDistribution:
     """log(t) is normal (Karras et al. 2022, arXiv 2206.00364, table 1)."""
     return lambda u: torch.exp(mean + std * torch.special.ndtri(u))
 
 
-def log_uniform(low: float, high: float) -> Law:
+def log_uniform(low: float, high: float) -> TimeDistribution:
     """log(t) is uniform."""
     return lambda u: torch.exp(math.log(low) + u * math.log(high / low))
 
@@ -89,7 +96,7 @@ def _per_mille(t: Tensor) -> Tensor:
     return 1000 * t
 
 
-def _as_it_is(alpha: Tensor, sigma: Tensor) -> Tensor:
+def _one(alpha: Tensor, sigma: Tensor) -> Tensor:
     return torch.ones_like(alpha)
 
 
@@ -116,13 +123,15 @@ def _vp_sigmoid(t: Tensor) -> Coefficients:
 VP_SCHEDULES = {"linear": _vp_linear, "cosine": _vp_cosine, "sigmoid": _vp_sigmoid}
 
 
-def vp(schedule: str = "linear", *, shift: float = 1.0, law: Law | None = None) -> ContinuousProcess:
+def vp(
+    schedule: str = "linear", *, shift: float = 1.0, time_distribution: TimeDistribution | None = None
+) -> ContinuousProcess:
     """The variance-preserving SDE, alpha^2 + sigma^2 = 1, t in [0, 1] (Song et al. 2021, arXiv 2011.13456, eq. 33).
 
     Args:
         schedule: linear (beta from 0.1 to 20), cosine (alpha = cos(pi t / 2)) or sigmoid.
         shift: factor of sigma / alpha.
-        law: of t in training; uniform by default.
+        time_distribution: of t in training; uniform by default.
     """
     base = VP_SCHEDULES[schedule]
 
@@ -135,20 +144,20 @@ def vp(schedule: str = "linear", *, shift: float = 1.0, law: Law | None = None) 
     ends = (1e-3, 1.0)
     return ContinuousProcess(
         coefficients,
-        law or uniform(*ends),
+        time_distribution or uniform_between(*ends),
         ends,
-        told=_per_mille,
-        shown=_as_it_is,
+        c_noise=_per_mille,
+        c_in=_one,
         frame=by_alpha if last > SMALL else by_sum,
     )
 
 
-def flow(*, shift: float = 1.0, law: Law | None = None) -> ContinuousProcess:
+def flow(*, shift: float = 1.0, time_distribution: TimeDistribution | None = None) -> ContinuousProcess:
     """Rectified flow, x_t = (1 - t) x_0 + t eps (Liu et al. 2022, arXiv 2209.03003; Lipman et al., arXiv 2210.02747).
 
     Args:
         shift: of times, in training and sampling alike, t -> s t / (1 + (s - 1) t).
-        law: of t in training before the shift; logit-normal (0, 1) by default.
+        time_distribution: of t in training before the shift; logit-normal (0, 1) by default.
     """
 
     def coefficients(t: Tensor) -> Coefficients:
@@ -156,44 +165,74 @@ def flow(*, shift: float = 1.0, law: Law | None = None) -> ContinuousProcess:
         return (1 - t) / norm, shift * t / norm
 
     return ContinuousProcess(
-        coefficients, law or logit_normal(0.0, 1.0), (1e-4, 1.0), told=_per_mille, shown=_as_it_is, frame=by_sum
+        coefficients,
+        time_distribution or logit_normal(0.0, 1.0),
+        (1e-4, 1.0),
+        c_noise=_per_mille,
+        c_in=_one,
+        frame=by_sum,
     )
 
 
-def _ve(law: Law, sigma_min: float, sigma_max: float, sigma_data: float, grid: str) -> ContinuousProcess:
+def _ve(
+    time_distribution: TimeDistribution, sigma_min: float, sigma_max: float, sigma_data: float, spacing: str
+) -> ContinuousProcess:
     if not 0 < sigma_min < sigma_max:
-        raise InputError(f"process.sigma_min: got {sigma_min:g}, wanted more than 0 and less than {sigma_max:g}")
+        raise ArgumentError("sigma_min", got=sigma_min, wanted=f"more than 0 and less than {sigma_max:g}")
 
-    def shown(alpha: Tensor, sigma: Tensor) -> Tensor:
+    def c_in(alpha: Tensor, sigma: Tensor) -> Tensor:
         return 1 / torch.hypot(alpha * sigma_data, sigma)
 
-    def told(t: Tensor) -> Tensor:
-        # EDM tells ln(sigma) / 4; ours are read on a scale of a thousand.
+    def c_noise(t: Tensor) -> Tensor:
+        # EDM has ln(sigma) / 4; ours are on a scale of a thousand.
         return 250 * torch.log(t.clamp(min=sigma_min))
 
     return ContinuousProcess(
         lambda t: (torch.ones_like(t), t),
-        law,
+        time_distribution,
         (sigma_min, sigma_max),
-        told=told,
-        shown=shown,
+        c_noise=c_noise,
+        c_in=c_in,
         frame=by_alpha,
-        grid=grid,
+        spacing=spacing,
     )
 
 
 def ve(
-    sigma_min: float = 0.01, sigma_max: float = 50.0, sigma_data: float = 0.5, law: Law | None = None
+    sigma_min: float = 0.01,
+    sigma_max: float = 50.0,
+    sigma_data: float = 0.5,
+    time_distribution: TimeDistribution | None = None,
 ) -> ContinuousProcess:
-    """Variance exploding, x_t = x_0 + t eps: log(t) uniform (NCSN; Song et al. 2021, arXiv 2011.13456, eq. 30)."""
-    return _ve(law or log_uniform(sigma_min, sigma_max), sigma_min, sigma_max, sigma_data, "logsnr")
+    """Variance exploding, x_t = x_0 + t eps: log(t) uniform (NCSN; Song et al. 2021, arXiv 2011.13456, eq. 30).
+
+    Args:
+        sigma_min, sigma_max: the times of least and of most noise.
+        sigma_data: standard deviation of the pixels.
+        time_distribution: of t in training; log-uniform by default.
+
+    Raises:
+        ArgumentError: a sigma_min that is not between 0 and sigma_max.
+    """
+    return _ve(time_distribution or log_uniform(sigma_min, sigma_max), sigma_min, sigma_max, sigma_data, "logsnr")
 
 
 def edm(
-    sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5, law: Law | None = None
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    sigma_data: float = 0.5,
+    time_distribution: TimeDistribution | None = None,
 ) -> ContinuousProcess:
     """x_t = x_0 + t eps with log(t) normal, N(-1.2, 1.2) (Karras et al. 2022, arXiv 2206.00364, table 1).
 
-    Its preconditioning is prediction F with the plain loss on it; the input's factor c_in is `shown`.
+    Its preconditioning is prediction F with the plain loss on it; the input's factor is `c_in`.
+
+    Args:
+        sigma_min, sigma_max: the times of least and of most noise.
+        sigma_data: standard deviation of the pixels.
+        time_distribution: of t in training; log-normal (-1.2, 1.2) by default.
+
+    Raises:
+        ArgumentError: a sigma_min that is not between 0 and sigma_max.
     """
-    return _ve(law or log_normal(-1.2, 1.2), sigma_min, sigma_max, sigma_data, "karras")
+    return _ve(time_distribution or log_normal(-1.2, 1.2), sigma_min, sigma_max, sigma_data, "karras")

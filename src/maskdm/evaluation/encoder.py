@@ -1,9 +1,9 @@
-"""A small network trained on the reference pictures, whose last layer but one are features.
+"""A small network trained on the reference images, whose last layer but one are features.
 
-For pictures of which Inception knows nothing (emoji, digits, scans): with labels it learns to tell the classes apart,
-without them to tell each picture from the others under crops, mirrors and changed colours (instance discrimination:
-Chen et al. 2020, arXiv 2002.05709). The same pictures give the same network: seeds are fixed, and the trained weights
-are kept by the hash of the pictures. Distances in it compare models of one data set; they mean nothing beyond.
+For images of which Inception knows nothing (emoji, digits, scans): with labels it learns to tell the classes apart,
+without them to tell each image from the others under crops, mirrors and changed colours (instance discrimination:
+Chen et al. 2020, arXiv 2002.05709). The same images give the same network: seeds are fixed, and the trained weights
+are kept by the hash of the images. Distances in it compare models of one data set; they mean nothing beyond.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskdm.data.labelled import LabelledImages
+from maskdm.diffusion.pixels import channels_first
+from maskdm.files import make_folder, replacing
+
 WIDTH = 32
 FEATURES = 128
 STEPS, BATCH, RATE = 600, 128, 2e-3
@@ -27,21 +31,26 @@ VERSION = 1
 
 
 class Encoder(nn.Module):
-    """(B, C, H, W) in 0..255 -> (B, 128): four levels of convolutions, pooled."""
+    """(B, C, H, W) in 0..255 -> (B, 128): four levels of convolutions, pooled.
+
+    Args:
+        channels: of the images.
+        classes: that `head` tells apart; 0 for instance discrimination, where it projects to 128 numbers.
+    """
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        given = channels
         for level in range(4):
-            made = WIDTH * 2 ** min(level, 2)
-            layers += [nn.Conv2d(given, made, 3, padding=1, bias=False), nn.GroupNorm(8, made), nn.ReLU()]
-            given = made
+            width = WIDTH * 2 ** min(level, 2)
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.GroupNorm(8, width), nn.ReLU()]
+            channels = width
         self.layers = nn.ModuleList(layers)
-        self.out = nn.Linear(given, FEATURES)
+        self.out = nn.Linear(channels, FEATURES)
         self.head = nn.Linear(FEATURES, classes or FEATURES)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in 0..255 -> (B, 128)."""
         x = x / 127.5 - 1
         for i, layer in enumerate(self.layers):
             x = layer(x)
@@ -51,15 +60,18 @@ class Encoder(nn.Module):
         return out
 
 
-def trained(
-    reference: Callable[[], tuple[np.ndarray, np.ndarray | None]],
-    folder: Path,
-    *,
-    device: torch.device,
-    say: Callable[[str], None],
+def train_encoder(
+    reference: LabelledImages, folder: Path, *, device: torch.device, say: Callable[[str], None]
 ) -> tuple[Encoder, str]:
-    """The network for these pictures, (N, H, W, C) uint8, and labels, and the hash that names it; kept in `folder`."""
-    images, labels = reference()
+    """The network for these images, and the hash that names it.
+
+    Args:
+        reference: what it is trained on; with labels to tell them apart, without by instance discrimination.
+        folder: where trained networks are kept; made if it is not there.
+        device: where to compute.
+        say: is told where training is needed.
+    """
+    images, labels = reference.images, reference.labels
     digest = hashlib.sha256(f"{VERSION} {images.shape} {STEPS}".encode())
     digest.update(np.ascontiguousarray(images).data)
     digest.update(b"" if labels is None else np.ascontiguousarray(labels).data)
@@ -72,51 +84,57 @@ def trained(
     try:
         network.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError):
-        say(f"training an encoder on {len(images):,} pictures, {STEPS} steps")
+        say(f"training an encoder on {len(images):,} images, {STEPS} steps")
         _train(network, images, labels, device)
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f".{key}.safetensors"
-        save_file(network.state_dict(), unfinished)
-        unfinished.replace(path)
+        make_folder(folder, "cache_dir")
+        with replacing(path) as temporary:
+            save_file(network.state_dict(), temporary)
     return network.eval().requires_grad_(False), key
 
 
-def on_members(members: int, heldout: int) -> bool:
-    """Whether the encoder of a run is trained on its members, or on the held-out pictures, where these are more."""
+def trains_on_members(members: int, heldout: int) -> bool:
+    """Whether the encoder of a run is trained on its members, or on the held-out images, where there are more."""
     return members >= heldout
 
 
 def _train(network: Encoder, images: np.ndarray, labels: np.ndarray | None, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=STEPS)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
     size = min(BATCH, len(images))
     for _ in range(STEPS):
         rows = torch.randperm(len(images), generator=generator)[:size].numpy()
-        x = torch.from_numpy(np.ascontiguousarray(images[np.sort(rows)])).to(device).permute(0, 3, 1, 2).float()
+        x = channels_first(np.ascontiguousarray(images[np.sort(rows)])).to(device).float()
         if labels is None:
-            loss = _alike(network.head(network(changed(x, generator))), network.head(network(changed(x, generator))))
+            a, b = (network.head(network(augment(x, generator))) for _ in range(2))
+            loss = _contrastive_loss(a, b)
         else:
             y = torch.from_numpy(labels[np.sort(rows)]).to(device)
-            loss = F.cross_entropy(network.head(network(changed(x, generator, mirrors=False))), y)
-        optimiser.zero_grad()
+            loss = F.cross_entropy(network.head(network(augment(x, generator, mirrors=False))), y)
+        optimizer.zero_grad()
         torch.autograd.backward(loss)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
 
 
-def _alike(a: Tensor, b: Tensor) -> Tensor:
-    """Two views of one picture shall be nearer to each other than to those of any other."""
+def _contrastive_loss(a: Tensor, b: Tensor) -> Tensor:
+    """NT-Xent of two views, (B, D) each: those of one image shall be nearer to each other than to any other."""
     both = F.normalize(torch.cat([a, b]), dim=1)
-    likeness = both @ both.T / TEMPERATURE
-    likeness.fill_diagonal_(-1e4)
+    similarity = both @ both.T / TEMPERATURE
+    similarity.fill_diagonal_(-1e4)
     n = len(a)
     partner = torch.arange(2 * n, device=a.device).roll(n)
-    return F.cross_entropy(likeness, partner)
+    return F.cross_entropy(similarity, partner)
 
 
-def changed(x: Tensor, generator: torch.Generator, *, mirrors: bool = True) -> Tensor:
-    """Pictures cropped to between half and all of their area, shifted in brightness and contrast, perhaps mirrored."""
+def augment(x: Tensor, generator: torch.Generator, *, mirrors: bool = True) -> Tensor:
+    """Images cropped to between half and all of their area, shifted in brightness and contrast, perhaps mirrored.
+
+    Args:
+        x: (B, C, H, W) in 0..255; the result is likewise.
+        generator: of the CPU, so that every device sees the same images.
+        mirrors: False where a mirrored image would be of another class.
+    """
     B, _, H, W = x.shape
 
     def draw(low: float, high: float) -> Tensor:

@@ -1,12 +1,13 @@
-"""Pictures as vectors, in which sets of pictures are compared. One pass feeds all metrics.
+"""Images as vectors, in which sets of images are compared. One pass feeds all metrics.
 
-    pixels      their own values, averaged down to at most 16 x 16: plain, and blind to what they show
-    inception   the network of the FID (weights downloaded once, or a file)
-    dinov2      DINOv2 ViT-L/14, by transformers, see `maskdm.evaluation.pretrained`
-    clip        CLIP ViT-L/14, likewise
-    encoder     a small network trained on the reference pictures themselves (`maskdm.evaluation.encoder`), for
-                pictures of which Inception knows nothing
-    FILE        any TorchScript or torch.export file that takes (B, 3, H, W) in 0..255 and gives (B, D)
+    pixels           their own values, averaged down to at most 16 x 16: plain, and blind to what they show
+    inception        the network of the FID (weights downloaded once, or a file)
+    dinov2           DINOv2 ViT-L/14, by transformers, see `maskdm.evaluation.pretrained`
+    clip             CLIP ViT-L/14, likewise
+    encoder          a small network trained on the reference images themselves (`maskdm.evaluation.encoder`), for
+                     images of which Inception knows nothing
+    FILE             any TorchScript or torch.export file that takes (B, 3, H, W) in 0..255 and gives (B, D)
+    MODULE:CALLABLE  a function of your own, (N, H, W, C) uint8 -> (N, D)
 
 A distance is comparable only with distances in the same features; their name says which, weights included.
 """
@@ -14,9 +15,10 @@ A distance is comparable only with distances in the same features; their name sa
 from __future__ import annotations
 
 import hashlib
-import urllib.request
+import importlib
+import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,109 +27,132 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskdm.errors import InputError
-from maskdm.evaluation import encoder
-from maskdm.evaluation.inception import SHA256, URL, inception
+from maskdm.data.labelled import LabelledImages
+from maskdm.diffusion.pixels import channels_first
+from maskdm.errors import ArgumentError, InputError
+from maskdm.evaluation.encoder import train_encoder
+from maskdm.evaluation.inception import SHA256, URL, load_inception
 from maskdm.evaluation.metrics import Float64
-from maskdm.evaluation.pretrained import PUBLISHED, published
+from maskdm.evaluation.pretrained import PUBLISHED, load_published
+from maskdm.files import make_folder, replacing
 
 NAMES = ("pixels", "inception", "dinov2", "clip", "encoder")
 FILES = (".pt", ".pt2", ".pth", ".ts")
 CHUNK = 64
 SIDE = 16
+_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+Extract = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Features:
-    """A map from pictures to vectors.
+    """A map from images to vectors.
 
     Attributes:
         name: which, with the hash of its weights: equal names give equal vectors.
         distance: what the Fréchet distance in them is called.
-        extract: (B, C, H, W) float32 in 0..255 -> (B, D), on the device.
-        device: where it works.
+        extract: (B, H, W, C) uint8 -> (B, D), of a few images at once.
+        lasting: whether equal names give equal vectors on another day too, so that these may be kept.
     """
 
     name: str
     distance: str
-    extract: Callable[[Tensor], Tensor]
-    device: torch.device
+    extract: Extract
+    lasting: bool = True
 
     @torch.no_grad()
-    def __call__(self, images: np.ndarray, report: Callable[[int], object] = lambda images: None) -> Float64:
-        """(N, H, W, C) uint8 -> (N, D) float64."""
+    def __call__(self, images: np.ndarray, callback: Callable[[int], object] = lambda images: None) -> Float64:
+        """(N, H, W, C) uint8 -> (N, D) float64.
+
+        Args:
+            images: at least one.
+            callback: is told after every few images how many they were.
+
+        Raises:
+            InputError: no images, or what came out is not a vector for every image.
+        """
         if not len(images):
-            raise InputError("features: got no pictures, wanted at least one")
+            raise InputError(self.name, got=0, wanted="at least one image")
         found = []
         for i in range(0, len(images), CHUNK):
-            part = torch.from_numpy(np.array(images[i : i + CHUNK])).to(self.device)  # a copy: maps cannot be written
-            found.append(self.extract(part.permute(0, 3, 1, 2).float()).double().cpu().numpy())
-            report(len(part))
+            part = images[i : i + CHUNK]
+            vectors = np.asarray(self.extract(part), np.float64)
+            if vectors.ndim != 2 or len(vectors) != len(part):
+                raise InputError(self.name, got=vectors.shape, wanted=f"({len(part)}, D) for {len(part)} images")
+            found.append(vectors)
+            callback(len(part))
         return np.concatenate(found)
 
 
-def pick(
-    name: str,
+def get_features(
+    features: str,
     *,
     device: torch.device,
     cache_dir: Path,
-    reference: Callable[[], tuple[np.ndarray, np.ndarray | None]],
-    weights: Path | None = None,
+    reference: Callable[[], LabelledImages],
+    features_weights: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Features:
-    """The features called `name`.
+    """The features of a name.
 
     Args:
-        name: pixels, inception, dinov2, clip, encoder, or a file.
+        features: pixels, inception, dinov2, clip, encoder, a file, or module:callable.
         device: where to compute.
         cache_dir: where weights are kept.
-        reference: gives the pictures, (N, H, W, C) uint8, and labels that an encoder is trained on.
-        weights: in place of the download: for inception a file, for dinov2 and clip a folder.
+        reference: gives the images, with labels if they have some, that an encoder is trained on.
+        features_weights: in place of the download: for inception a file, for dinov2 and clip a folder.
         say: is told of what takes time.
 
     Raises:
-        InputError: an unknown name, or weights that cannot be had or are not those that they should be.
+        ArgumentError: an unknown name, or weights that cannot be had or are not those that they should be.
     """
-    check(name, weights)
-    if name == "pixels":
-        return Features("pixels", "Frechet distance on pixels", pixels, device)
-    if name == "inception":
-        path = weights or download(URL, SHA256, cache_dir / "weights", say)
-        network = inception(_state(path)).to(device)
-        usual = _sha256(path) == SHA256
-        title = "FID" if usual else "Frechet distance on Inception features"
-        return Features(f"inception {_sha256(path)[:8]}", title, lambda x: network(in_colour(x)), device)
-    if name in PUBLISHED:
-        answer, key = published(name, weights, device, say)
-        return Features(f"{name} {key[:8]}", f"Frechet distance on {name}", lambda x: answer(in_colour(x)), device)
-    if name == "encoder":
-        trained, key = encoder.trained(reference, cache_dir / "encoders", device=device, say=say)
-        return Features(f"encoder {key[:8]}", "Frechet distance on an encoder", trained, device)
-    network_of = _file(Path(name))
-    return Features(f"{Path(name).name} {_sha256(Path(name))[:8]}", "Frechet distance", network_of, device)
+    check_features(features, features_weights)
+    name, title = features, f"Frechet distance on {features}"
+    if features == "pixels":
+        return Features(name, title, _on(device, pixel_vectors))
+    if features == "inception":
+        path = features_weights or download(URL, SHA256, cache_dir / "weights", say)
+        network, digest = load_inception(_read_state(path)).to(device), _sha256(path)
+        title = "FID" if digest == SHA256 else "Frechet distance on Inception features"
+        return Features(f"{name} {digest[:8]}", title, _on(device, lambda x: network(to_rgb(x))))
+    if features in PUBLISHED:
+        published, digest = load_published(features, features_weights, device, say)
+        return Features(f"{name} {digest[:8]}", title, _on(device, lambda x: published(to_rgb(x))))
+    if features == "encoder":
+        encoder, digest = train_encoder(reference(), cache_dir / "encoders", device=device, say=say)
+        return Features(f"{name} {digest[:8]}", "Frechet distance on an encoder", _on(device, encoder))
+    if _CALLABLE.fullmatch(features):
+        return Features(name, title, _import(features), lasting=False)
+    path = Path(features)
+    module = _read_network(path, device)
+    return Features(f"{path.name} {_sha256(path)[:8]}", "Frechet distance", _on(device, lambda x: module(to_rgb(x))))
 
 
-def check(name: str, weights: Path | None = None) -> None:
-    """Refuses what `pick` could never give.
+def check_features(features: str, features_weights: Path | None = None) -> None:
+    """Refuses what `get_features` could never give.
 
     Raises:
-        InputError: an unknown name, or weights for features that need none.
+        ArgumentError: an unknown name, a function that cannot be imported, or weights for features that need none.
     """
-    if name not in NAMES and Path(name).suffix not in FILES:
-        raise InputError(f"--features: got {name!r}, wanted {', '.join(NAMES)}, or a TorchScript or torch.export file")
-    if weights is not None and name not in ("inception", *PUBLISHED):
-        raise InputError(f"--weights: given with the features {name}, which need none; leave it out")
+    if _CALLABLE.fullmatch(features):
+        _import(features)
+    elif features not in NAMES and Path(features).suffix not in FILES:
+        wanted = f"{', '.join(NAMES)}, a TorchScript or torch.export file, or module:callable"
+        raise ArgumentError("features", got=features, wanted=wanted)
+    if features_weights is not None and features not in ("inception", *PUBLISHED):
+        raise ArgumentError("features_weights", f"given with the features {features}, which need none")
 
 
-def pixels(x: Tensor) -> Tensor:
+def pixel_vectors(x: Tensor) -> Tensor:
     """(B, C, H, W) in 0..255 -> (B, C x at most 16 x 16) in 0..1."""
     if max(x.shape[2:]) > SIDE:
         x = F.adaptive_avg_pool2d(x, (min(x.shape[2], SIDE), min(x.shape[3], SIDE)))
     return x.flatten(1) / 255
 
 
-def in_colour(x: Tensor) -> Tensor:
-    """Three channels: gray is repeated, alpha left out."""
+def to_rgb(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, 3, H, W): gray is repeated, alpha left out."""
     return x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)
 
 
@@ -135,64 +160,82 @@ def download(url: str, sha256: str, folder: Path, say: Callable[[str], None]) ->
     """The file behind `url`, kept in `folder`; refused unless it is the one that was meant.
 
     Raises:
-        InputError: it cannot be had, or has another content.
+        ArgumentError: it cannot be had, or has another content.
     """
     path = folder / url.rpartition("/")[2]
     if not path.is_file():
         say(f"downloading {url}")
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.part")
-        try:
-            urllib.request.urlretrieve(url, unfinished)
-            unfinished.replace(path)
-        except OSError as error:
-            raise InputError(
-                f"the weights of inception cannot be downloaded ({error}); get {url} elsewhere, and give it with "
-                "--weights"
-            ) from None
-        finally:
-            unfinished.unlink(missing_ok=True)
-    if _sha256(path) != sha256:
-        raise InputError(f"{path} has sha256 {_sha256(path)}, wanted {sha256}; remove it, and it is downloaded again")
+        make_folder(folder, "cache_dir")
+        with replacing(path) as temporary:
+            try:
+                torch.hub.download_url_to_file(url, str(temporary), hash_prefix=sha256, progress=False)
+            except (OSError, RuntimeError) as error:  # RuntimeError: its hash is another
+                raise ArgumentError(
+                    "features", f"{url} cannot be downloaded ({error})", remedy="get it elsewhere, and give the file"
+                ) from None
+    if (found := _sha256(path)) != sha256:
+        raise ArgumentError(
+            "features", f"the sha256 of {path}", got=found, wanted=sha256, remedy="remove it to download it again"
+        )
     return path
 
 
-def _state(path: Path) -> dict[str, Tensor]:
+def _on(device: torch.device, network: Callable[[Tensor], Tensor]) -> Extract:
+    """A network of (B, C, H, W) float32 in 0..255 as a function of arrays."""
+
+    def extract(images: np.ndarray) -> np.ndarray:
+        vectors: np.ndarray = network(channels_first(images).to(device).float()).double().cpu().numpy()
+        return vectors
+
+    return extract
+
+
+def _import(name: str) -> Extract:
+    """A function of the user's own; whoever names it wants it imported."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ArgumentError(
+            "features", f"cannot be imported ({error})", got=name, remedy="put its folder on PYTHONPATH"
+        ) from None
+    if not callable(found):
+        raise ArgumentError(
+            "features", f"is {type(found).__name__}", got=name, wanted="a function of (N, H, W, C) uint8 images"
+        )
+    extract: Extract = found
+    return extract
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that has those of pytorch-fid's."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or "Mixed_7c.branch1x1.conv.weight" not in state:
-            raise InputError(f"--weights: {path} holds no Inception network with the names of pytorch-fid")
     except FileNotFoundError:
-        raise InputError(f"--weights: no such file: {path}") from None
-    except InputError:
-        raise
+        raise ArgumentError("features_weights", f"no such file: {path}") from None
     except Exception as error:  # whatever unpickling may raise
-        raise InputError(f"--weights: {path} cannot be read ({type(error).__name__})") from None
+        raise ArgumentError("features_weights", f"{path} cannot be read ({type(error).__name__})") from None
+    if not isinstance(state, dict) or "Mixed_7c.branch1x1.conv.weight" not in state:
+        raise ArgumentError("features_weights", f"{path} holds no Inception network with the names of pytorch-fid")
     return state
 
 
-def _file(path: Path) -> Callable[[Tensor], Tensor]:
+def _read_network(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A network in a file of torch's own, which needs no code of ours."""
     if not path.is_file():
-        raise InputError(f"--features: no such file: {path}")
+        raise ArgumentError("features", f"no such file: {path}")
     try:
         if path.suffix == ".pt2":
-            network: Callable[[Tensor], Tensor] = torch.export.load(path).module()
+            network: Callable[[Tensor], Tensor] = torch.export.load(path).module().to(device)
         else:
             with warnings.catch_warnings():  # deprecated, and what published feature networks come as
                 warnings.simplefilter("ignore", DeprecationWarning)
-                network = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+                network = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
     except Exception:  # of many kinds
-        raise InputError(
-            f"--features: {path} is no TorchScript or torch.export file that this torch can read"
+        raise ArgumentError(
+            "features", f"{path} is no TorchScript or torch.export file that this torch can read"
         ) from None
-
-    def extract(x: Tensor) -> Tensor:
-        out = network(in_colour(x))
-        if out.ndim != 2 or len(out) != len(x):
-            raise InputError(f"--features: {path} gave {tuple(out.shape)} for {len(x)} pictures, wanted (B, D)")
-        return out
-
-    return extract
+    return network
 
 
 def _sha256(path: Path) -> str:
@@ -200,34 +243,42 @@ def _sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(str(path), f"cannot be read: {error.strerror}") from None
 
 
-def content_of(images: np.ndarray) -> str:
-    """A hash of pictures."""
+def hash_images(images: np.ndarray) -> str:
+    """A hash of (N, H, W, C) uint8 images and their shape."""
     digest = hashlib.sha256(repr(images.shape).encode())
     for i in range(0, len(images), CHUNK):
         digest.update(np.ascontiguousarray(images[i : i + CHUNK]).data)
     return digest.hexdigest()
 
 
-def cached(features: Features, images: np.ndarray, folder: Path, report: Callable[[int], object]) -> Float64:
-    """The vectors of `images`, kept in `folder` by the contents of both."""
-    key = hashlib.sha256(f"{features.name} {content_of(images)}".encode()).hexdigest()
+def cached_features(
+    features: Features, images: np.ndarray, folder: Path, callback: Callable[[int], object] = lambda images: None
+) -> Float64:
+    """The vectors of `images`, kept in `folder` by the contents of both.
+
+    Args:
+        features: which; those of a function of the user's own are not kept, since it may be another tomorrow.
+        images: (N, H, W, C) uint8.
+        folder: made if it is not there.
+        callback: is told how many images are done.
+    """
+    if not features.lasting:
+        return features(images, callback)
+    key = hashlib.sha256(f"{features.name} {hash_images(images)}".encode()).hexdigest()
     path = folder / f"{key}.npy"
     if path.is_file():
         try:
             found: Float64 = np.load(path, allow_pickle=False)
-            report(len(images))
-            return found
         except (OSError, ValueError):
             path.unlink(missing_ok=True)
-    found = features(images, report)
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f".{key}.npy"
-    np.save(unfinished, found)
-    unfinished.replace(path)
+        else:
+            callback(len(images))
+            return found
+    found = features(images, callback)
+    make_folder(folder, "cache_dir")
+    with replacing(path) as temporary:
+        np.save(temporary, found)
     return found
-
-
-__all__: Sequence[str] = ("Features", "cached", "content_of", "pick")

@@ -1,8 +1,8 @@
-"""Distances between sets of pictures, as numbers in float64.
+"""Distances between sets of images, as numbers in float64.
 
 The Fréchet distance compares two sets of feature vectors through the Gaussians that have their means and covariances
 (Heusel et al. 2017, arXiv 1706.08500, who use Inception features and call it FID). What the features are is the
-caller's choice; `pixel_features` is the plainest one, needs no trained network, and is only comparable with itself.
+caller's choice (`maskdm.evaluation.features`).
 """
 
 from __future__ import annotations
@@ -12,33 +12,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maskdm.errors import InputError
+from maskdm.errors import ArgumentError
 
 Float64 = NDArray[np.float64]
-
-
-def pixel_features(images: NDArray[np.uint8]) -> Float64:
-    """Pictures as vectors of their own pixels.
-
-    `images` is (N, H, W, C) uint8 in 0..255; the result is (N, H·W·C) float64 in [0, 1].
-    """
-    if images.ndim != 4 or images.dtype != np.uint8:
-        raise InputError(
-            f"pictures for pixel features: got {images.dtype} of shape {images.shape}, wanted uint8 of shape "
-            "(N, H, W, C); convert the pictures to 8-bit and stack them"
-        )
-    return images.reshape(len(images), -1) / np.float64(255)
+TAKE_FROM_GAUSSIAN = "take it from `gaussian`"
 
 
 def gaussian(features: ArrayLike) -> tuple[Float64, Float64]:
-    """The mean (D,) and the unbiased covariance (D, D) of `features` (N, D), N >= 2, both float64."""
-    x = np.asarray(features, dtype=np.float64)
-    if x.ndim != 2 or len(x) < 2 or x.shape[1] == 0:
-        raise InputError(
-            f"features for a Gaussian: got shape {x.shape}, wanted (N, D) with N >= 2 and D >= 1; "
-            "give at least two pictures"
-        )
-    _require_finite(x, "features for a Gaussian")
+    """The mean (D,) and the unbiased covariance (D, D) of `features` (N, D), N >= 2, both float64.
+
+    Raises:
+        ArgumentError: another shape, or numbers that are not finite.
+    """
+    x = _features(features, "features", 2)
     mean = x.mean(axis=0)
     centred = x - mean
     return mean, centred.T @ centred / (len(x) - 1)
@@ -48,91 +34,90 @@ def frechet_distance(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov
     """The squared 2-Wasserstein distance of two Gaussians, |μa - μb|² + tr(A + B - 2 (A^½ B A^½)^½), in [0, ∞).
 
     Means are (D,), covariances (D, D), symmetric and positive semi-definite; singular ones are fine, and are the rule
-    where there are fewer pictures than features. The formula is Dowson & Landau's (1982, "The Fréchet distance between
-    multivariate normal distributions"); its use on picture features is from Heusel et al. (2017, arXiv 1706.08500).
+    where there are fewer images than features. The formula is Dowson & Landau's (1982, "The Fréchet distance between
+    multivariate normal distributions"); its use on image features is from Heusel et al. (2017, arXiv 1706.08500).
 
     The trace of the root is the sum of the singular values of FaᵀFb for any factors with A = Fa Faᵀ and B = Fb Fbᵀ.
     Taken this way no general matrix square root is needed, whose small imaginary parts one would have to throw away,
     the result does not depend on the order of the two, and a zero eigenvalue costs ε instead of √ε.
     """
-    mean_a, mean_b = _mean(mean_a), _mean(mean_b)
+    mean_a, mean_b = _mean(mean_a, "mean_a"), _mean(mean_b, "mean_b")
     if mean_a.shape != mean_b.shape:
-        raise InputError(
-            f"means for a Fréchet distance: got {len(mean_a)} and {len(mean_b)} features, wanted as many in both; "
-            "measure both sets of pictures with the same features"
+        raise ArgumentError(
+            "mean_b",
+            got=mean_b.shape,
+            wanted=f"{mean_a.shape}, as of mean_a",
+            remedy="measure both sets of images with the same features",
         )
-    cov_a, cov_b = _covariance(cov_a, len(mean_a)), _covariance(cov_b, len(mean_b))
-    overlap = np.linalg.svd(_factor(cov_a).T @ _factor(cov_b), compute_uv=False).sum()
+    cov_a, cov_b = (_covariance(c, len(mean_a), name) for c, name in ((cov_a, "cov_a"), (cov_b, "cov_b")))
+    overlap = np.linalg.svd(_factor(cov_a, "cov_a").T @ _factor(cov_b, "cov_b"), compute_uv=False).sum()
     distance = np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * overlap
     return max(0.0, float(distance))  # a distance of zero may come out as -1e-16
 
 
-def _factor(cov: Float64) -> Float64:
+def _factor(cov: Float64, name: str) -> Float64:
     """F (D, rank) with F Fᵀ = cov, from the eigenvalues that stand above rounding."""
     values, vectors = np.linalg.eigh(cov)
     rounding = len(cov) * np.finfo(np.float64).eps * max(abs(values[0]), abs(values[-1]))
     # Rounding leaves eigenvalues a little below zero. A clearly negative one means that this is no covariance.
     if values[0] < -1e6 * rounding:
-        raise InputError(
-            f"covariance for a Fréchet distance: got an eigenvalue of {values[0]:.3g}, wanted none below 0; "
-            "take the covariance from `gaussian`"
-        )
+        raise ArgumentError(name, got=float(values[0]), wanted="no eigenvalue below 0", remedy=TAKE_FROM_GAUSSIAN)
     kept = values > rounding
     factor: Float64 = vectors[:, kept] * np.sqrt(values[kept])
     return factor
 
 
-def _mean(value: ArrayLike) -> Float64:
+def _mean(value: ArrayLike, name: str) -> Float64:
     mean = np.asarray(value, dtype=np.float64)
     if mean.ndim != 1 or mean.size == 0:
-        raise InputError(
-            f"mean for a Fréchet distance: got shape {mean.shape}, wanted (D,) with D >= 1; take it from `gaussian`"
-        )
-    _require_finite(mean, "mean for a Fréchet distance")
+        raise ArgumentError(name, got=mean.shape, wanted="(D,) with D >= 1", remedy=TAKE_FROM_GAUSSIAN)
+    _require_finite(mean, name)
     return mean
 
 
-def _covariance(value: ArrayLike, size: int) -> Float64:
+def _covariance(value: ArrayLike, size: int, name: str) -> Float64:
     cov = np.asarray(value, dtype=np.float64)
     if cov.shape != (size, size):
-        raise InputError(
-            f"covariance for a Fréchet distance: got shape {cov.shape}, wanted ({size}, {size}) like its mean; "
-            "take both from the same call of `gaussian`"
+        raise ArgumentError(
+            name,
+            got=cov.shape,
+            wanted=f"({size}, {size}) like its mean",
+            remedy="take both from one call of `gaussian`",
         )
-    _require_finite(cov, "covariance for a Fréchet distance")
+    _require_finite(cov, name)
     if not np.allclose(cov, cov.T, rtol=1e-6, atol=1e-9 * np.abs(cov).max()):
-        raise InputError(
-            "covariance for a Fréchet distance: got a matrix that differs from its transpose, wanted a symmetric one; "
-            "take it from `gaussian`"
-        )
+        raise ArgumentError(name, "differs from its transpose", wanted="a symmetric matrix", remedy=TAKE_FROM_GAUSSIAN)
     return (cov + cov.T) / 2
 
 
-def _require_finite(x: Float64, what: str) -> None:
+def _require_finite(x: Float64, name: str) -> None:
     if not np.isfinite(x).all():
         bad = x.size - int(np.isfinite(x).sum())
-        raise InputError(
-            f"{what}: got {bad} of {x.size} numbers infinite or NaN, wanted all finite; "
-            "look for a diverged model or a broken picture"
+        raise ArgumentError(
+            name,
+            f"{bad} of {x.size} numbers are infinite or NaN",
+            remedy="look for a diverged model or a broken image",
         )
 
 
-def kernel_distance(a: ArrayLike, b: ArrayLike, *, most: int = 5000, seed: int = 0) -> tuple[float, float]:
+def kernel_distance(a: ArrayLike, b: ArrayLike, *, max_images: int = 5000, seed: int = 0) -> tuple[float, float]:
     """KID: the squared maximum mean discrepancy under k(x, y) = (x·y / D + 1)^3, unbiased, and its standard error.
 
-    Features are (N, D) and (M, D); of more than `most` a random part is taken. Unlike that of the Fréchet distance its
-    expectation does not depend on the number of pictures: of two sets from one source it is zero, and single values may
-    be negative. The error is that of drawing other pictures, from both orders of the U-statistic.
+    Features are (N, D) and (M, D); of more than `max_images` as many are taken, drawn by `seed`. Unlike that of the
+    Fréchet distance its expectation does not depend on the number of images: of two sets from one source it is zero,
+    and single values may be negative. The error is that of drawing other images, from both orders of the U-statistic.
 
     Sources: Bińkowski et al. 2018, arXiv 1801.01401; Gretton et al. 2012, "A kernel two-sample test".
     """
-    x, y = _features(a, "features for a KID", 2), _features(b, "features for a KID", 2)
-    _require_same_width(x, y)
+    x, y = _features(a, "a", 2), _features(b, "b", 2)
+    _require_same_width(x, y, "b")
     rng = np.random.default_rng(seed)
-    x, y = (part if len(part) <= most else part[rng.choice(len(part), most, replace=False)] for part in (x, y))
+    x, y = (
+        part if len(part) <= max_images else part[rng.choice(len(part), max_images, replace=False)] for part in (x, y)
+    )
     n, m = len(x), len(y)
     xx, yy, xy = _cubic(x, x), _cubic(y, y), _cubic(x, y)
-    # Means of each picture with the others of its set, without itself, and with those of the other set.
+    # Means of each image with the others of its set, without itself, and with those of the other set.
     own_x, own_y = ((k.sum(axis=1) - np.diag(k)) / (len(k) - 1) for k in (xx, yy))
     value = own_x.mean() + own_y.mean() - 2 * xy.mean()
     first = _spread(own_x - xy.mean(axis=1)) / n + _spread(own_y - xy.mean(axis=0)) / m
@@ -161,9 +146,9 @@ def _cubic(x: Float64, y: Float64) -> Float64:
 class Manifolds(NamedTuple):
     """How two clouds of features overlap; all but density are shares, 0 to 1.
 
-    precision: of generated pictures within the real ones' manifold; recall: of real within the generated ones'.
-    density: how many real pictures' balls hold a generated one, over k: about 1 for equal clouds, may be more.
-    coverage: of real pictures whose ball holds a generated one.
+    precision: of generated images within the real ones' manifold; recall: of real within the generated ones'.
+    density: how many real images' balls hold a generated one, over k: about 1 for equal clouds, may be more.
+    coverage: of real images whose ball holds a generated one.
     """
 
     precision: float
@@ -172,14 +157,14 @@ class Manifolds(NamedTuple):
     coverage: float
 
 
-def manifolds(real: ArrayLike, made: ArrayLike, k: int = 5) -> Manifolds:
+def manifolds(real: ArrayLike, generated: ArrayLike, k: int = 5) -> Manifolds:
     """Overlap of (N, D) real and (M, D) generated features, by balls that reach each point's k-th neighbour.
 
     Sources: Kynkäänniemi et al. 2019, arXiv 1904.06991 (precision, recall); Naeem et al. 2020, arXiv 2002.09797
     (density, coverage, and k = 5 for all).
     """
-    x, y = _features(real, "features for precision and recall", k + 1), _features(made, "features for recall", k + 1)
-    _require_same_width(x, y)
+    x, y = _features(real, "real", k + 1), _features(generated, "generated", k + 1)
+    _require_same_width(x, y, "generated")
     radius_x, radius_y = (np.partition(_distances(p, p), k, axis=1)[:, k] for p in (x, y))
     between = _distances(x, y)
     within = between < radius_x[:, None]
@@ -194,26 +179,26 @@ def manifolds(real: ArrayLike, made: ArrayLike, k: int = 5) -> Manifolds:
 def nearest_cosine(queries: ArrayLike, known: ArrayLike) -> Float64:
     """Cosine distance, 0 to 2, of each of (N, D) queries to the nearest of (M, D) known features: (N,).
 
-    Its mean is the memorisation distance of MiFID (Bai et al. 2021, arXiv 2106.03062): pictures copied from the
-    training set lie nearer to it than pictures that were never in it.
+    Its mean is the memorisation distance of MiFID (Bai et al. 2021, arXiv 2106.03062): images copied from the
+    training set lie nearer to it than images that were never in it.
     """
-    x, y = _features(queries, "features for a nearest distance", 1), _features(known, "features to be near to", 1)
-    _require_same_width(x, y)
+    x, y = _features(queries, "queries", 1), _features(known, "known", 1)
+    _require_same_width(x, y, "known")
     x, y = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in (x, y))
     nearest = [(x[i : i + CHUNK] @ y.T).max(axis=1) for i in range(0, len(x), CHUNK)]
     distance: Float64 = 1 - np.concatenate(nearest)
     return np.maximum(distance, 0.0)
 
 
-def bootstrap(
-    made: ArrayLike, reference: tuple[Float64, Float64], resamples: int, seed: int = 0
+def bootstrap_interval(
+    generated: ArrayLike, reference: tuple[Float64, Float64], resamples: int, seed: int = 0
 ) -> tuple[float, float]:
     """A 95 % interval of the Fréchet distance over (N, D) generated features, the reference kept as it is.
 
-    Resampled pictures repeat, which raises the distance; the interval is that of the resampled distances around their
+    Resampled images repeat, which raises the distance; the interval is that of the resampled distances around their
     mean, laid around the distance itself.
     """
-    x = _features(made, "features for an interval", 2)
+    x = _features(generated, "generated", 2)
     rng = np.random.default_rng(seed)
     whole = frechet_distance(*gaussian(x), *reference)
     drawn = [frechet_distance(*gaussian(x[rng.integers(len(x), size=len(x))]), *reference) for _ in range(resamples)]
@@ -231,14 +216,14 @@ def _distances(x: Float64, y: Float64) -> Float64:
     return found
 
 
-def _features(value: ArrayLike, what: str, least: int) -> Float64:
+def _features(value: ArrayLike, name: str, least: int) -> Float64:
     x = np.asarray(value, dtype=np.float64)
     if x.ndim != 2 or len(x) < least or x.shape[1] == 0:
-        raise InputError(f"{what}: got shape {x.shape}, wanted (N, D) with N >= {least}; give more pictures")
-    _require_finite(x, what)
+        raise ArgumentError(name, got=x.shape, wanted=f"(N, D) with N >= {least}", remedy="give more images")
+    _require_finite(x, name)
     return x
 
 
-def _require_same_width(x: Float64, y: Float64) -> None:
+def _require_same_width(x: Float64, y: Float64, name: str) -> None:
     if x.shape[1] != y.shape[1]:
-        raise InputError(f"features: got {x.shape[1]} and {y.shape[1]} of them, wanted the same of both sets")
+        raise ArgumentError(name, got=y.shape[1], wanted=f"{x.shape[1]} features, as the other has")

@@ -6,7 +6,7 @@
              arXiv 2401.09603)
 
 Weights and networks come from transformers (`pip install 'maskdm[features]'`), which keeps what it has downloaded; a
-folder that its `save_pretrained` wrote does as well. Pictures are resized to the network's side by bicubic
+folder that its `save_pretrained` wrote does as well. Images are resized to the network's side by bicubic
 interpolation with antialiasing and normalised as it was trained.
 """
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskdm.errors import InputError
+from maskdm.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Published:
     Attributes:
         hub: its name on the Hugging Face hub.
         network: its class in transformers.
-        output: the field of its answer that is the feature.
+        output: the field of its output that is the feature.
         mean, std: of RGB in 0..1, by which its inputs are normalised.
     """
 
@@ -57,13 +57,19 @@ PUBLISHED = {
 }
 
 
-def published(
+def load_published(
     name: str, folder: Path | None, device: torch.device, say: Callable[[str], None]
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     """(B, 3, H, W) in 0..255 -> (B, D), and the hash of the weights.
 
+    Args:
+        name: a key of PUBLISHED.
+        folder: with the weights, or None to download them.
+        device: where to compute.
+        say: is told where they may be downloaded.
+
     Raises:
-        InputError: transformers is not there, or the weights cannot be had or are another network's.
+        ArgumentError: transformers is not there, or the weights cannot be had or are another network's.
     """
     which = PUBLISHED[name]
     network = _network(name, which, folder, say).to(device).eval().requires_grad_(False)
@@ -79,30 +85,33 @@ def published(
 
 
 def _network(name: str, which: Published, folder: Path | None, say: Callable[[str], None]) -> Any:
+    """The network of transformers with its weights, all of them there."""
     try:
         import transformers
     except ImportError:
-        raise InputError(f"--features {name}: needs transformers; pip install 'maskdm[features]'") from None
+        raise ArgumentError("features", f"{name} needs transformers", remedy="pip install 'maskdm[features]'") from None
     if folder is not None and not (folder / "config.json").is_file():
-        raise InputError(f"--weights: {folder} is no folder that save_pretrained of transformers wrote")
+        raise ArgumentError("features_weights", f"{folder} is no folder that save_pretrained of transformers wrote")
     if folder is None:
         say(f"features of {which.hub} (downloaded where they are not yet there)")
-    talk: Any = transformers.logging
-    before = talk.get_verbosity()
-    talk.set_verbosity_error()
+    log: Any = transformers.logging
+    before = log.get_verbosity()
+    log.set_verbosity_error()
+    origin = str(folder or which.hub)
     try:
-        kind = getattr(transformers, which.network)
-        network, told = kind.from_pretrained(str(folder or which.hub), output_loading_info=True)
+        network, info = getattr(transformers, which.network).from_pretrained(origin, output_loading_info=True)
     except Exception as error:  # of many kinds: no connection, another architecture, damaged files
         reason = " ".join(str(error).split()).partition(". ")[0]
-        raise InputError(
-            f"--features {name}: {folder or which.hub} cannot be read ({type(error).__name__}: {reason}); get the "
-            f"files of {which.hub} elsewhere, and give their folder with --weights"
+        raise ArgumentError(
+            "features" if folder is None else "features_weights",
+            f"{origin} cannot be read as {name} ({type(error).__name__}: {reason})",
+            remedy=f"get the files of {which.hub} elsewhere, and give their folder",
         ) from None
     finally:
-        talk.set_verbosity(before)
-    if missing := sorted(told["missing_keys"]):
-        raise InputError(f"--features {name}: {folder or which.hub} lacks {len(missing)} tensors, such as {missing[0]}")
+        log.set_verbosity(before)
+    if missing := sorted(info["missing_keys"]):
+        name = "features" if folder is None else "features_weights"
+        raise ArgumentError(name, f"{origin} lacks {len(missing)} tensors, such as {missing[0]}")
     return network
 
 

@@ -1,8 +1,7 @@
-"""Scores of pictures against a reference: all metrics from one pass of features over each set."""
+"""Scores of images against a reference: all metrics from one pass of features over each set."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from maskdm.data.image_set import ImageSet
-from maskdm.errors import InputError
+from maskdm.data.labelled import LabelledImages
+from maskdm.errors import ArgumentError
 from maskdm.evaluation import metrics
-from maskdm.evaluation.features import Features, cached
+from maskdm.evaluation.features import Features, cached_features
 from maskdm.evaluation.metrics import Float64
+from maskdm.files import make_folder, write_json
 
 FEW = 2000
-"""Pictures below which the bias of a Fréchet distance deserves a word."""
+"""Images below which the bias of a Fréchet distance deserves a word."""
 K = 5
+"""Neighbours of precision, recall, density and coverage."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Score:
     Attributes:
         name: what it is.
         value: the number.
-        n: how many pictures it was taken on.
+        n: how many images it was taken on.
         error: its standard error, or None.
         low, high: a 95 % interval, or None.
     """
@@ -43,70 +44,105 @@ class Score:
 
 @dataclass(frozen=True)
 class Reference:
-    """What pictures are compared with.
+    """What images are compared with: real ones, or what is known of their features.
 
     Attributes:
-        real: pictures, (N, H, W, C) uint8, or None where there are only statistics.
-        statistics: mean and covariance of their features, where that is all there is.
-        known: pictures that the model was trained on, or None.
+        real: real images, or None where there are only statistics.
+        statistics: mean (D,) and covariance (D, D) of their features, where that is all there is.
+        train: images that the model was trained on, or None.
+        class_names: that the labels of both number, or ().
     """
 
-    real: np.ndarray | None
+    real: LabelledImages | None
     statistics: tuple[Float64, Float64] | None = None
-    known: np.ndarray | None = None
+    train: LabelledImages | None = None
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """(H, W, C) of an image, None where there are only statistics."""
+        if self.real is None:
+            return None
+        height, width, channels = self.real.images.shape[1:]
+        return height, width, channels
+
+    @property
+    def images(self) -> int:
+        """Images in it, all in all."""
+        return sum(len(part) for part in (self.real, self.train) if part is not None)
 
 
-def evaluate(
-    made: np.ndarray,
+def evaluate_images(
+    generated: np.ndarray,
     reference: Reference,
     features: Features,
     *,
     cache_dir: Path,
     resamples: int = 0,
-    report: Callable[[int], object] = lambda images: None,
+    callback: Callable[[int], object] = lambda images: None,
 ) -> list[Score]:
-    """All scores of (N, H, W, C) uint8 pictures that the reference allows."""
-    ours = features(made, report)
-    real = None if reference.real is None else cached(features, reference.real, cache_dir, report)
-    known = None if reference.known is None else cached(features, reference.known, cache_dir, report)
+    """All scores that the reference allows.
+
+    Args:
+        generated: (N, H, W, C) uint8.
+        reference: what they are compared with.
+        features: in which they are compared.
+        cache_dir: where features of the reference are kept.
+        resamples: of the bootstrap for an interval of the distance; 0 for none.
+        callback: is told after every few images how many they were.
+
+    Raises:
+        ArgumentError: statistics of other features, or features that are not finite.
+    """
+    ours = features(generated, callback)
+    real, train = (
+        None if part is None else cached_features(features, part.images, cache_dir, callback)
+        for part in (reference.real, reference.train)
+    )
     statistics = reference.statistics or (metrics.gaussian(real) if real is not None else None)
-    assert statistics is not None, "a reference has pictures or statistics"
-    n = len(made)
-    low, high = metrics.bootstrap(ours, statistics, resamples) if resamples else (None, None)
+    assert statistics is not None, "a reference has images or statistics"
+    if len(statistics[0]) != ours.shape[1]:
+        raise ArgumentError(
+            "reference",
+            f"its statistics are of {len(statistics[0])} features, and {features.name} has {ours.shape[1]}",
+            remedy="measure both in the same features",
+        )
+    n = len(generated)
+    low, high = metrics.bootstrap_interval(ours, statistics, resamples) if resamples else (None, None)
     distance = metrics.frechet_distance(*metrics.gaussian(ours), *statistics)
     scores = [Score(f"{features.distance}, generated", distance, n, low=low, high=high)]
-    if known is not None and len(known) > 1:
-        value = metrics.frechet_distance(*metrics.gaussian(known), *statistics)
-        scores.append(Score(f"{features.distance}, training pictures", value, len(known)))
-    if real is None:
-        return scores
-    kid, error = metrics.kernel_distance(ours, real)
-    scores.append(Score("KID x 1000", 1000 * kid, n, error=1000 * error))
-    if min(len(ours), len(real)) > K:
-        found = metrics.manifolds(real, ours, K)
-        of = {"precision": n, "density": n, "recall": len(real), "coverage": len(real)}
-        scores += [Score(name, value, of[name]) for name, value in found._asdict().items()]
-    if known is not None:
-        near, usual = (metrics.nearest_cosine(part, known) for part in (ours, real))
-        scores.append(Score("cosine distance to the nearest training picture, generated", float(near.mean()), n))
-        name = "cosine distance to the nearest training picture, reference"
-        scores.append(Score(name, float(usual.mean()), len(real)))
+    if train is not None and len(train) > 1:
+        value = metrics.frechet_distance(*metrics.gaussian(train), *statistics)
+        scores.append(Score(f"{features.distance}, training images", value, len(train)))
+    if real is not None:
+        scores += _against_images(ours, real, train)
     return scores
 
 
-def without_grid(pictures: ImageSet) -> np.ndarray:
-    """All pictures of a set, (N, H, W, C) uint8, but for the grid that `maskdm sample` lays beside those it made."""
-    sampled = any(name.startswith("seed-") for name in pictures.names)
-    return pictures.images[np.flatnonzero([not (sampled and name == "grid.png") for name in pictures.names])]
+def _against_images(generated: Float64, real: Float64, train: Float64 | None) -> list[Score]:
+    """Scores that need the features of every real image, and not their statistics alone."""
+    n = len(generated)
+    kid, error = metrics.kernel_distance(generated, real)
+    scores = [Score("KID x 1000", 1000 * kid, n, error=1000 * error)]
+    if min(n, len(real)) > K:
+        found = metrics.manifolds(real, generated, K)
+        of = {"precision": n, "density": n, "recall": len(real), "coverage": len(real)}
+        scores += [Score(name, value, of[name]) for name, value in found._asdict().items()]
+    if train is not None:
+        title = "cosine distance to the nearest training image"
+        for name, part in (("generated", generated), ("reference", real)):
+            near = float(metrics.nearest_cosine(part, train).mean())
+            scores.append(Score(f"{title}, {name}", near, len(part)))
+    return scores
 
 
-def remark(n: int, real: int | None) -> str:
-    """What few pictures do to these numbers."""
-    least = n if real is None else min(n, real)
-    said = f"{n:,} generated pictures against {'given statistics' if real is None else f'{real:,}'}"
+def sample_size_note(generated: int, real: int | None) -> str:
+    """What few images do to the scores; `real` is None for given statistics."""
+    least = generated if real is None else min(generated, real)
+    said = f"{generated:,} generated images against {'given statistics' if real is None else f'{real:,}'}"
     if least < FEW:
         said += (
-            "; so few raise a Frechet distance: compare only those of as many pictures (the expectation of KID does "
+            "; so few raise a Frechet distance: compare only those of as many images (the expectation of KID does "
             "not depend on it, only its error)"
         )
     if real is not None and least <= K:
@@ -114,43 +150,41 @@ def remark(n: int, real: int | None) -> str:
     return said
 
 
-def read_statistics(path: Path) -> tuple[Float64, Float64] | None:
-    """Mean and covariance from an .npz with mu and sigma; None where the file holds something else.
-
-    Raises:
-        InputError: it cannot be read, or its arrays do not fit.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if "mu" not in archive or "sigma" not in archive:
-                return None
-            mu, sigma = (np.asarray(archive[key], np.float64) for key in ("mu", "sigma"))
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"--reference: {path} cannot be read as an .npz ({type(error).__name__})") from None
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise InputError(f"--reference: {path} has mu {mu.shape} and sigma {sigma.shape}, wanted (D,) and (D, D)")
-    return mu, sigma
-
-
-def lines(scores: Sequence[Score]) -> list[str]:
-    """For a person."""
+def format_scores(scores: Sequence[Score]) -> list[str]:
+    """Lines for a terminal."""
     width = max(len(score.name) for score in scores)
-    said = []
+    lines = []
     for score in scores:
         text = f"{score.name:{width}}  {score.value:10.4g}"
         if score.error is not None:
             text += f" ± {score.error:.2g}"
         if score.low is not None and score.high is not None:
             text += f"  (95 %: {score.low:.4g} to {score.high:.4g})"
-        said.append(f"{text}  n = {score.n:,}")
-    return said
+        lines.append(f"{text}  n = {score.n:,}")
+    return lines
 
 
-def write(folder: Path, scores: Sequence[Score], *, title: str, command: str, note: str) -> Path:
-    """As a file of a run's `eval` folder, which its report shows."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9.]+", "-", title.lower()).strip("-")
-    path = folder / f"{name}.json"
-    page = {"title": title, "command": command, "note": note, "rows": [asdict(score) for score in scores]}
-    path.write_text(json.dumps(page, indent=2) + "\n")
+def write_scores(path: Path, scores: Sequence[Score], *, features: str, note: str, command: str, version: str) -> None:
+    """A file of JSON for programs.
+
+    Args:
+        path: the file; its folder is made if it is not there.
+        scores: what was measured.
+        features: in which.
+        note: what few images do to them.
+        command: by which they can be measured again.
+        version: of maskdm.
+    """
+    make_folder(path.parent, "output")
+    rows = [asdict(score) for score in scores]
+    write_json(path, {"command": command, "maskdm": version, "features": features, "note": note, "scores": rows})
+
+
+def keep_scores(run: Path, scores: Sequence[Score], *, title: str, command: str, note: str) -> Path:
+    """A file in a run's `eval` folder, named by `title`, which the run's report shows."""
+    folder = run / "eval"
+    make_folder(folder)
+    path = folder / f"{re.sub(r'[^a-z0-9.]+', '-', title.lower()).strip('-')}.json"
+    rows = [asdict(score) for score in scores]
+    write_json(path, {"title": title, "command": command, "note": note, "rows": rows})
     return path

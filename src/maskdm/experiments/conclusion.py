@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from maskdm.experiments.runner import Look, Outcome
+from scipy import stats
 
-T_95: Mapping[int, float] = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Student's t for 95 %, by degrees of freedom; beyond, 2.2, a little too much."""
+from maskdm.experiments.outcome import Evaluation, Outcome
 
 
 @dataclass(frozen=True)
@@ -43,104 +42,110 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Conclusion:
     """One arm against the baseline, over the seeds.
 
     Attributes:
         arm: its name.
-        final: the last held-out error.
-        speed: how many times sooner it reached the baseline's last one; None where it never did with some seed.
-        error: its last held-out error over the baseline's; None for the baseline.
-        distance: the last Fréchet distance, where there are scores.
-        closer: its distance over the baseline's, likewise.
-        words: what may be said.
+        error: the last held-out error.
+        speedup: how many times sooner it reached the baseline's last one; None where it never did with some seed.
+        error_ratio: its last held-out error over the baseline's; None for the baseline.
+        distance: the last Fréchet distance, where there are any.
+        distance_ratio: its distance over the baseline's, likewise.
+        text: what may be said.
     """
 
     arm: str
-    final: Spread
-    speed: Ratio | None
-    error: Ratio | None
+    error: Spread
+    speedup: Ratio | None
+    error_ratio: Ratio | None
     distance: Spread | None
-    closer: Ratio | None
-    words: str
+    distance_ratio: Ratio | None
+    text: str
 
 
-def reached(looks: Sequence[Look], error: float) -> float | None:
-    """The share of the budget at which an arm first got down to `error`, by straight lines between looks."""
-    before: Look | None = None
-    for look in looks:
-        if look.error <= error:
-            if before is None or before.error <= look.error:
-                return look.spent
-            return before.spent + (look.spent - before.spent) * (before.error - error) / (before.error - look.error)
-        before = look
+def t_quantile(n: int) -> float:
+    """Student's t for a 95 % interval of a mean of `n` values, n >= 2."""
+    return float(stats.t.ppf(0.975, n - 1))
+
+
+def reached(evaluations: Sequence[Evaluation], error: float) -> float | None:
+    """The share of the budget at which an arm first got down to `error`, by straight lines between evaluations."""
+    before: Evaluation | None = None
+    for now in evaluations:
+        if now.value <= error:
+            if before is None or before.value <= now.value:
+                return now.spent
+            return before.spent + (now.spent - before.spent) * (before.value - error) / (before.value - now.value)
+        before = now
     return None
 
 
-def _sooner(looks: Sequence[Look], base: Sequence[Look]) -> float | None:
-    """How many times sooner `looks` reached where `base` ended; None where they never did."""
-    at = reached(looks, base[-1].error)
-    if at is None:
+def _speedup(arm: Sequence[Evaluation], baseline: Sequence[Evaluation]) -> float | None:
+    """How many times sooner the arm reached where the baseline ended; None where it never did."""
+    spent = reached(arm, baseline[-1].value)
+    if spent is None:
         return None
-    # What starts ahead was there before the first look: it counts as that look.
-    return base[-1].spent / max(at, looks[min(1, len(looks) - 1)].spent)
+    # What starts ahead was there before the first evaluation: it counts as that one.
+    return baseline[-1].spent / max(spent, arm[min(1, len(arm) - 1)].spent)
 
 
-def verdicts(outcomes: Sequence[Outcome], baseline: str) -> list[Verdict]:
+def conclude(outcomes: Sequence[Outcome], baseline: str) -> list[Conclusion]:
     """Every arm, the baseline first."""
     by_arm: dict[str, dict[int, Outcome]] = {}
     for found in outcomes:
         by_arm.setdefault(found.arm, {})[found.seed] = found
     arms = [baseline, *(arm for arm in by_arm if arm != baseline)]
-    return [_verdict(arm, by_arm[arm], by_arm[baseline], baseline) for arm in arms]
+    return [_conclude(arm, by_arm[arm], by_arm[baseline], baseline) for arm in arms]
 
 
-def _verdict(arm: str, runs: Mapping[int, Outcome], base: Mapping[int, Outcome], baseline: str) -> Verdict:
-    final = _spread([run.final for run in runs.values()])
-    scored = [run.distance for run in runs.values() if run.distance is not None]
-    distance = _spread(scored) if len(scored) == len(runs) else None
+def _conclude(arm: str, runs: Mapping[int, Outcome], base: Mapping[int, Outcome], baseline: str) -> Conclusion:
+    """One arm; outcomes by their seeds."""
+    error = _spread([run.final_error for run in runs.values()])
+    measured = [run.final_distance for run in runs.values() if run.final_distance is not None]
+    distance = _spread(measured) if len(measured) == len(runs) else None
     if arm == baseline:
-        return Verdict(arm, final, Ratio(1.0, len(runs)), None, distance, None, "the baseline")
+        return Conclusion(arm, error, Ratio(1.0, len(runs)), None, distance, None, "the baseline")
     pairs = [(runs[seed], base[seed]) for seed in sorted(runs.keys() & base.keys())]
-    error = _ratio([here.final / there.final for here, there in pairs])
-    distances = [(here.distance, there.distance) for here, there in pairs]
-    closer = _ratio([here / there for here, there in distances if here is not None and there])
-    sooner = [found for here, there in pairs if (found := _sooner(here.looks, there.looks)) is not None]
-    never = len(pairs) - len(sooner)
-    speed = None if never else _ratio(sooner)
+    error_ratio = _ratio([here.final_error / there.final_error for here, there in pairs])
+    distances = [(here.final_distance, there.final_distance) for here, there in pairs]
+    distance_ratio = _ratio([here / there for here, there in distances if here is not None and there])
+    speedups = [found for here, there in pairs if (found := _speedup(here.evaluations, there.evaluations)) is not None]
+    never = len(pairs) - len(speedups)
+    speedup = None if never else _ratio(speedups)
     budget = min(run.budget for run in runs.values())
     early = budget < 1  # that it ends worse is no finding then
-    words = [f"with {budget:.0%} of the budget"] if early else []
-    words.append(_of_speed(speed, None if early else error, never, len(pairs)))
-    if closer is not None and distance is not None and not (early and closer.value > 1):
-        words.append(_of_distance(closer))
-    return Verdict(arm, final, speed, error, distance, closer, "; ".join(words))
+    said = [f"with {budget:.0%} of the budget"] if early else []
+    said.append(_of_speed(speedup, None if early else error_ratio, never, len(pairs)))
+    if distance_ratio is not None and distance is not None and not (early and distance_ratio.value > 1):
+        said.append(_of_distance(distance_ratio))
+    return Conclusion(arm, error, speedup, error_ratio, distance, distance_ratio, "; ".join(said))
 
 
-def _of_speed(speed: Ratio | None, error: Ratio | None, never: int, seeds: int) -> str:
-    """`error`: over the baseline's, or None where budgets differ."""
-    if speed is None:
+def _of_speed(speedup: Ratio | None, error_ratio: Ratio | None, never: int, seeds: int) -> str:
+    """`error_ratio`: over the baseline's, or None where budgets differ."""
+    if speedup is None:
         said = f"did not reach the baseline's last error with {never} of {seeds} seeds"
-        if error is None:
+        if error_ratio is None:
             return said
         if seeds == 1:
             return f"{said}: a hint that it is worse, no finding"
-        surely = error.low is not None and error.low > 1
+        surely = error_ratio.low is not None and error_ratio.low > 1
         return f"{said}: {'worse at equal compute' if surely else 'no difference that these seeds show'}"
-    said = f"reached the baseline's last error {speed.value:.2f} times as fast"
-    if speed.low is None or speed.high is None:
+    said = f"reached the baseline's last error {speedup.value:.2f} times as fast"
+    if speedup.low is None or speedup.high is None:
         return f"{said}, with one seed: a hint, no finding"
-    said += f" (95 % interval {speed.low:.2f} to {speed.high:.2f}, {speed.n} seeds)"
-    return f"{said}: {'better at equal compute' if speed.low > 1 else 'no difference that these seeds show'}"
+    said += f" (95 % interval {speedup.low:.2f} to {speedup.high:.2f}, {speedup.n} seeds)"
+    return f"{said}: {'better at equal compute' if speedup.low > 1 else 'no difference that these seeds show'}"
 
 
-def _of_distance(closer: Ratio) -> str:
-    change = f"{abs(1 - closer.value):.0%} {'lower' if closer.value < 1 else 'higher'}"
+def _of_distance(ratio: Ratio) -> str:
+    change = f"{abs(1 - ratio.value):.0%} {'lower' if ratio.value < 1 else 'higher'}"
     said = f"Frechet distance {change} than the baseline's"
-    if closer.low is None or closer.high is None:
+    if ratio.low is None or ratio.high is None:
         return f"{said}, with one seed: a hint"
-    shown = closer.high < 1 or closer.low > 1
-    interval = f"ratio {closer.low:.2f} to {closer.high:.2f}"
+    shown = ratio.high < 1 or ratio.low > 1
+    interval = f"ratio {ratio.low:.2f} to {ratio.high:.2f}"
     return f"{said} ({interval}{'' if shown else ': no difference that these seeds show'})"
 
 
@@ -156,15 +161,15 @@ def _ratio(values: Sequence[float]) -> Ratio | None:
     middle = mean(logs)
     if len(logs) == 1:
         return Ratio(math.exp(middle), 1)
-    half = T_95.get(len(logs) - 1, 2.2) * stdev(logs) / math.sqrt(len(logs))
+    half = t_quantile(len(logs)) * stdev(logs) / math.sqrt(len(logs))
     return Ratio(math.exp(middle), len(logs), math.exp(middle - half), math.exp(middle + half))
 
 
-def lines(found: Sequence[Verdict]) -> list[str]:
-    """For a person."""
-    width = max(3, *(len(verdict.arm) for verdict in found))
-    said = [f"{'arm':{width}}  last held-out error, mean and deviation over seeds; against the baseline"]
-    for v in found:
-        distance = "" if v.distance is None else f"  distance {v.distance}"
-        said.append(f"{v.arm:{width}}  {v.final}{distance}  {v.words}")
-    return said
+def format_conclusions(conclusions: Sequence[Conclusion]) -> list[str]:
+    """Lines for a terminal: a header, and one for every arm."""
+    width = max(3, *(len(found.arm) for found in conclusions))
+    lines = [f"{'arm':{width}}  last held-out error, mean and deviation over seeds; against the baseline"]
+    for found in conclusions:
+        distance = "" if found.distance is None else f"  distance {found.distance}"
+        lines.append(f"{found.arm:{width}}  {found.error}{distance}  {found.text}")
+    return lines

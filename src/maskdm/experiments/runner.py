@@ -1,8 +1,8 @@
 """Runs a comparison: which way of training is better, at equal compute?
 
-Arms and seeds are trained one after another and measured along the way on the same held-out questions; time spent
-measuring is not part of a budget. A budget in minutes is turned into images by the pace that each stage has here
-(`maskdm.experiments.throughput`), one in petaFLOPs by the arithmetic of the network. What is asked in the end stands in
+Arms and seeds are trained one after another and measured during training on the same held-out questions; time spent
+measuring is not part of a budget. A budget in minutes is turned into images by the throughput that each stage has here
+(`maskdm.experiments.throughput`), one in petaFLOPs by the operations of the network. What is asked in the end stands in
 `maskdm.experiments.conclusion`.
 """
 
@@ -15,73 +15,36 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
+from maskdm import __version__
 from maskdm.config.schema import Config
+from maskdm.config.stage_config import StageConfig
 from maskdm.data.dataset import Dataset, read_dataset
 from maskdm.errors import InputError
-from maskdm.experiments.spec import PRETRAINED, Comparison, arm_config, check_alike, pretrained_config
-from maskdm.experiments.throughput import key_of, paces
+from maskdm.experiments.outcome import ComparisonSetup, Evaluation, Outcome
+from maskdm.experiments.spec import PRETRAINED, Arm, Comparison, arm_config, check_alike, pretrained_config
+from maskdm.experiments.throughput import describe_machine, seconds_per_image, task_key
+from maskdm.files import make_folder
 from maskdm.models.flops import training_flops
-from maskdm.runtime import distributed as machine
+from maskdm.runtime import distributed
 from maskdm.runtime.console import Console
 from maskdm.runtime.distributed import Runtime
 from maskdm.training import stages
 from maskdm.training.batches import TrainingSet
-from maskdm.training.prepare import Prepared, check_settings, prepare, task_of
-from maskdm.training.runs import finished, list_runs, read_config, read_metrics, same_settings
-from maskdm.training.start import start
+from maskdm.training.events import HeldoutEvent, ScoreEvent
+from maskdm.training.prepare import Prepared, check_settings, make_task, prepare
+from maskdm.training.read_run import is_finished, list_runs, read_config, read_history
+from maskdm.training.runs import same_settings
+from maskdm.training.start import describe_stages, start_training
 from maskdm.training.step import Task
 
-PACES = "paces.json"
+THROUGHPUT = "throughput.json"
+"""The file beside the runs that keeps what an image costs."""
+
+# --- before anything is trained --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Look:
-    """One measurement: the budget spent so far, as a share, and the held-out error or the score."""
-
-    spent: float
-    error: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One arm with one seed.
-
-    Attributes:
-        arm, seed: which.
-        run: its folder.
-        looks: held-out errors of the averaged weights.
-        scores: Fréchet distances, where `eval.scores` asks for them.
-        features: of the scores, in words.
-        images, seconds: of training, in all.
-        budget: the share that the arm was given.
-    """
-
-    arm: str
-    seed: int
-    run: Path
-    looks: tuple[Look, ...]
-    images: int
-    seconds: float
-    scores: tuple[Look, ...] = ()
-    features: str = ""
-    budget: float = 1.0
-
-    @property
-    def final(self) -> float:
-        """The last error."""
-        return self.looks[-1].error
-
-    @property
-    def distance(self) -> float | None:
-        """The last score."""
-        return self.scores[-1].error if self.scores else None
-
-
-# --- planning --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plan:
+class Runs:
     """What would be trained, everything checked.
 
     Attributes:
@@ -93,14 +56,16 @@ class Plan:
     pretrained: dict[tuple[str, int], Prepared]
 
 
-def plan(comparison: Comparison, words: Sequence[str], console: Console, *, pretrain_words: Sequence[str] = ()) -> Plan:
+def resolve_runs(
+    comparison: Comparison, overrides: Sequence[str], console: Console, *, pretrain_overrides: Sequence[str] = ()
+) -> Runs:
     """Settings of all runs.
 
     Args:
         comparison: the file.
-        words: key.sub=value for all.
-        console: is told of pictures that are read.
-        pretrain_words: key.sub=value for pre-trained models, over `words`.
+        overrides: key.sub=value for all.
+        console: is told of images that are read.
+        pretrain_overrides: key.sub=value for pre-trained models, over `overrides`.
 
     Raises:
         InputError: something in the settings of an arm; arms that are one, or that cannot be compared.
@@ -117,27 +82,29 @@ def plan(comparison: Comparison, words: Sequence[str], console: Console, *, pret
     arms: dict[tuple[str, int], Prepared] = {}
     before: dict[tuple[str, int], Prepared] = {}
     for seed in comparison.seeds:
-        configs = {arm: arm_config(comparison, arm, seed, words) for arm in comparison.arms}
+        configs = {arm: arm_config(comparison, arm, seed, overrides) for arm in comparison.arms}
         check_alike(configs)
         found = {arm: prepared(config) for arm, config in configs.items()}
         for one, other in itertools.combinations(found, 2):
             if found[one].config == found[other].config:
-                raise InputError(f"arms {one} and {other} have the same settings; change one or leave it out")
+                raise InputError(
+                    f"arms.{other}", f"has the same settings as {one}", remedy="change one or leave it out"
+                )
         arms |= {(arm, seed): _in_minutes(each, comparison, arm) for arm, each in found.items()}
         for name in comparison.pretrained:
-            config = pretrained_config(comparison, name, seed, [*words, *pretrain_words])
+            config = pretrained_config(comparison, name, seed, [*overrides, *pretrain_overrides])
             before[name, seed] = prepared(config)
-    pictures = next(iter(arms.values())).dataset.images
-    same = next((name for (name, _), found in before.items() if found.dataset.images is pictures), None)
+    images = next(iter(arms.values())).dataset.images
+    same = next((name for (name, _), found in before.items() if found.dataset.images is images), None)
     if same is not None:
         raise InputError(
-            f"pretrained {same}: has the pictures of the arms; give others with --pretrain-data, or set its data.path"
+            f"pretrained.{same}", "has the images of the arms", remedy="give it others, by pretrain_data or data.path"
         )
-    return Plan(arms, before)
+    return Runs(arms, before)
 
 
 def _in_minutes(prepared: Prepared, comparison: Comparison, arm: str) -> Prepared:
-    """Minutes that are shares of the budget as minutes of it, to be shown; the rest is for `spend`.
+    """Minutes that are shares of the budget as minutes of it, to be shown; the rest is for `with_budget`.
 
     Raises:
         InputError: stages of a recipe whose lengths have no common measure.
@@ -145,54 +112,71 @@ def _in_minutes(prepared: Prepared, comparison: Comparison, arm: str) -> Prepare
     if comparison.arms[arm].stages is None:
         timed = sum(stage.minutes is not None for stage in prepared.config.stages)
         if timed not in (0, len(prepared.config.stages)):
-            raise InputError(f"arm {arm}: some stages are minutes long and some images; give it stages with shares")
+            raise InputError(
+                f"arms.{arm}", "some stages are minutes long and some images", remedy="give it stages with shares"
+            )
         return prepared
     budget = comparison.budget.minutes
     if budget is None:
         return prepared
-    long = [
-        stage if stage.minutes is None else stage.model_copy(update={"minutes": stage.minutes * budget})
-        for stage in prepared.config.stages
-    ]
-    return replace(prepared, config=prepared.config.model_copy(update={"stages": tuple(long)}))
+    return _with_stages(
+        prepared, [{} if stage.minutes is None else {"minutes": stage.minutes * budget} for stage in _stages(prepared)]
+    )
 
 
-def costs(arms: Mapping[str, Prepared], comparison: Comparison, folder: Path) -> dict[str, list[float]]:
-    """Of an image in every stage of every arm, as a share of the budget."""
+def describe_runs(runs: Runs) -> list[str]:
+    """What would be trained, run by run and stage by stage, and how long that takes where it is minutes."""
+    both = [*runs.pretrained.items(), *runs.arms.items()]
+    lines = []
+    for (name, seed), prepared in both:
+        lines += [f"{name}, seed {seed}", *(f"  {line}" for line in describe_stages(prepared))]
+    minutes = sum(stage.minutes or 0 for _, prepared in both for stage in prepared.config.stages)
+    return [*lines, f"{len(both)} runs" + (f", {minutes:g} minutes of training in all" if minutes else "")]
+
+
+def describe_setup(comparison: Comparison, runs: Runs, *, command: str) -> ComparisonSetup:
+    """What a page says of the arms, the images and the machine; `command` is what was typed."""
+    arms = {arm: found for (arm, seed), found in runs.arms.items() if seed == comparison.seeds[0]}
+    first = arms[comparison.baseline]
+    counts = first.dataset.counts
+    return ComparisonSetup(
+        stages={arm: describe_stages(found) for arm, found in arms.items()},
+        data=f"{Path(first.config.data.path).name}: {counts['member']:,} images to train on, "
+        f"{counts['heldout']:,} held out",
+        machine=describe_machine(distributed.init_runtime(first.config.train)),
+        version=__version__,
+        command=command,
+    )
+
+
+# --- budgets ---------------------------------------------------------------------------------------------------------
+
+
+def image_costs(arms: Mapping[str, Prepared], comparison: Comparison, folder: Path) -> dict[str, list[float]]:
+    """Of an image in every stage of every arm, as a share of the budget; measured costs are kept in `folder`."""
     if comparison.budget.petaflops is not None:
         whole = 1e15 * comparison.budget.petaflops
         return {
-            arm: [mean(training_flops(p.spec, moment) for moment in masks.moments) / whole for masks in p.masks]
+            arm: [mean(training_flops(p.spec, phase) for phase in masks.phases) / whole for masks in p.masks]
             for arm, p in arms.items()
         }
     assert comparison.budget.minutes is not None, "a budget is one of two"
     whole = 60 * comparison.budget.minutes
-    return {arm: [each / whole for each in found] for arm, found in seconds(arms, folder).items()}
+    return {arm: [each / whole for each in found] for arm, found in image_seconds(arms, folder).items()}
 
 
-def seconds(runs: Mapping[str, Prepared], folder: Path) -> dict[str, list[float]]:
-    """Of an image in every stage of every run, at the paces kept in `folder`."""
-    data: dict[tuple[int, int], TrainingSet] = {}  # pictures are placed once, however many runs learn from them
+def image_seconds(runs: Mapping[str, Prepared], folder: Path) -> dict[str, list[float]]:
+    """Of an image in every stage of every run, at the throughput kept in `folder`."""
+    data: dict[tuple[int, int], TrainingSet] = {}  # images are placed once, however many runs learn from them
     tasks: dict[str, list[Task]] = {}
     for name, prepared in runs.items():
-        runtime = machine.start(prepared.config.train)
+        runtime = distributed.init_runtime(prepared.config.train)
         key = (id(prepared.dataset.images), len(prepared.spec.class_names))
         if key not in data:
-            data[key] = task_of(prepared, runtime, prepared.dataset.rows("member")).data
+            data[key] = make_task(prepared, runtime, prepared.dataset.rows("member")).data
         tasks[name] = list(_stage_tasks(prepared, data[key], runtime))
-    known = paces({key_of(task): task for found in tasks.values() for task in found}, folder / PACES)
-    return {name: [known[key_of(task)] for task in found] for name, found in tasks.items()}
-
-
-def paced(prepared: Prepared, each: Sequence[float]) -> Prepared:
-    """With as many images as the minutes of its stages buy, at so many seconds an image."""
-    long = [
-        stage
-        if stage.minutes is None
-        else stage.model_copy(update={"minutes": None, "images": max(int(60 * stage.minutes / cost), stage.batch_size)})
-        for stage, cost in zip(prepared.config.stages, each, strict=True)
-    ]
-    return replace(prepared, config=prepared.config.model_copy(update={"stages": tuple(long)}))
+    known = seconds_per_image({task_key(task): task for found in tasks.values() for task in found}, folder / THROUGHPUT)
+    return {name: [known[task_key(task)] for task in found] for name, found in tasks.items()}
 
 
 def _stage_tasks(prepared: Prepared, data: TrainingSet, runtime: Runtime) -> Iterator[Task]:
@@ -200,122 +184,154 @@ def _stage_tasks(prepared: Prepared, data: TrainingSet, runtime: Runtime) -> Ite
     for stage, masks in zip(prepared.config.stages, prepared.masks, strict=True):
         alone = stage.model_copy(update={"init_from": "none"})
         config = prepared.config.model_copy(update={"stages": (alone,)})
-        yield Task(config, prepared.spec, data, [masks], runtime)
+        yield Task(config, prepared.spec, prepared.objective, data, [masks], runtime)
 
 
-def spend(prepared: Prepared, cost: Sequence[float], comparison: Comparison, arm: str) -> Prepared:
-    """With stages of as many images as the budget allows, and looks evenly over the budget."""
-    config = prepared.config
-    shares = [stage["share"] for stage in comparison.arms[arm].stages or ()]
-    if not shares:
-        shares = _stretched(prepared, cost)
+def minutes_as_images(prepared: Prepared, seconds: Sequence[float]) -> Prepared:
+    """With as many images as the minutes of its stages buy, at so many seconds an image in each."""
+    return _with_stages(
+        prepared,
+        [
+            {}
+            if stage.minutes is None
+            else {"minutes": None, "images": max(int(60 * stage.minutes / cost), stage.batch_size)}
+            for stage, cost in zip(_stages(prepared), seconds, strict=True)
+        ],
+    )
+
+
+def with_budget(prepared: Prepared, costs: Sequence[float], comparison: Comparison, arm: str) -> Prepared:
+    """With stages of as many images as the budget allows, and evaluations evenly over the budget.
+
+    Args:
+        prepared: the arm with one seed.
+        costs: of an image in every stage, as a share of the budget.
+        comparison: the file.
+        arm: which of its arms.
+    """
+    shares = [stage["share"] for stage in comparison.arms[arm].stages or ()] or _stretched(prepared, costs)
     images = [
-        max(int(share / each), stage.batch_size) for share, each, stage in zip(shares, cost, config.stages, strict=True)
+        max(int(share / cost), stage.batch_size)
+        for share, cost, stage in zip(shares, costs, _stages(prepared), strict=True)
     ]
-    long = [
-        stage.model_copy(update={"minutes": None, "steps": None, "images": n})
-        for stage, n in zip(config.stages, images, strict=True)
-    ]
-    every = tuple(math.ceil(1 / comparison.looks / each) for each in cost)  # rounded up: the last look is the end
-    looks = config.eval.model_copy(update={"heldout_every": every})
-    return replace(prepared, config=config.model_copy(update={"stages": tuple(long), "eval": looks}))
+    long = _with_stages(prepared, [{"minutes": None, "steps": None, "images": n} for n in images])
+    # Rounded up: the last evaluation is the end.
+    every = tuple(math.ceil(1 / comparison.evaluations / cost) for cost in costs)
+    measured = long.config.eval.model_copy(update={"heldout_every": every})
+    return replace(long, config=long.config.model_copy(update={"eval": measured}))
 
 
-def _stretched(prepared: Prepared, cost: Sequence[float]) -> list[float]:
+def _stretched(prepared: Prepared, costs: Sequence[float]) -> list[float]:
     """Shares of the budget for stages that have lengths of their own."""
     spent = []
-    for stage, each in zip(prepared.config.stages, cost, strict=True):
+    for stage, cost in zip(_stages(prepared), costs, strict=True):
         steps = stages.total_steps(stage)
-        spent.append(stage.minutes if steps is None and stage.minutes else (steps or 0) * stage.batch_size * each)
+        spent.append(stage.minutes if steps is None and stage.minutes else (steps or 0) * stage.batch_size * cost)
     return [part / sum(spent) for part in spent]
 
 
-# --- running ---------------------------------------------------------------------------------------------------------
+def _stages(prepared: Prepared) -> tuple[StageConfig, ...]:
+    return prepared.config.stages
 
 
-def compare(
-    comparison: Comparison,
-    todo: Plan,
-    *,
-    output_dir: Path,
-    console: Console,
-) -> Iterator[Outcome]:
-    """Trains what has not been trained yet, one after another, and reads what came out."""
+def _with_stages(prepared: Prepared, changes: Sequence[Mapping[str, object]]) -> Prepared:
+    """With some settings of every stage changed."""
+    changed = [stage.model_copy(update=change) for stage, change in zip(_stages(prepared), changes, strict=True)]
+    return replace(prepared, config=prepared.config.model_copy(update={"stages": tuple(changed)}))
 
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def run_comparison(comparison: Comparison, runs: Runs, *, output_dir: Path, console: Console) -> Iterator[Outcome]:
+    """Trains what has not been trained yet, one run after another, and gives what came out of every arm and seed.
+
+    Args:
+        comparison: the file.
+        runs: what `resolve_runs` made of it.
+        output_dir: where the runs lie, and what an image costs is kept.
+        console: is told what goes on.
+
+    Raises:
+        InputError: the folder cannot be made, or belongs to a comparison on another machine.
+        TrainingError, Interrupted: see `maskdm.training.start.start_training`.
+    """
+    make_folder(output_dir, "output_dir")
     console.say("measuring what an image costs in every stage")
-
-    def trained(prepared: Prepared, name: str, what: str) -> Path:
-        run = finished_run(output_dir, prepared.config)
-        console.say(f"{what}{', finished before' if run else ''}")
-        return run or start(
-            prepared.config,
-            output_dir=output_dir,
-            name=name,
-            resume=None,
-            console=console,
-        )
-
     first = comparison.seeds[0]
     before = {
         name: found
-        for (name, seed), found in todo.pretrained.items()
+        for (name, seed), found in runs.pretrained.items()
         if seed == first and any(stage.minutes for stage in found.config.stages)
     }
-    pace = seconds(before, output_dir) if before else {}
-    cost = costs({arm: found for (arm, seed), found in todo.arms.items() if seed == first}, comparison, output_dir)
-    for arm in comparison.arms:
-        lengths = spend(todo.arms[arm, first], cost[arm], comparison, arm).config.stages
-        part = comparison.arms[arm].budget
-        early = f", with {part:.0%} of the budget" if part < 1 else ""
-        console.say(f"  {arm}: {', '.join(f'{stage.name} {stage.images:,} images' for stage in lengths)}{early}")
-    number, whole = 0, len(todo.pretrained) + len(todo.arms)
+    seconds = image_seconds(before, output_dir) if before else {}
+    arms = {arm: found for (arm, seed), found in runs.arms.items() if seed == first}
+    costs = image_costs(arms, comparison, output_dir)
+    for arm, prepared in arms.items():
+        console.say(f"  {arm}: {_lengths(with_budget(prepared, costs[arm], comparison, arm), comparison.arms[arm])}")
+    numbers, whole = itertools.count(1), len(runs.pretrained) + len(runs.arms)
     for seed in comparison.seeds:
         origins: dict[str, Path] = {}
         for name in comparison.pretrained:
-            number += 1
-            model = todo.pretrained[name, seed]
-            long = paced(model, pace[name]) if name in pace else model
-            origins[PRETRAINED + name] = trained(long, name, f"{number} of {whole}: {name} to start from, seed {seed}")
+            model = runs.pretrained[name, seed]
+            long = minutes_as_images(model, seconds[name]) if name in seconds else model
+            title = f"{next(numbers)} of {whole}: {name} to start from, seed {seed}"
+            origins[PRETRAINED + name] = _trained(long, output_dir, name, title, console)
         for arm in comparison.arms:
-            number += 1
-            long = spend(_started_from(todo.arms[arm, seed], origins), cost[arm], comparison, arm)
-            run = trained(long, arm, f"{number} of {whole}: {arm}, seed {seed}")
-            found = outcome(arm, seed, run, dict(zip((s.name for s in long.config.stages), cost[arm], strict=True)))
-            yield replace(found, budget=comparison.arms[arm].budget)
+            long = with_budget(_started_from(runs.arms[arm, seed], origins), costs[arm], comparison, arm)
+            run = _trained(long, output_dir, arm, f"{next(numbers)} of {whole}: {arm}, seed {seed}", console)
+            spent = dict(zip((stage.name for stage in _stages(long)), costs[arm], strict=True))
+            yield replace(read_outcome(arm, seed, run, spent), budget=comparison.arms[arm].budget)
+
+
+def _lengths(prepared: Prepared, arm: Arm) -> str:
+    """The stages of an arm as the budget has made them, for whoever waits."""
+    early = f", with {arm.budget:.0%} of the budget" if arm.budget < 1 else ""
+    return ", ".join(f"{stage.name} {stage.images:,} images" for stage in _stages(prepared)) + early
+
+
+def _trained(prepared: Prepared, output_dir: Path, name: str, title: str, console: Console) -> Path:
+    """The finished run of these settings, trained if there is none."""
+    run = finished_run(output_dir, prepared.config)
+    console.say(f"{title}{', finished before' if run else ''}")
+    return run or start_training(prepared.config, output_dir=output_dir, name=name, resume=None, console=console)
 
 
 def _started_from(prepared: Prepared, origins: Mapping[str, Path]) -> Prepared:
     """With the folders of pre-trained models in place of their names."""
-    settled = [
-        stage.model_copy(update={"init_from": str(origins.get(stage.init_from, stage.init_from))})
-        for stage in prepared.config.stages
-    ]
-    return replace(prepared, config=prepared.config.model_copy(update={"stages": tuple(settled)}))
+    return _with_stages(
+        prepared, [{"init_from": str(origins.get(stage.init_from, stage.init_from))} for stage in _stages(prepared)]
+    )
 
 
 def finished_run(output_dir: Path, config: Config) -> Path | None:
-    """The run of these settings, if it is finished."""
+    """The run of these settings in `output_dir`, if it is finished."""
     for path in reversed(list_runs(output_dir)):
-        if finished(path) and same_settings(read_config(path), config):
+        if is_finished(path) and same_settings(read_config(path), config):
             return path
     return None
 
 
-def outcome(arm: str, seed: int, run: Path, cost: Mapping[str, float]) -> Outcome:
-    """What one run's files say; `cost` is an image's share of the budget in every stage."""
-    events = read_metrics(run)
-    looks, scores, begun, spent, features = [], [], 0, 0.0, ""
-    for event in events:
-        if event["event"] in ("heldout", "score", "stage_end"):
-            images = int(str(event["images"]))
-            now = spent + (images - begun) * cost[str(event["stage"])]
-            if event["event"] == "heldout":
-                looks.append(Look(now, float(str(event["loss_ema"]))))
-            elif event["event"] == "score":
-                scores.append(Look(now, float(str(event["frechet_distance"]))))
-                features = f"{event['title']}, n = {event['n']}"
-            else:
-                begun, spent = images, now
-    last = next(event for event in reversed(events) if event["event"] == "end")
-    seconds = float(str(last["seconds"]))
-    return Outcome(arm, seed, run, tuple(looks), int(str(last["images"])), seconds, tuple(scores), features)
+def read_outcome(arm: str, seed: int, run: Path, costs: Mapping[str, float]) -> Outcome:
+    """What one run's files say.
+
+    Args:
+        arm, seed: which it is.
+        run: its folder; it is finished.
+        costs: of an image as a share of the budget, by the names of stages.
+    """
+    history = read_history(run)
+    begun: dict[str, tuple[int, float]] = {}  # images and budget spent before each stage
+    spent = 0.0
+    for stage, end in zip(history.stages, history.stage_ends, strict=True):
+        begun[stage.stage] = (stage.images, spent)
+        spent += (end.images - stage.images) * costs[stage.stage]
+
+    def spent_at(event: HeldoutEvent | ScoreEvent) -> float:
+        images, before = begun[event.stage]
+        return before + (event.images - images) * costs[event.stage]
+
+    errors = tuple(Evaluation(spent_at(event), event.error_ema) for event in history.heldout)
+    distances = tuple(Evaluation(spent_at(event), event.frechet_distance) for event in history.scores)
+    features = f"{history.scores[-1].title}, n = {history.scores[-1].n}" if history.scores else ""
+    return Outcome(arm, seed, run, errors, history.images, history.seconds, distances, features)

@@ -1,48 +1,51 @@
-"""Arithmetic of a network, in multiplications and additions.
+"""Arithmetic of a network: multiplications and additions of its matrix products and convolutions.
 
-Backbones of ours know a closed form (`flops`); of any other, one pass over shapes alone is counted by torch.
+Torch counts them in one forward pass. Networks of ours make it on the device `meta`, where tensors have shapes only: a
+third of a second for 100 million weights and 4096 tokens. Somebody else's may look at what is in a tensor, and is
+called on the CPU.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskdm.config.schema import ModelSpec
-from maskdm.diffusion.mask_schedule import Portion
-from maskdm.diffusion.masks import Masking
+from maskdm.diffusion.mask_schedule import MaskGroup
+from maskdm.diffusion.masks import Mask, Masking
 from maskdm.models import build
-from maskdm.models.haar import Haar
+from maskdm.models.spec import ModelSpec
 
 BACKWARD = 2
-"""Passes back over passes forth: gradients of the activations, and of the weights."""
+"""Backward passes over forward passes: gradients of the activations, and of the weights."""
 
 
 def forward_flops(spec: ModelSpec, masking: Masking) -> int:
-    """Of one image on its way through the network: matrix products and convolutions, a multiply-add as two."""
-    with torch.device("meta"):
-        network = build.backbone(spec)
-    closed = getattr(network.inner if isinstance(network, Haar) else network, "flops", None)
-    return int(closed(masking)) if closed is not None else counted_flops(spec, masking)
+    """Of one image in a forward pass, a multiply-add as two."""
+    return _counted(spec.model_dump_json(), masking)
 
 
-def counted_flops(spec: ModelSpec, masking: Masking) -> int:
-    """The same, as torch counts it."""
-    with torch.device("cpu"):
+def training_flops(spec: ModelSpec, groups: Sequence[MaskGroup]) -> float:
+    """Of one image, forward and backward, on average over the groups of a batch."""
+    forward = sum(group.share * forward_flops(spec, group.masking) for group in groups)
+    return (1 + BACKWARD) * forward
+
+
+@lru_cache(maxsize=256)
+def _counted(spec_json: str, masking: Masking) -> int:
+    spec = ModelSpec.model_validate_json(spec_json)
+    device = torch.device("meta" if spec.model.backbone in build.BACKBONES else "cpu")
+    with device:
         network = build.backbone(spec)
-        x_t, t = torch.zeros(1, spec.channels, *spec.image_size), torch.zeros(1)
-        shape = (1, *masking.crop) if masking.kind == "crop" else (1, masking.visible)
-        patches = None if masking.kind == "none" else torch.zeros(shape, dtype=torch.int64)
-        label = torch.zeros(1, dtype=torch.int64) if spec.class_names else None
-        kept = {"through" if masking.kind == "route" else "visible": patches}
-        # Of torch's kernels for attention only the plain one is made of products that its counter sees everywhere.
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            network(x_t, t, label=label, **kept)
+    x_t, t = torch.zeros(1, spec.channels, *spec.image_size, device=device), torch.zeros(1, device=device)
+    shape = (1, *masking.crop) if masking.kind == "crop" else (1, masking.num_visible)
+    keep = torch.zeros(shape, dtype=torch.int64, device=device)
+    mask = None if masking.kind == "none" else Mask(keep, routed=masking.kind == "route")
+    label = torch.zeros(1, dtype=torch.int64, device=device) if spec.class_names else None
+    # Of torch's kernels for attention only the plain one is made of products that its counter sees everywhere.
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        network(x_t, t, mask=mask, label=label)
     return int(counter.get_total_flops())
-
-
-def training_flops(spec: ModelSpec, portions: tuple[Portion, ...]) -> float:
-    """Of one image, forth and back, on average over the masks of a batch."""
-    forth = sum(portion.share * forward_flops(spec, portion.masking) for portion in portions)
-    return (1 + BACKWARD) * forth

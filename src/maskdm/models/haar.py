@@ -3,7 +3,7 @@
 One level turns C x H x W into 4C x H/2 x W/2: for every 2 x 2 pixels their sum and three differences, each halved, so
 that the transform is orthonormal. White noise stays white noise and squared errors stay what they are: everything
 outside the backbone (process, prediction, loss, masks) is the same with or without it. With patches that levels divide,
-the transform stays inside a patch and hidden pixels stay hidden.
+the transform stays inside a patch and masked pixels stay masked.
 
 Source: the June 2023 version of arXiv 2306.11363, which has one level; Haar 1910.
 """
@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from maskdm.errors import InputError
+from maskdm.diffusion.masks import Mask
+from maskdm.errors import ArgumentError
 
 
 def haar(x: Tensor) -> Tensor:
@@ -30,7 +31,12 @@ def unhaar(y: Tensor) -> Tensor:
 
 
 class Haar(nn.Module):
-    """A backbone that sees and answers in `levels` levels of Haar coefficients, and is asked and read in pixels."""
+    """A backbone that works in Haar coefficients behind an input and an output in pixels.
+
+    Args:
+        inner: the backbone, for images of 4^levels times the channels and sides of 1 / 2^levels.
+        levels: of the transform, 0 or more.
+    """
 
     def __init__(self, inner: nn.Module, levels: int) -> None:
         super().__init__()
@@ -41,27 +47,28 @@ class Haar(nn.Module):
         x_t: Tensor,
         t: Tensor,
         *,
-        visible: Tensor | None = None,
-        through: Tensor | None = None,
+        mask: Mask | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
-        """See `maskdm.diffusion.denoiser.Backbone`."""
+        """(B, C, H, W), (B,), mask or None, (B,) or None -> (B, C, H, W); see `maskdm.diffusion.denoiser.Backbone`."""
         for _ in range(self.levels):
             x_t = haar(x_t)
-        out: Tensor = self.inner(x_t, t, visible=visible, through=through, label=label)
+        out: Tensor = self.inner(x_t, t, mask=mask, label=label)
         for _ in range(self.levels):
             out = unhaar(out)
         return out
 
 
 def check_levels(levels: int, patch_size: int) -> None:
-    """Patches must be cut by the levels without a rest, so that no coefficient mixes two of them.
+    """Refuses levels under which a coefficient would mix two patches.
 
     Raises:
-        InputError: they are not.
+        ArgumentError: of levels; 2^levels does not divide the patch size.
     """
     if patch_size % 2**levels:
-        raise InputError(
-            f"model.haar_levels: got {levels}, but {2**levels} does not divide model.patch_size, {patch_size}; "
-            "change one of them"
+        raise ArgumentError(
+            "levels",
+            f"{2**levels} does not divide the patch size, {patch_size}",
+            got=levels,
+            remedy="change one of them",
         )

@@ -4,13 +4,13 @@ A patch becomes a token through a narrow linear layer and a wide one, since natu
 dimensions. Blocks are RMSNorm, attention with normalised queries and keys and rotary positions, and SwiGLU; the time
 and the label scale, shift and gate every one of them, and the label also joins as a few tokens a third of the way in.
 Rotary positions only tell where tokens stand to each other; fixed sinusoids are added for where they stand in the
-image, which matters when most of it is hidden.
+image, which matters when most of it is masked.
 
 Three ways to do less than everything, all by `gather`, so that a step costs what it keeps:
 
-- `visible`: hidden patches are dropped before the first linear layer;
-- `visible` with `mixer_depth`: light blocks mix all patches first, and only then are hidden ones dropped;
-- `through`: all patches come in and out, but only some pass the middle blocks; the others wait and re-enter.
+- a mask: masked patches are dropped before the first linear layer;
+- a mask with `mixer_depth`: light blocks mix all patches first, and only then are masked ones dropped;
+- a routed mask: all patches come in and out, but only those kept pass the middle blocks; the others wait and re-enter.
 
 Sources: Li & He 2025, arXiv 2511.13720 (the network); Peebles & Xie 2022, arXiv 2212.09748 (adaLN-zero); Sehwag et al.
 2024, arXiv 2407.15811 (deferred masking); Krause et al. 2025, arXiv 2501.04765 (routing).
@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskdm.diffusion.masks import Masking
+from maskdm.diffusion.masks import Mask
 from maskdm.diffusion.patches import Grid, gather, patch_grid, patchify, scatter, unpatchify
-from maskdm.errors import InputError
-from maskdm.models.layers import attend, attention_flops, linear_flops, sinusoidal
+from maskdm.errors import ArgumentError
+from maskdm.models.layers import attend, sinusoidal
 
 SIZES: dict[str, dict[str, int]] = {
     "S": {"width": 384, "depth": 12, "heads": 6},
@@ -55,6 +55,7 @@ class RotaryAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """(B, L, D), its positions -> (B, L, D)."""
         B, L, D = x.shape
         q, k, v = self.qkv(x).view(B, L, 3, self.heads, D // self.heads).unbind(2)
         q = rotate(self._normed(q, self.query_norm), rotation).to(v.dtype)
@@ -86,12 +87,13 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
         gate, value = self.up(x).chunk(2, dim=-1)
         out: Tensor = self.down(F.silu(gate) * value)
         return out
 
 
-class Block(nn.Module):
+class JiTBlock(nn.Module):
     """A transformer block that the condition (B, D) scales, shifts and gates: (B, L, D) -> (B, L, D).
 
     At first the gates are zero, and the block passes on what it gets. Its norm has no weights: the condition's scale
@@ -106,16 +108,11 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(self, x: Tensor, condition: Tensor, rotation: Rotation) -> Tensor:
+        """(B, L, D), (B, D), the tokens' positions -> (B, L, D)."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
         x = x + gate_1 * self.attention(self.norm(x) * (1 + scale_1) + shift_1, rotation)
         out: Tensor = x + gate_2 * self.mlp(self.norm(x) * (1 + scale_2) + shift_2)
         return out
-
-    def flops(self, tokens: int) -> int:
-        """Of one image."""
-        width, hidden = self.mlp.up.in_features, self.mlp.down.in_features
-        mlp = linear_flops(tokens, width, 3 * hidden)
-        return linear_flops(1, width, 6 * width) + attention_flops(tokens, width) + mlp
 
 
 class JiT(nn.Module):
@@ -132,21 +129,29 @@ class JiT(nn.Module):
         classes: number of classes, 0 for an unconditional model.
         bottleneck: width between the two linear layers that make a patch a token.
         class_tokens: how often the label joins as a token, 0 for not at all; of no effect without classes.
-        mixer_depth: light blocks (mlp_ratio 1) that see all patches before hidden ones are dropped. With any,
-            hidden patches do influence the output.
+        mixer_depth: light blocks (mlp_ratio 1) that see all patches before masked ones are dropped. With any,
+            masked patches do influence the output.
+
+    Raises:
+        ArgumentError: of heads or patch_size; they do not fit.
+
+    Attributes:
+        grid: rows and columns of patches.
+        num_patches: their number, N.
     """
 
     routes: ClassVar[bool] = True
+    """Whether patches can go around the middle blocks."""
     layout: ClassVar[dict[str, str]] = {
         "embed.0.weight": "patch_in",
         "head.weight": "patch_out",
         "head.bias": "patch_bias",
         "label.weight": "labels",
     }
-    """Tensors whose shapes follow the images or the classes, and their role when weights are transferred."""
+    """Tensors whose shapes depend on the images or the classes, by what they are for; see `maskdm.models.transfer`."""
 
-    place: Tensor
-    turn: Tensor
+    position: Tensor
+    rotation: Tensor
 
     def __init__(
         self,
@@ -166,7 +171,7 @@ class JiT(nn.Module):
         super().__init__()
         check_heads(width, heads)
         self.grid = patch_grid(image_size, patch_size)
-        self.patches = self.grid[0] * self.grid[1]
+        self.num_patches = self.grid[0] * self.grid[1]
         self.channels, self.patch_size, self.classes = channels, patch_size, classes
         self.bottleneck, self.class_tokens = bottleneck, class_tokens if classes else 0
         patch_dim = patch_size**2 * channels
@@ -176,19 +181,19 @@ class JiT(nn.Module):
         self.label = nn.Embedding(classes + 1, width) if classes else None  # the last row is "no class"
         # All class tokens hold the same label; these rows tell them apart.
         self.class_token = nn.Embedding(self.class_tokens, width) if self.class_tokens else None
-        self.mixer = nn.ModuleList(Block(width, heads, 1.0) for _ in range(mixer_depth))
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.mixer = nn.ModuleList(JiTBlock(width, heads, 1.0) for _ in range(mixer_depth))
+        self.blocks = nn.ModuleList(JiTBlock(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.RMSNorm(width, eps=EPSILON, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, patch_dim)
         # Not in the state dict: they follow from the sizes, and weights fit images of any size.
-        self.register_buffer("place", torch.cat(plane_waves(self.grid, width), dim=1), persistent=False)
-        self.register_buffer("turn", torch.stack(plane_waves(self.grid, width // heads)), persistent=False)
-        self._initialise()
+        self.register_buffer("position", torch.cat(plane_waves(self.grid, width), dim=1), persistent=False)
+        self.register_buffer("rotation", torch.stack(plane_waves(self.grid, width // heads)), persistent=False)
+        self._initialize()
 
     @property
     def middle(self) -> range:
-        """The blocks that only `through` tokens pass: all but one or two at either end."""
+        """The blocks that only kept patches pass in routing: all but one or two at either end."""
         ends = max(1, min(2, len(self.blocks) // 6))
         return range(ends, len(self.blocks) - ends)
 
@@ -197,8 +202,7 @@ class JiT(nn.Module):
         x_t: Tensor,
         t: Tensor,
         *,
-        visible: Tensor | None = None,
-        through: Tensor | None = None,
+        mask: Mask | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
         """See `Backbone`.
@@ -206,57 +210,45 @@ class JiT(nn.Module):
         Args:
             x_t: (B, C, H, W).
             t: (B,), 0 to about 1000.
-            visible: patches to see, (B, K) or a rectangle of them (B, h, w); None for all.
-            through: patches to pass the middle blocks, shaped as `visible`, and never given with it; None for all.
+            mask: which patches to see, or which to pass through the middle blocks where it is routed; None for all.
             label: (B,), 0 to classes; `classes` or None for "no class".
 
         Returns:
-            (B, C, H, W), zero where not visible.
+            (B, C, H, W), zero where masked.
 
         Raises:
-            InputError: a label without classes, or `through` with too few blocks.
+            ArgumentError: a label without classes, or a routed mask with too few blocks.
         """
-        visible, through = (None if index is None else index.flatten(1) for index in (visible, through))
-        if through is not None and not self.middle:
-            raise InputError(
-                f"model.depth: got {len(self.blocks)}, wanted 3 or more to route tokens past the middle blocks; "
-                "try 3, or train without routing"
+        keep = None if mask is None else mask.keep.flatten(1)
+        visible, routed = (None, keep) if mask is not None and mask.routed else (keep, None)
+        if routed is not None and not self.middle:
+            raise ArgumentError(
+                "depth",
+                got=len(self.blocks),
+                wanted="3 or more to route patches around the middle",
+                remedy="try 3, or train without routing",
             )
         condition, context = self._condition(t, label)
         x = patchify(x_t, self.patch_size)
         if not self.mixer:
-            x = self.embed(gather(x, visible)) + (self.place if visible is None else self.place[visible])
+            x = self.embed(gather(x, visible)) + (self.position if visible is None else self.position[visible])
         else:
-            x = self.embed(x) + self.place
+            x = self.embed(x) + self.position
             rotation = self._rotation(None)
             for block in self.mixer:
                 x = block(x, condition, rotation)
             x = gather(x, visible)
 
-        x = self._pass_blocks(x, condition, context, visible, through)
+        x = self._pass_blocks(x, condition, context, visible, routed)
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
         out = self.head(self.norm(x) * (1 + scale) + shift)
-        return unpatchify(scatter(out, visible, self.patches), self.grid, self.channels)
-
-    def flops(self, masking: Masking) -> int:
-        """Of one image, forth, a multiply-add as two."""
-        shown = self.patches if masking.kind == "route" else masking.visible
-        width, bottleneck = self.head.in_features, self.bottleneck
-        embedded, patch_dim = self.patches if self.mixer else shown, self.head.out_features
-        total = linear_flops(embedded, patch_dim, bottleneck) + linear_flops(embedded, bottleneck, width)
-        total += linear_flops(1, TIME_WIDTH, width) + linear_flops(1, width, width) + linear_flops(1, width, 2 * width)
-        total += sum(block.flops(self.patches) for block in self.mixer if isinstance(block, Block))
-        for i, block in enumerate(self.blocks):
-            kept = masking.visible if i in self.middle else shown
-            tokens = kept + (self.class_tokens if i >= len(self.blocks) // 3 else 0)
-            total += block.flops(tokens) if isinstance(block, Block) else 0
-        return total + linear_flops(shown, width, patch_dim)
+        return unpatchify(scatter(out, visible, self.num_patches), self.grid, self.channels)
 
     def _condition(self, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What steers every block, (B, D), and the class tokens, (B, class_tokens, D) or None."""
         if self.label is None:
             if label is not None:
-                raise InputError("label: given, but this network has no classes; leave it out")
+                raise ArgumentError("label", "this network has no classes", remedy="leave it out")
             return F.silu(self.time(sinusoidal(t, TIME_WIDTH))), None
         B = len(t)
         label = torch.full((B,), self.classes, device=t.device) if label is None else label
@@ -268,21 +260,24 @@ class JiT(nn.Module):
         return condition, of_label + self.class_token(numbers)
 
     def _pass_blocks(
-        self, x: Tensor, condition: Tensor, context: Tensor | None, visible: Tensor | None, through: Tensor | None
+        self, x: Tensor, condition: Tensor, context: Tensor | None, visible: Tensor | None, routed: Tensor | None
     ) -> Tensor:
-        """(B, K, D) -> (B, K, D): `context` stands before the tokens from a third of the depth on."""
+        """(B, K, D) -> (B, K, D): `context` stands before the tokens from a third of the depth on.
+
+        Only patches `routed`, if given, pass the middle blocks.
+        """
         waiting, extras, kept = x, 0, visible
         rotation = self._rotation(kept)
         for i, block in enumerate(self.blocks):
             if context is not None and i == len(self.blocks) // 3:
                 x, extras = torch.cat([context, x], dim=1), self.class_tokens
                 rotation = self._rotation(kept, extras)
-            if through is not None and i == self.middle.start:
-                waiting, kept = x[:, extras:], through
-                x = torch.cat([x[:, :extras], gather(waiting, through)], dim=1)
+            if routed is not None and i == self.middle.start:
+                waiting, kept = x[:, extras:], routed
+                x = torch.cat([x[:, :extras], gather(waiting, routed)], dim=1)
                 rotation = self._rotation(kept, extras)
-            if through is not None and i == self.middle.stop:
-                index = through[..., None].expand(-1, -1, x.shape[-1])
+            if routed is not None and i == self.middle.stop:
+                index = routed[..., None].expand(-1, -1, x.shape[-1])
                 x = torch.cat([x[:, :extras], waiting.scatter(1, index, x[:, extras:])], dim=1)
                 kept = None
                 rotation = self._rotation(kept, extras)
@@ -291,12 +286,12 @@ class JiT(nn.Module):
 
     def _rotation(self, kept: Tensor | None, extras: int = 0) -> Rotation:
         """For the patches `kept`, (B, K) or None for all, after `extras` tokens that are not rotated."""
-        cos, sin = (table[None] if kept is None else table[kept] for table in self.turn.unbind())
+        cos, sin = (table[None] if kept is None else table[kept] for table in self.rotation.unbind())
         cos, sin = F.pad(cos, (0, 0, extras, 0), value=1.0), F.pad(sin, (0, 0, extras, 0))
         return cos[:, :, None], sin[:, :, None]
 
-    def _initialise(self) -> None:
-        """As DiT: every block passes on what it gets, and the network answers zero."""
+    def _initialize(self) -> None:
+        """As DiT: every block passes on what it gets, and the network's output is zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -307,7 +302,7 @@ class JiT(nn.Module):
         for layer in self.time:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
-        blocks = (module for module in self.modules() if isinstance(module, Block))
+        blocks = (module for module in self.modules() if isinstance(module, JiTBlock))
         for layer in (self.head, self.modulation, *(block.modulation for block in blocks)):
             nn.init.zeros_(layer.weight)
 
@@ -335,16 +330,19 @@ def check_heads(width: int, heads: int) -> None:
     """Whether heads can be rotated along rows and columns.
 
     Raises:
-        InputError: they do not divide the width into multiples of 4.
+        ArgumentError: of heads; they do not divide the width into multiples of 4.
     """
     if width % heads == 0 and width // heads % 4 == 0:
         return
     fitting = [n for n in range(1, width // 4 + 1) if width % (4 * n) == 0]
     nearest = min(fitting, key=lambda n: (abs(n - heads), n), default=None)
-    remedy = "make model.width a multiple of 4" if nearest is None else f"try {nearest}"
+    remedy = "make the width a multiple of 4" if nearest is None else f"try {nearest}"
     if width % heads:
-        raise InputError(f"model.heads: got {heads}, but it must divide model.width, {width}; {remedy}")
-    raise InputError(
-        f"model.heads: got {heads}, which cuts model.width, {width}, into heads of {width // heads}, wanted a multiple "
-        f"of 4 (for rotary positions along rows and columns); {remedy}"
+        raise ArgumentError("heads", got=heads, wanted=f"a divisor of the width, {width}", remedy=remedy)
+    raise ArgumentError(
+        "heads",
+        f"cuts the width, {width}, into heads of {width // heads}",
+        got=heads,
+        wanted="heads of a multiple of 4, for rotary positions along rows and columns",
+        remedy=remedy,
     )

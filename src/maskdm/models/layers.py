@@ -31,8 +31,9 @@ SHORT = {True: 1280, False: 64}
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, each (B, heads, L, d).
 
-    Torch's fused kernel, but for few tokens on a CPU: there, above all on the way back, plain products take between
-    two thirds and a sixth of its time (docs/benchmarks.md). They keep L x L numbers for each head, so not for many.
+    Torch's fused kernel, but for few tokens on a CPU: there, above all in the backward pass, plain products take
+    between two thirds and a sixth of its time (docs/benchmarks.md). They keep L x L numbers for each head, so not for
+    many.
     """
     if q.device.type != "cpu" or q.shape[2] > SHORT[q.dtype == torch.bfloat16]:
         return F.scaled_dot_product_attention(q, k, v)
@@ -52,6 +53,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
         B, L, D = x.shape
         q, k, v = self.qkv(x).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         x = attend(q, k, v).transpose(1, 2).reshape(B, L, D)
@@ -68,21 +70,12 @@ class MLP(nn.Module):
         self.down = nn.Linear(int(width * ratio), width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
         out: Tensor = self.down(F.gelu(self.up(x)))
         return out
 
 
-def linear_flops(rows: int, given: int, made: int) -> int:
-    """Of a linear layer on `rows` vectors, a multiply-add as two."""
-    return 2 * rows * given * made
-
-
-def attention_flops(tokens: int, width: int) -> int:
-    """Of self-attention with its two linear layers."""
-    return linear_flops(tokens, width, 4 * width) + 4 * tokens**2 * width
-
-
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Truncated normals of width 0.02 for linear layers and embeddings, zero biases (as ViT and U-ViT)."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.trunc_normal_(module.weight, std=0.02)

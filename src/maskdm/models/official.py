@@ -16,9 +16,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from maskdm.config.schema import ModelConfig, ModelSpec, ProcessConfig
+from maskdm.config.model_config import UViTConfig
+from maskdm.config.process_config import DDPMConfig
 from maskdm.diffusion import schedules
 from maskdm.errors import InputError
+from maskdm.models.spec import ModelSpec
 from maskdm.models.weights import Weights, Which
 
 UNREADABLE = (pickle.UnpicklingError, SafetensorError, LookupError, ValueError, TypeError, AttributeError)
@@ -58,13 +60,14 @@ def read_official(path: Path, *, which: Which = "ema", heads: int | None = None)
     entry, prefix = PREFIX[which]
     state = checkpoint.get(entry)
     if not isinstance(state, dict) or not any(key.startswith(prefix + "encoder.") for key in state):
-        raise InputError(f"{path} holds no {which} weights of the official network (no keys {prefix}encoder.*)")
+        problem = f"holds no {which} weights of the official network (no keys {prefix}encoder.*)"
+        raise InputError(str(path), problem)
     network = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
     try:
-        spec = _spec(network, checkpoint["model"]["alphas_cumprod"], heads)
+        spec = _spec(network, checkpoint["model"]["alphas_cumprod"], heads, path)
         tensors = _tensors(network)
     except KeyError as error:
-        raise InputError(f"{path} lacks {error}: not a checkpoint of the official network") from None
+        raise InputError(str(path), f"lacks {error}: not a checkpoint of the official network") from None
     return Weights(spec, {"which": which, "source": "official", "steps": checkpoint.get("step")}, tensors)
 
 
@@ -74,17 +77,17 @@ def _unpickle(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore", UserWarning)
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"no such file: {path}") from None
+        raise InputError(str(path), "no such file") from None
     except (OSError, RuntimeError, EOFError, *UNREADABLE) as error:
         # The first sentence: torch's next ones advise to run whatever the file holds.
         reason = " ".join(str(error).split()).partition(". ")[0]
-        raise InputError(f"{path} is not a readable torch checkpoint ({reason})") from None
+        raise InputError(str(path), f"not a readable torch checkpoint ({reason})") from None
     if not isinstance(checkpoint, dict) or not {"model", "ema"} <= checkpoint.keys():
-        raise InputError(f"{path} is no checkpoint of the official code: wanted entries model and ema")
+        raise InputError(str(path), "no checkpoint of the official code", wanted="entries model and ema")
     return dict(checkpoint)
 
 
-def _spec(network: dict[str, Tensor], alpha_bar: Tensor, heads: int | None) -> ModelSpec:
+def _spec(network: dict[str, Tensor], alpha_bar: Tensor, heads: int | None, path: Path) -> ModelSpec:
     width, channels, patch_size, _ = network["encoder.patch_embed.proj.weight"].shape
     classes = len(network["encoder.label_emb.weight"]) if "encoder.label_emb.weight" in network else 0
     patches = network["encoder.encoder_pos_embed"].shape[1] - (2 if classes else 1)
@@ -92,8 +95,8 @@ def _spec(network: dict[str, Tensor], alpha_bar: Tensor, heads: int | None) -> M
     depth = 1 + 2 * len({m[1] for key in network if (m := re.match(r"encoder\.in_blocks\.(\d+)\.", key))})
     heads = max(width // 64, 1) if heads is None else heads
     if heads < 1 or width % heads:
-        raise InputError(f"--heads: got {heads}, wanted a number that divides the network's width, {width}")
-    model = ModelConfig(
+        raise InputError("heads", got=heads, wanted=f"a number that divides the network's width, {width}")
+    model = UViTConfig(
         patch_size=patch_size,
         width=width,
         depth=depth,
@@ -104,17 +107,17 @@ def _spec(network: dict[str, Tensor], alpha_bar: Tensor, heads: int | None) -> M
     )
     names = tuple(str(i) for i in range(classes))
     return ModelSpec(
-        model=model, process=_process(alpha_bar), image_size=(side, side), channels=channels, class_names=names
+        model=model, process=_process(alpha_bar, path), image_size=(side, side), channels=channels, class_names=names
     )
 
 
-def _process(alpha_bar: Tensor) -> ProcessConfig:
+def _process(alpha_bar: Tensor, path: Path) -> DDPMConfig:
     known = {"linear": schedules.linear, "cosine": schedules.cosine}
     for name, make in known.items():
         if torch.allclose(make(len(alpha_bar)).alpha_bar[1:].float(), alpha_bar, rtol=1e-3, atol=1e-7):
             schedule: Literal["linear", "cosine"] = "linear" if name == "linear" else "cosine"
-            return ProcessConfig(schedule=schedule, timesteps=len(alpha_bar), prediction="eps")
-    raise InputError("the checkpoint's noise schedule is neither linear nor cosine; no other is known")
+            return DDPMConfig(schedule=schedule, timesteps=len(alpha_bar), prediction="eps")
+    raise InputError(str(path), "its noise schedule is neither linear nor cosine; no other is known")
 
 
 def _tensors(network: dict[str, Tensor]) -> dict[str, Tensor]:

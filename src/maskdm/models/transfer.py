@@ -16,25 +16,19 @@ sum, or mean. Other changes of channels start those tensors anew.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from maskdm.config.schema import ModelSpec
 from maskdm.diffusion.patches import patch_grid, patchify, unpatchify
 from maskdm.errors import InputError
-from maskdm.models import weights
 from maskdm.models.haar import Haar, haar, unhaar
 from maskdm.models.layers import resize_positions
 from maskdm.models.official import read_official
-from maskdm.models.weights import Weights, Which
-
-SAME = (
-    *("backbone", "width", "depth", "heads", "mlp_ratio", "qkv_bias", "time_mlp", "mixer_depth", "bottleneck"),
-    *("class_tokens", "levels", "attention_levels", "haar_levels", "options"),
-)
-"""What must not differ between two models."""
+from maskdm.models.spec import ModelSpec
+from maskdm.models.weights import PICKLES, Weights, Which, find_weights, load_state, read_weights
 
 ROLES = ("positions", "patch_in", "patch_out", "patch_bias", "conv_in", "conv_out", "conv_bias", "labels")
 
@@ -47,10 +41,10 @@ def read_source(path: Path, which: str) -> tuple[Path, Weights]:
     Raises:
         InputError: nothing there that can be read.
     """
-    if path.suffix in (".pt", ".pth"):
+    if path.suffix in PICKLES:
         return path, read_official(path, which="raw" if which == "raw" else "ema")
-    file = weights.find(path, which)
-    return file, weights.read(file)
+    file = find_weights(path, which)
+    return file, read_weights(file)
 
 
 def inherit(network: nn.Module, spec: ModelSpec, path: Path, which: Which) -> list[str]:
@@ -61,11 +55,10 @@ def inherit(network: nn.Module, spec: ModelSpec, path: Path, which: Which) -> li
     """
     file, source = read_fitting(spec, path, which)
     fitted, said = fit(network, spec, source)
-    weights.restore(network, fitted, file)
-    if source.spec.process != spec.process:
-        old, new = source.spec.process.model_dump(), spec.process.model_dump()
-        changes = ", ".join(f"{key} {old[key]} -> {value}" for key, value in new.items() if old[key] != value)
-        said.append(f"trained for another process ({changes})")
+    load_state(network, fitted, file)
+    changes = different(source.spec.process.model_dump(), spec.process.model_dump())
+    if changes:
+        said.append(f"trained for another process ({', '.join(f'{key} {old} -> {new}' for key, old, new in changes)})")
     return [f"{file}", *said]
 
 
@@ -76,11 +69,16 @@ def read_fitting(spec: ModelSpec, path: Path, which: Which) -> tuple[Path, Weigh
         InputError: nothing that can be read, or weights of another network; every difference is named.
     """
     file, source = read_source(path, which)
-    here, there = spec.model.model_dump(), source.spec.model.model_dump()
-    different = [f"{k} is {there[k]} there and {here[k]} here" for k in SAME if there[k] != here[k]]
-    if different:
-        raise InputError(f"init_from {file}: weights of another model: {'; '.join(different)}")
+    changes = different(source.spec.model.architecture(), spec.model.architecture())
+    if changes:
+        differences = "; ".join(f"{key} is {there} there and {here} here" for key, there, here in changes)
+        raise InputError("init_from", f"{file} holds weights of another model: {differences}")
     return file, source
+
+
+def different(old: Mapping[str, object], new: Mapping[str, object]) -> list[tuple[str, object, object]]:
+    """(key, old value, new value) of what differs, of the keys that both have."""
+    return [(key, old[key], new[key]) for key in old if key in new and old[key] != new[key]]
 
 
 def fit(network: nn.Module, spec: ModelSpec, source: Weights) -> tuple[dict[str, Tensor], list[str]]:
@@ -91,7 +89,8 @@ def fit(network: nn.Module, spec: ModelSpec, source: Weights) -> tuple[dict[str,
     for name, role in layout.items():
         if role not in ROLES:
             known = ", ".join(ROLES)
-            raise InputError(f"{spec.model.backbone}: its layout calls {name} {role!r}, wanted one of {known}")
+            problem = f"the layout of {spec.model.backbone} calls {name} {role!r}"
+            raise InputError("model.backbone", problem, wanted=f"one of {known}")
     fitting = _Fitting(source.spec, spec)
     state: dict[str, Tensor] = {}
     kept: list[str] = []

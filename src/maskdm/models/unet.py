@@ -8,7 +8,7 @@ A convolution cannot drop single patches, so kinds of masks differ in what they 
 
 - crop, (B, h, w): every image is cut to its rectangle and the network runs on nothing else; a quarter of the area is a
   quarter of the convolutions. Two channels with the coordinates of every pixel say where in the image the crop lies.
-- patch and block, (B, K): hidden pixels are zero and a channel says so; a step costs what a whole image costs.
+- patch and block, (B, K): masked pixels are zero and a channel says so; a step costs what a whole image costs.
 
 Source: Ho et al. 2020, arXiv 2006.11239; in the proportions of Dhariwal & Nichol 2021, arXiv 2105.05233. The channels
 of mask and coordinates are ours.
@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskdm.diffusion.masks import Masking
+from maskdm.diffusion.masks import Mask
 from maskdm.diffusion.patches import Grid, gather, patch_grid, patchify, scatter, unpatchify
-from maskdm.errors import InputError
-from maskdm.models.layers import Attention, attention_flops, linear_flops, sinusoidal
+from maskdm.errors import ArgumentError
+from maskdm.models.layers import Attention, sinusoidal
 
 SIZES: dict[str, dict[str, int]] = {
     "S": {"width": 64, "depth": 2, "heads": 4},
@@ -58,12 +58,13 @@ class SelfAttention(nn.Module):
         zeroed(self.attention.proj)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         out: Tensor = x + self.attention(tokens).transpose(1, 2).reshape(x.shape)
         return out
 
 
-class Block(nn.Module):
+class UNetBlock(nn.Module):
     """Two convolutions beside a skip, then self-attention where it has heads: (B, C, H, W), (B, E) -> (B, C', H, W)."""
 
     def __init__(self, given: int, channels: int, embedding: int, heads: int) -> None:
@@ -77,15 +78,8 @@ class Block(nn.Module):
         self.attention = SelfAttention(channels, heads) if heads else nn.Identity()
         zeroed(self.conv2)
 
-    def flops(self, pixels: int) -> int:
-        """Of one image."""
-        given, channels = self.conv1.in_channels, self.conv1.out_channels
-        total = 9 * linear_flops(pixels, given + channels, channels)
-        total += linear_flops(1, self.film.in_features, 2 * channels)
-        total += linear_flops(pixels, given, channels) if given != channels else 0
-        return total + (attention_flops(pixels, channels) if isinstance(self.attention, SelfAttention) else 0)
-
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(B, C, H, W), (B, E) -> (B, C', H, W)."""
         scale, shift = self.film(condition)[:, :, None, None].chunk(2, dim=1)
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
@@ -93,7 +87,7 @@ class Block(nn.Module):
         return out
 
 
-class Down(nn.Module):
+class Downsample(nn.Module):
     """(B, C, H, W) -> (B, C, H/2, W/2); takes a condition only to be called as a block is."""
 
     def __init__(self, channels: int) -> None:
@@ -101,11 +95,12 @@ class Down(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(B, C, H, W), not used -> (B, C, H/2, W/2)."""
         out: Tensor = self.conv(x)
         return out
 
 
-class Up(nn.Module):
+class Upsample(nn.Module):
     """(B, C, H, W) -> (B, C, 2H, 2W); takes a condition only to be called as a block is."""
 
     def __init__(self, channels: int) -> None:
@@ -113,6 +108,7 @@ class Up(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(B, C, H, W), not used -> (B, C, 2H, 2W)."""
         out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return out
 
@@ -133,10 +129,13 @@ class UNet(nn.Module):
             middle of the network always has.
         classes: number of classes, 0 for an unconditional model.
 
+    Raises:
+        ArgumentError: of heads, patch_size, levels or attention_levels; they do not fit.
+
     Attributes:
         grid: rows and columns of patches.
-        patches: their number, N.
-        routes: whether it can send a part of the patches past its middle: no.
+        num_patches: their number, N.
+        routes: whether patches can go around its middle: no.
         layout: tensors of the state whose shape follows from the data, by what they are.
     """
 
@@ -163,11 +162,11 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise InputError(f"model.heads: got {heads}, but it must divide model.width, {width}")
+            raise ArgumentError("heads", got=heads, wanted=f"a divisor of the width, {width}")
         self.grid = patch_grid(image_size, patch_size)
         _check_levels(levels, attention_levels, patch_size)
         self.channels, self.patch_size, self.width, self.classes = channels, patch_size, width, classes
-        self.patches = self.grid[0] * self.grid[1]
+        self.num_patches = self.grid[0] * self.grid[1]
 
         embedding = 4 * width
         self.time = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
@@ -181,19 +180,19 @@ class UNet(nn.Module):
         here, skips = width, [width]  # channels
         for i, multiple in enumerate(levels):
             if i:
-                self.blocks_in.append(Down(here))
+                self.blocks_in.append(Downsample(here))
                 skips.append(here)
             for _ in range(depth):
                 given, here = here, multiple * width
-                self.blocks_in.append(Block(given, here, embedding, heads_at[i]))
+                self.blocks_in.append(UNetBlock(given, here, embedding, heads_at[i]))
                 skips.append(here)
-        self.middle = nn.ModuleList([Block(here, here, embedding, heads), Block(here, here, embedding, 0)])
+        self.middle = nn.ModuleList([UNetBlock(here, here, embedding, heads), UNetBlock(here, here, embedding, 0)])
         for i, multiple in reversed(list(enumerate(levels))):
             if i < len(levels) - 1:
-                self.blocks_out.append(Up(here))
+                self.blocks_out.append(Upsample(here))
             for _ in range(depth + 1):
                 given, here = here + skips.pop(), multiple * width
-                self.blocks_out.append(Block(given, here, embedding, heads_at[i]))
+                self.blocks_out.append(UNetBlock(given, here, embedding, heads_at[i]))
         self.norm = group_norm(here)
         self.conv_out = nn.Conv2d(here, channels, 3, padding=1)
         zeroed(self.conv_out)
@@ -203,42 +202,29 @@ class UNet(nn.Module):
         x_t: Tensor,
         t: Tensor,
         *,
-        visible: Tensor | None = None,
-        through: Tensor | None = None,
+        mask: Mask | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, H, W), (B,), mask, None, (B,) or None -> (B, C, H, W), zero where hidden. See `Backbone`.
+        """(B, C, H, W), (B,), mask or None, (B,) or None -> (B, C, H, W), zero where masked. See `Backbone`.
 
-        `visible` is (B, h, w), a rectangle of h x w patches in raster order and elsewhere in every image (never
-        checked, as that would wait for the device); or (B, K), any patches; or None for all.
+        Where `mask.keep` is (B, h, w), a rectangle of h x w patches in raster order and elsewhere in every image (never
+        checked, as that would wait for the device), the network runs on nothing else.
+
+        Raises:
+            ArgumentError: a label without classes, or a routed mask.
         """
-        if through is not None:
-            raise InputError("mask.kind: got one that routes patches, which a unet cannot; choose patch, block or crop")
+        visible = None if mask is None else mask.keep
+        if mask is not None and mask.routed:
+            raise ArgumentError("mask", "routes patches, which a unet cannot", wanted="kind patch, block or crop")
         condition = self._condition(x_t, t, label)
         places = _coordinates(x_t)
         if visible is None or visible.ndim == 3:
             whole = torch.cat([x_t, torch.ones_like(places[:, :1]), places], dim=1)
             return self._paste(self._network(self._cut(whole, visible), condition), visible)
-        shown = self._shown(visible)
-        seen = torch.where(shown, x_t, 0.0)  # not a product: a NaN in hiding would survive that
-        out = self._network(torch.cat([seen, shown.to(x_t.dtype), places], dim=1), condition)
-        return torch.where(shown, out, 0.0)
-
-    def flops(self, masking: Masking) -> int:
-        """Of one image, forth, a multiply-add as two: of the crop where masks are crops, else of the whole image."""
-        rows, columns = masking.crop if masking.kind == "crop" else self.grid
-        pixels = rows * columns * self.patch_size**2
-        embedding = 4 * self.width
-        total = linear_flops(1, self.width, embedding) + linear_flops(1, embedding, embedding)
-        total += 9 * linear_flops(pixels, self.conv_in.in_channels, self.width)
-        total += 9 * linear_flops(pixels, self.conv_out.in_channels, self.channels)
-        for block in (*self.blocks_in, *self.middle, *self.blocks_out):
-            if isinstance(block, Block):
-                total += block.flops(pixels)
-            elif isinstance(block, (Down, Up)):
-                pixels = pixels // 4 if isinstance(block, Down) else pixels * 4
-                total += 9 * linear_flops(pixels, block.conv.in_channels, block.conv.out_channels)
-        return total
+        pixels = self._visible_pixels(visible)
+        seen = torch.where(pixels, x_t, 0.0)  # not a product: a masked NaN would survive that
+        out = self._network(torch.cat([seen, pixels.to(x_t.dtype), places], dim=1), condition)
+        return torch.where(pixels, out, 0.0)
 
     def _network(self, x: Tensor, condition: Tensor) -> Tensor:
         """(B, C + 3, H', W') of any size that can be halved, (B, E) -> (B, C, H', W')."""
@@ -250,14 +236,14 @@ class UNet(nn.Module):
         for block in self.middle:
             x = block(x, condition)
         for block in self.blocks_out:
-            x = block(x if isinstance(block, Up) else torch.cat([x, skips.pop()], dim=1), condition)
+            x = block(x if isinstance(block, Upsample) else torch.cat([x, skips.pop()], dim=1), condition)
         out: Tensor = self.conv_out(F.silu(self.norm(x)))
         return out
 
     def _condition(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        """What every block is told: (B, E)."""
+        """What steers every block: (B, E)."""
         if self.label is None and label is not None:
-            raise InputError("label: given, but this network has no classes; leave it out")
+            raise ArgumentError("label", "this network has no classes", remedy="leave it out")
         condition: Tensor = self.time(sinusoidal(t, self.width).to(x_t.dtype))
         if self.label is not None:
             label = torch.full((len(x_t),), self.classes, device=x_t.device) if label is None else label
@@ -275,12 +261,12 @@ class UNet(nn.Module):
         """The inverse of `_cut`, zero elsewhere: (B, C, h p, w p), (B, h, w) -> (B, C, H, W)."""
         if visible is None:
             return x
-        tokens = scatter(patchify(x, self.patch_size), visible.flatten(1), self.patches)
+        tokens = scatter(patchify(x, self.patch_size), visible.flatten(1), self.num_patches)
         return unpatchify(tokens, self.grid, self.channels)
 
-    def _shown(self, visible: Tensor) -> Tensor:
+    def _visible_pixels(self, visible: Tensor) -> Tensor:
         """Which pixels are visible: (B, K) -> (B, 1, H, W) bool."""
-        flags = scatter(torch.ones_like(visible, dtype=torch.bool)[..., None], visible, self.patches)
+        flags = scatter(torch.ones_like(visible, dtype=torch.bool)[..., None], visible, self.num_patches)
         return unpatchify(flags.expand(-1, -1, self.patch_size**2), self.grid, 1)
 
 
@@ -293,19 +279,25 @@ def _coordinates(x: Tensor) -> Tensor:
 
 def _check_levels(levels: Sequence[int], attention_levels: int, patch_size: int) -> None:
     if not levels or min(levels) < 1:
-        raise InputError(
-            f"model.levels: got {list(levels)}, wanted at least one multiple of model.width, each 1 or more; "
-            "try [1, 2, 2]"
+        raise ArgumentError(
+            "levels",
+            got=list(levels),
+            wanted="at least one multiple of the width, each 1 or more",
+            remedy="try [1, 2, 2]",
         )
     if not 0 <= attention_levels <= len(levels):
-        raise InputError(
-            f"model.attention_levels: got {attention_levels}, wanted 0 to {len(levels)}, the number of model.levels; "
-            "try 1"
+        raise ArgumentError(
+            "attention_levels",
+            got=attention_levels,
+            wanted=f"0 to {len(levels)}, the number of levels",
+            remedy="try 1",
         )
     factor = 2 ** (len(levels) - 1)
     if patch_size % factor:
         fitting = (patch_size & -patch_size).bit_length()  # 1 + how often it can be halved
-        raise InputError(
-            f"model.patch_size: got {patch_size}, but {len(levels)} model.levels halve every crop so often that it "
-            f"must be a multiple of {factor}; change it, or give at most {fitting} of model.levels"
+        raise ArgumentError(
+            "patch_size",
+            got=patch_size,
+            wanted=f"a multiple of {factor}, since {len(levels)} levels halve every crop so often",
+            remedy=f"change it, or give at most {fitting} levels",
         )

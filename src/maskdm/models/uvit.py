@@ -2,7 +2,7 @@
 
 Every patch is a token; before them stand a token for the time and, with classes, one for the label. Positions are
 learned, one row a token. `depth // 2` blocks lead in, one is the middle, `depth // 2` lead out, each of these joined
-with the matching in-block by concatenation and a linear layer. Hidden patches never become tokens: they are dropped
+with the matching in-block by concatenation and a linear layer. Masked patches never become tokens: they are dropped
 before the first linear layer, so that a step costs what the visible ones cost.
 
 Source: Bao et al. 2022, arXiv 2209.12152; in the form of arXiv 2306.11363, whose released weights it reproduces.
@@ -16,13 +16,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from maskdm.diffusion.masks import Masking
+from maskdm.diffusion.masks import Mask
 from maskdm.diffusion.patches import gather, patch_grid, patchify, scatter, unpatchify
-from maskdm.errors import InputError
-from maskdm.models.layers import MLP, Attention, attention_flops, initialise, linear_flops, sinusoidal
+from maskdm.errors import ArgumentError
+from maskdm.models.layers import MLP, Attention, initialize, sinusoidal
 
 
-class Block(nn.Module):
+class UViTBlock(nn.Module):
     """A transformer block, joined with a skip first where it has one: (B, L, D) -> (B, L, D)."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, *, qkv_bias: bool, skip: bool = False) -> None:
@@ -34,17 +34,12 @@ class Block(nn.Module):
         self.mlp = MLP(width, mlp_ratio)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """(B, L, D), the same or None -> (B, L, D)."""
         if self.skip is not None and skip is not None:
             x = self.skip(torch.cat([x, skip], dim=-1))
         x = x + self.attention(self.norm1(x))
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
-
-    def flops(self, tokens: int) -> int:
-        """Of one image."""
-        width, hidden = self.mlp.up.in_features, self.mlp.up.out_features
-        skip = linear_flops(tokens, 2 * width, width) if self.skip is not None else 0
-        return skip + attention_flops(tokens, width) + 2 * linear_flops(tokens, width, hidden)
 
 
 SIZES = {
@@ -69,8 +64,17 @@ class UViT(nn.Module):
         qkv_bias: whether queries, keys and values have a bias.
         time_mlp: whether the sinusoids of t pass two linear layers before they become a token.
         classes: number of classes, 0 for an unconditional model.
-        mixer_depth: light blocks that see every patch before hidden ones are dropped (deferred masking: Sehwag et al.
-            2024, arXiv 2407.15811); 0 for none, and then nothing of a hidden patch is seen.
+        mixer_depth: light blocks that see every patch before masked ones are dropped (deferred masking: Sehwag et al.
+            2024, arXiv 2407.15811); 0 for none, and then nothing of a masked patch is seen.
+
+    Raises:
+        ArgumentError: of heads, depth or patch_size; they do not fit.
+
+    Attributes:
+        grid: rows and columns of patches.
+        num_patches: their number, N.
+        extras: tokens before the patches: the time, and with classes the label.
+        outer: blocks at either end that routed patches pass too.
     """
 
     routes: ClassVar[bool] = True
@@ -82,7 +86,7 @@ class UViT(nn.Module):
         "position.weight": "positions",
         "label.weight": "labels",
     }
-    """Tensors whose shape depends on the images, by what they are for; see `maskdm.models.transfer`."""
+    """Tensors whose shapes depend on the images or the classes, by what they are for; see `maskdm.models.transfer`."""
 
     def __init__(
         self,
@@ -101,17 +105,19 @@ class UViT(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise InputError(f"model.heads: got {heads}, but it must divide model.width, {width}")
+            raise ArgumentError("heads", got=heads, wanted=f"a divisor of the width, {width}")
         if depth % 2 == 0:
-            raise InputError(
-                f"model.depth: got {depth}, wanted an odd number (as many blocks in as out, and one between); "
-                f"try {depth + 1}"
+            raise ArgumentError(
+                "depth",
+                got=depth,
+                wanted="an odd number (as many blocks in as out, and one between)",
+                remedy=f"try {depth + 1}",
             )
         self.grid = patch_grid(image_size, patch_size)
         self.channels, self.patch_size, self.width, self.classes = channels, patch_size, width, classes
-        self.patches = self.grid[0] * self.grid[1]
-        # Around a middle that patches may go around there is always a block; skips join blocks on the same side of it.
-        self.detour = max(depth // 6, 1)
+        self.num_patches = self.grid[0] * self.grid[1]
+        # Around a middle that patches may bypass there is always a block; skips join blocks on the same side of it.
+        self.outer = max(depth // 6, 1)
         self.extras = 2 if classes else 1
         patch_dim = patch_size**2 * channels
 
@@ -120,54 +126,43 @@ class UViT(nn.Module):
             nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width)) if time_mlp else None
         )
         self.label = nn.Embedding(classes + 1, width) if classes else None  # the last row is "no class"
-        self.position = nn.Embedding(self.extras + self.patches, width)
-        self.mixer = nn.ModuleList(Block(width, heads, 1.0, qkv_bias=qkv_bias) for _ in range(mixer_depth))
-        block = partial(Block, width, heads, mlp_ratio, qkv_bias=qkv_bias)
+        self.position = nn.Embedding(self.extras + self.num_patches, width)
+        self.mixer = nn.ModuleList(UViTBlock(width, heads, 1.0, qkv_bias=qkv_bias) for _ in range(mixer_depth))
+        block = partial(UViTBlock, width, heads, mlp_ratio, qkv_bias=qkv_bias)
         self.blocks_in = nn.ModuleList(block() for _ in range(depth // 2))
         self.block_mid = block()
         self.blocks_out = nn.ModuleList(block(skip=True) for _ in range(depth // 2))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, patch_dim)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(
         self,
         x_t: Tensor,
         t: Tensor,
         *,
-        visible: Tensor | None = None,
-        through: Tensor | None = None,
+        mask: Mask | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, H, W), (B,), patches or None, labels (B,) or None -> (B, C, H, W). See `Backbone`."""
+        """(B, C, H, W), (B,), mask or None, labels (B,) or None -> (B, C, H, W), zero where masked. See `Backbone`.
+
+        Raises:
+            ArgumentError: a label without classes, or a routed mask with a single block.
+        """
+        visible, routed = (None, None) if mask is None else (mask.visible, mask.keep if mask.routed else None)
+        if routed is not None and not self.blocks_in:
+            raise ArgumentError("depth", got=1, wanted="3 or more to route patches around the middle", remedy="try 3")
         x = self._tokens(x_t, t, visible, label)
-        bend = self.detour if through is not None else len(self.blocks_in)
-        if through is not None and len(self.blocks_in) < 1:
-            raise InputError("model.depth: got 1, wanted 3 or more to route patches around the middle; try 3")
+        outer = self.outer if routed is not None else len(self.blocks_in)
         skips = []
-        for block in self.blocks_in[:bend]:
+        for block in self.blocks_in[:outer]:
             x = block(x)
             skips.append(x)
-        x = self._around(x, through)
-        for block in self.blocks_out[len(self.blocks_out) - bend :]:
+        x = self._middle(x, routed)
+        for block in self.blocks_out[len(self.blocks_out) - outer :]:
             x = block(x, skips.pop())
         out = self.head(self.norm(x[:, self.extras :]))
-        return unpatchify(scatter(out, visible, self.patches), self.grid, self.channels)
-
-    def flops(self, masking: Masking) -> int:
-        """Of one image, forth, a multiply-add as two."""
-        routed = masking.kind == "route"
-        shown = self.patches if routed else masking.visible
-        outer, inner = self.extras + shown, self.extras + masking.visible
-        bend = self.detour if routed else len(self.blocks_in)
-        around = [*self.blocks_in[:bend], *self.blocks_out[len(self.blocks_out) - bend :]]
-        within = [*self.blocks_in[bend:], self.block_mid, *self.blocks_out[: len(self.blocks_out) - bend]]
-        passes = [(block, outer) for block in around] + [(block, inner) for block in within]
-        passes += [(block, self.extras + self.patches) for block in self.mixer]
-        edge = (self.patches if self.mixer else shown) + shown  # embedded, and read
-        time = 2 * linear_flops(1, self.width, 4 * self.width) if self.time is not None else 0
-        blocks = sum(block.flops(tokens) for block, tokens in passes if isinstance(block, Block))
-        return time + blocks + linear_flops(edge, self.width, self.head.out_features)
+        return unpatchify(scatter(out, visible, self.num_patches), self.grid, self.channels)
 
     def _tokens(self, x_t: Tensor, t: Tensor, visible: Tensor | None, label: Tensor | None) -> Tensor:
         """[label, time, patches]: (B, extras + K, D)."""
@@ -175,7 +170,7 @@ class UViT(nn.Module):
         early = visible if not self.mixer else None
         tokens = [self._time_token(t), self.embed(gather(patchify(x_t, self.patch_size), early))]
         if self.label is None and label is not None:
-            raise InputError("label: given, but this network has no classes; leave it out")
+            raise ArgumentError("label", "this network has no classes", remedy="leave it out")
         if self.label is not None:
             label = torch.full((B,), self.classes, device=x_t.device) if label is None else label
             tokens.insert(0, self.label(label[:, None]))
@@ -184,17 +179,17 @@ class UViT(nn.Module):
             x = block(x)
         return gather(x, self._token_numbers(B, visible, x_t.device)) if self.mixer else x
 
-    def _around(self, x: Tensor, through: Tensor | None) -> Tensor:
-        """The middle of the network: only `through` patches and the extra tokens pass, the others stay as they are."""
-        bend = self.detour if through is not None else len(self.blocks_in)
-        numbers = None if through is None else self._token_numbers(len(x), through, x.device)
+    def _middle(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        """The middle of the network: only patches `keep` and the extra tokens pass, the others stay as they are."""
+        outer = self.outer if keep is not None else len(self.blocks_in)
+        numbers = None if keep is None else self._token_numbers(len(x), keep, x.device)
         inner: Tensor = gather(x, numbers)
         skips: list[Tensor] = []
-        for block in self.blocks_in[bend:]:
+        for block in self.blocks_in[outer:]:
             inner = block(inner)
             skips.append(inner)
         inner = self.block_mid(inner)
-        for block in self.blocks_out[: len(self.blocks_out) - bend]:
+        for block in self.blocks_out[: len(self.blocks_out) - outer]:
             inner = block(inner, skips.pop())
         if numbers is None:
             return inner
@@ -208,6 +203,6 @@ class UViT(nn.Module):
     def _token_numbers(self, B: int, visible: Tensor | None, device: torch.device) -> Tensor:
         """Which row of positions every token takes: (B, extras + K)."""
         if visible is None:
-            return torch.arange(self.extras + self.patches, device=device).repeat(B, 1)
+            return torch.arange(self.extras + self.num_patches, device=device).repeat(B, 1)
         extras = torch.arange(self.extras, device=device).repeat(B, 1)
         return torch.cat([extras, visible.flatten(1) + self.extras], dim=1)

@@ -1,35 +1,36 @@
 """One file is a model: safetensors with everything needed to rebuild the denoiser in its metadata.
 
 Nothing is ever unpickled. The metadata says what the model is and how it came to be, but holds no path and no name of
-a picture: weights are made to be passed on.
+an image: weights are made to be passed on.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from maskdm.config.schema import ModelSpec
+from maskdm.config.validate import validate
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.errors import InputError, StorageError
+from maskdm.files import replacing
 from maskdm.models import build
-from maskdm.runtime import distributed as runtime
+from maskdm.models.inference import for_inference
+from maskdm.models.spec import ModelSpec
 
 Which = Literal["ema", "raw"]
-FORMAT = "1"
+FORMAT = "2"
 
-Fill = Callable[[nn.Module, dict[str, Tensor]], object]
-Facts = dict[str, str | int | float | None]
+LoadState = Callable[[nn.Module, dict[str, Tensor]], object]
+"""(network, state) -> None, strictly: `nn.Module.load_state_dict`, or that of a network in shards."""
+Metadata = dict[str, str | int | float | None]
 
 
 @dataclass(frozen=True)
@@ -38,87 +39,102 @@ class Weights:
 
     Attributes:
         spec: what the model is.
-        facts: how it came to be: which average, stage, steps, images, the hash of the manifest, ...
+        metadata: how it came to be: which average, stage, steps, images, the hash of the manifest, ...
         tensors: the backbone's state.
     """
 
     spec: ModelSpec
-    facts: Facts
+    metadata: Metadata
     tensors: dict[str, Tensor]
 
 
-def save(path: Path, weights: Weights) -> None:
-    """Writes the file whole or not at all."""
-    model = json.loads(weights.spec.model_dump_json())
+def write_weights(path: Path, weights: Weights) -> None:
+    """Writes the file whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    described = {"format": FORMAT, "model": weights.spec.model_dump(mode="json"), "metadata": weights.metadata}
     # One entry: safetensors writes several in any order, and the same model should be the same file.
-    metadata = {"maskdm": json.dumps({"format": FORMAT, "model": model, "facts": weights.facts})}
+    header = {"maskdm": json.dumps(described)}
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write_tensors(temporary, tensors, metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        write_tensors(temporary, tensors, header)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """safetensors' `save_file`, whose failures are those of a disk."""
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> None:
+    """safetensors' `save_file`, whose failures are those of a disk.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     try:
-        save_file(tensors, path, metadata)
+        save_file(tensors, path, header)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"cannot write {path}: {' '.join(str(error).split())}") from None
 
 
-def read(path: Path) -> Weights:
-    """A file that `save` wrote.
+def read_weights(path: Path) -> Weights:
+    """A file that `write_weights` wrote.
 
     Raises:
         InputError: it is not there, not readable, or not one of ours.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except FileNotFoundError:
-        raise InputError(f"no such file: {path}") from None
+        raise InputError(str(path), "no such file") from None
     except (OSError, SafetensorError) as error:
-        hint = (
-            "; for a checkpoint of the official code: maskdm import official" if path.suffix in (".pt", ".pth") else ""
-        )
-        raise InputError(f"{path} is not a readable safetensors file ({error}){hint}") from None
+        remedy = "for a checkpoint of the official code: maskdm import official" if path.suffix in PICKLES else ""
+        raise InputError(str(path), f"not a readable safetensors file ({error})", remedy=remedy) from None
     try:
-        described = json.loads(metadata.get("maskdm", ""))
-        version, model, facts = described["format"], json.dumps(described["model"]), dict(described["facts"])
+        described = json.loads(header.get("maskdm", ""))
+        version = described["format"]
+        if version == FORMAT:
+            model, metadata = dict(described["model"]), dict(described["metadata"])
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} holds tensors, but no maskdm model: its metadata does not describe one") from None
+        raise InputError(str(path), "holds tensors, but no maskdm model: its header does not describe one") from None
     if version != FORMAT:
-        raise InputError(f"{path} has format {version}, this version reads {FORMAT}; install a newer maskdm")
+        remedy = "train again, or use the maskdm that wrote it" if version == "1" else "install a newer maskdm"
+        raise InputError(str(path), f"weights of format {version}", wanted=f"format {FORMAT}", remedy=remedy)
     try:
-        spec = ModelSpec.model_validate_json(model)
-    except ValidationError as error:
-        raise InputError(
-            f"{path} describes a model that this version does not know: {error.errors()[0]['msg']}"
-        ) from None
-    return Weights(spec, facts, tensors)
+        spec = validate(ModelSpec, model)
+    except InputError as error:
+        raise InputError(str(path), f"describes a model that this version does not know ({error})") from None
+    return Weights(spec, metadata, tensors)
 
 
-def find(path: Path, which: str = "ema") -> Path:
-    """The weights file of a run, a checkpoint folder, or the file itself."""
+PICKLES = (".pt", ".pth")
+"""Suffixes of checkpoints of the official code."""
+
+
+def find_weights(path: Path, which: str = "ema") -> Path:
+    """The weights file of a run, a checkpoint folder, or the file itself.
+
+    Args:
+        path: a folder or file.
+        which: of a folder: ema, raw, or either of a stage (pretrain-ema).
+
+    Raises:
+        InputError: nothing there, or no weights of this name.
+    """
     if not path.is_dir():
         if not path.exists():
-            raise InputError(f"no such run or file: {path}")
+            raise InputError(str(path), "no such run or file")
         return path
     for folder in (path / "weights", path):
         if (folder / f"{which}.safetensors").is_file():
             return folder / f"{which}.safetensors"
     there = sorted(file.stem for file in (path / "weights").glob("*.safetensors"))
     if there:
-        raise InputError(f"{path} holds no weights called {which!r}; wanted one of {', '.join(there)}")
+        raise InputError(str(path), f"holds no weights called {which!r}", wanted=f"one of {', '.join(there)}")
     if not (path / "config.yaml").is_file():
-        raise InputError(f"{path} is no run: it has no config.yaml; wanted a run folder or a .safetensors file")
-    raise InputError(
-        f"{path} holds no {which} weights yet; wanted a run folder, a checkpoint folder, or a .safetensors file"
-    )
+        wanted = "a run folder or a .safetensors file"
+        raise InputError(str(path), "is no run: it has no config.yaml", wanted=wanted)
+    wanted = "a run folder, a checkpoint folder, or a .safetensors file"
+    raise InputError(str(path), f"holds no {which} weights yet", wanted=wanted)
 
 
 def load(
@@ -137,33 +153,44 @@ def load(
         weights: of a folder: the moving average (ema), the last weights (raw), or either of a stage (pretrain-ema).
         device: where to put it.
         backbone: the class of a backbone of your own. A file only names it, and nothing that a file names is imported.
-        mixed_precision: arithmetic of the network when it is called; auto is bf16 where the device multiplies it.
+        mixed_precision: precision of the network when it is called; auto is bf16 where the device multiplies it.
         compile: whether torch compiles the network: a minute at the first call, and faster then on a GPU.
 
     Raises:
         InputError: nothing there that can be read as a model, or a backbone that was not given.
     """
-    file = find(Path(path), weights)
-    found = read(file)
+    file = find_weights(Path(path), weights)
+    found = read_weights(file)
     named, given = found.spec.model.backbone, f"{backbone.__module__}:{backbone.__qualname__}" if backbone else None
     if given != (named if ":" in named else None):
-        raise InputError(
-            f"{file}: its backbone is {named}, got {given or 'none'}; "
-            + (f"give load the class, or sample --backbone {named}" if ":" in named else "leave backbone out")
-        )
+        remedy = f"give that class, or its name {named}" if ":" in named else "leave it out"
+        raise InputError("backbone", f"that of {file} is {named}", got=given, remedy=remedy)
     network = build.backbone(found.spec)
-    restore(network, found.tensors, file)
+    load_state(network, found.tensors, file)
     network = network.to(device).eval().requires_grad_(False)
     denoiser = build.denoiser(found.spec, network)
-    return replace(denoiser, backbone=runtime.light(network, denoiser.device, mixed_precision, compile))
+    return replace(denoiser, backbone=for_inference(network, denoiser.device, mixed_precision, compile))
 
 
-def restore(
-    backbone: nn.Module, tensors: dict[str, Tensor], origin: Path, fill: Fill = nn.Module.load_state_dict
+def load_state(
+    network: nn.Module,
+    tensors: dict[str, Tensor],
+    origin: Path,
+    load_state_dict: LoadState = nn.Module.load_state_dict,
 ) -> None:
-    """Strictly: every tensor, and no other."""
+    """Strictly: every tensor, and no other.
+
+    Args:
+        network: what they are for.
+        tensors: its state.
+        origin: the file they are from, for errors.
+        load_state_dict: how the network takes them.
+
+    Raises:
+        InputError: names or shapes differ.
+    """
     try:
-        fill(backbone, tensors)
+        load_state_dict(network, tensors)
     except RuntimeError as error:
         first = " ".join(str(error).split("\n\t")[1:2]) or str(error)
-        raise InputError(f"{origin} does not fit the model it describes: {first}") from None
+        raise InputError(str(origin), f"does not fit the model it describes: {first}") from None

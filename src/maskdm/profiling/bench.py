@@ -1,9 +1,9 @@
 """What a training step costs here, and how that compares with what it computes and with what the machine could.
 
-Every row is a share of patches hidden. Rows are measured in turn, one step of each after the other, so that whatever
+Every row is a ratio of masked patches. Rows are measured in turn, one step of each after the other, so that whatever
 else goes on in the machine meets them all; between rounds a large matrix product is timed, the most that the machine
-gives in that arithmetic at that moment. Medians over the rounds. FLOPs are those of `maskdm.models.flops`: the
-network forth and twice back; masks, noise, norms, optimiser and average are time without FLOPs.
+gives in that precision at that moment. Medians over the rounds. FLOPs are those of `maskdm.models.flops`: one forward
+pass and a backward pass of twice as many; masks, noise, norms, optimizer and average are time without FLOPs.
 """
 
 from __future__ import annotations
@@ -16,40 +16,41 @@ from statistics import median
 
 import torch
 
-from maskdm.config.schema import MaskConfig
+from maskdm.config.stage_config import MaskConfig
 from maskdm.diffusion.mask_schedule import constant
 from maskdm.diffusion.masks import Masking, masking
 from maskdm.diffusion.patches import patch_grid
-from maskdm.errors import InputError
+from maskdm.errors import within
 from maskdm.models.flops import BACKWARD, forward_flops
 from maskdm.runtime import memory
-from maskdm.runtime.distributed import DTYPES, Runtime
-from maskdm.training.stage_masks import chosen
+from maskdm.runtime.device import DTYPES
+from maskdm.runtime.distributed import Runtime
+from maskdm.training.stage_masks import mask_values
 from maskdm.training.step import Task
-from maskdm.training.step_profiler import Trial
+from maskdm.training.step_profiler import StepProfiler
 
 ROUNDS = 5
 RATIOS = (0.0, 0.5, 0.75, 0.9)
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """The cost of a step with one mask.
 
     Attributes:
         mask: in words.
-        hidden: share of patches hidden or routed around.
+        mask_ratio: share of patches masked or routed around the middle of the network, 0 to 1.
         batch_size, tokens: images and visible patches of a step.
         seconds: of a step, median.
         flops: of a step.
         of_peak: FLOP/s over those of the matrix product.
-        waiting: share of the step spent waiting for pictures.
-        memory: bytes at the worst moment, or None.
+        waiting: share of the step spent waiting for images.
+        memory: bytes at the worst moment, or None where the system does not tell.
         over_share: (seconds over those of the first row) over (FLOPs over those of the first row).
     """
 
     mask: str
-    hidden: float
+    mask_ratio: float
     batch_size: int
     tokens: int
     seconds: float
@@ -61,7 +62,12 @@ class Row:
 
 
 def matrix_peak(runtime: Runtime, seconds: float = 0.3) -> float:
-    """FLOP/s of a large square matrix product in the arithmetic of the network, the best of several."""
+    """FLOP/s of a large square matrix product in the precision of the network, the best of several.
+
+    Args:
+        runtime: the device and the precision.
+        seconds: to measure for, at least.
+    """
     side = 8192 if runtime.device.type == "cuda" else 2048
     dtype = DTYPES.get(runtime.precision, torch.float32)
     a, b = (torch.randn(side, side, device=runtime.device).to(dtype) for _ in range(2))
@@ -69,44 +75,46 @@ def matrix_peak(runtime: Runtime, seconds: float = 0.3) -> float:
     while spent < seconds or best == 0.0:
         since = time.perf_counter()
         torch.mm(a, b)
-        runtime.synchronise()
+        runtime.synchronize()
         took = time.perf_counter() - since
         best, spent = max(best, 2 * side**3 / took), spent + took
     return best
 
 
-def maskings(mask: MaskConfig, ratios: Sequence[float], task: Task) -> list[Masking]:
-    """Masks of the kind that the recipe has, one for each share to hide; patches where it hides nothing.
+def bench_masks(mask: MaskConfig, ratios: Sequence[float], task: Task) -> list[Masking]:
+    """Masks of the kind that `mask` has, one for each ratio; of kind patch where it masks nothing.
 
     Raises:
-        InputError: a share that the kind or the grid cannot give.
+        InputError: a ratio that the kind or the grid cannot give.
     """
     grid = patch_grid(task.spec.image_size, task.spec.model.patch_size)
-    kind, _, block = chosen(mask, grid, task.spec.model.backbone)
+    kind, _, block = mask_values(mask, grid, task.spec.model.backbone)
     if kind == "none":
         kind = "patch"
-    made = []
-    for ratio in ratios:
-        try:
-            made.append(masking(kind if ratio else "none", grid, ratio, block=block, offset=mask.offset))
-        except InputError as error:
-            raise InputError(f"--ratios: {error}") from None
-    return list(dict.fromkeys(made))
+    with within("", ratio="ratios"):
+        found = [masking(kind if ratio else "none", grid, ratio, block=block, offset=mask.offset) for ratio in ratios]
+    return list(dict.fromkeys(found))
 
 
-def bench(task: Task, masks: Sequence[Masking], *, rounds: int = ROUNDS) -> tuple[list[Row], float]:
-    """Rows for `masks` in place of the first stage's, and the FLOP/s of the matrix product (median)."""
+def measure_masks(task: Task, masks: Sequence[Masking], *, rounds: int = ROUNDS) -> tuple[list[BenchRow], float]:
+    """Rows for `masks` in place of the first stage's, and the FLOP/s of the matrix product (median).
+
+    Args:
+        task: whose first stage is measured.
+        masks: one for each row; the first row is what the others are compared with.
+        rounds: measurements of each.
+    """
     tasks = [replace(task, masks=[constant(mask)] * len(task.masks)) for mask in masks]
-    trial = Trial(task)
+    profiler = StepProfiler(task)
 
     def step(which: Task) -> float:
-        trial.use(which)
-        return trial.step()
+        profiler.use(which)
+        return profiler.step()
 
     most = []
     for changed in tasks:  # warms up, too
         step(changed)
-        most.append(memory.peak(task.runtime.device, partial(step, changed))[1])
+        most.append(memory.peak_bytes(task.runtime.device, partial(step, changed))[1])
     seconds: list[list[float]] = [[] for _ in tasks]
     waited, peaks = [0.0] * len(tasks), []
     for _ in range(rounds):
@@ -116,15 +124,15 @@ def bench(task: Task, masks: Sequence[Masking], *, rounds: int = ROUNDS) -> tupl
             before = task.data.images.waited
             seconds[i].append(step(changed))
             waited[i] += task.data.images.waited - before
-    peak, batch = median(peaks), trial.batch_size
+    peak, batch = median(peaks), profiler.batch_size
     flops = [(1 + BACKWARD) * batch * forward_flops(task.spec, mask) for mask in masks]
     times = [median(steps) for steps in seconds]
     rows = [
-        Row(
+        BenchRow(
             mask=str(mask),
-            hidden=mask.ratio,
+            mask_ratio=mask.ratio,
             batch_size=batch,
-            tokens=batch * mask.visible,
+            tokens=batch * mask.num_visible,
             seconds=times[i],
             flops=flops[i],
             of_peak=flops[i] / times[i] / peak,
@@ -137,23 +145,23 @@ def bench(task: Task, masks: Sequence[Masking], *, rounds: int = ROUNDS) -> tupl
     return rows, peak
 
 
-def table(rows: Sequence[Row], peak: float) -> list[str]:
-    """Lines for a person."""
+def format_bench(rows: Sequence[BenchRow], peak: float) -> list[str]:
+    """Rows and the FLOP/s of the matrix product as lines for a terminal."""
     lines = [
         f"matrix product {peak / 1e9:,.0f} GFLOP/s",
-        "hidden  patches  s/step   images/s   patches/s  GFLOP/s  of peak  memory    waiting  cost over FLOP share",
+        "masked  patches  s/step   images/s   patches/s  GFLOP/s  of peak  memory    waiting  cost over FLOP share",
     ]
     for row in rows:
         used = "unknown" if row.memory is None else f"{row.memory / 2**30:.2f} GiB"
         rates = f"{row.batch_size / row.seconds:9,.1f}  {row.tokens / row.seconds:10,.0f}"
         work = f"{row.flops / row.seconds / 1e9:7,.0f}  {row.of_peak:7.1%}"
         lines.append(
-            f"{row.hidden:6.1%}  {row.tokens // row.batch_size:7,}  {row.seconds:6.3f}  {rates}  {work}  {used:8}  "
+            f"{row.mask_ratio:6.1%}  {row.tokens // row.batch_size:7,}  {row.seconds:6.3f}  {rates}  {work}  {used:8}  "
             f"{row.waiting:7.2%}  {row.over_share:6.2f}"
         )
     return lines
 
 
-def as_json(rows: Sequence[Row], peak: float) -> dict[str, object]:
-    """The same for programs."""
+def bench_as_json(rows: Sequence[BenchRow], peak: float) -> dict[str, object]:
+    """The same for programs: `matrix_flops_per_second`, and under `rows` the fields of `BenchRow`."""
     return {"matrix_flops_per_second": peak, "rows": [asdict(row) for row in rows]}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+_UNITS = [(86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")]
 
-def count(number: float) -> str:
+
+def format_count(number: float) -> str:
     """A whole number, exact below a million: 384,000; 2.1 M; 1.31 B."""
     for size, suffix in [(1e9, "B"), (1e6, "M")]:
         if abs(number) >= size:
@@ -13,23 +15,25 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def compact(number: float) -> str:
+def format_compact(number: float) -> str:
     """A number where room is short, as on an axis: 500; 12.5 k; 1.2 M; 2e-4."""
     magnitude = abs(number)
+    if magnitude >= 1e12:
+        return f"{number:.3g}".replace("e+", "e")
     if magnitude >= 1e6:
-        return count(number)
+        return format_count(number)
     if magnitude >= 1e4:
         return f"{number / 1e3:.4g} k"
-    return value(number)
+    return format_value(number)
 
 
-def value(number: float, digits: int = 4) -> str:
+def format_value(number: float, digits: int = 4) -> str:
     """A measured value to `digits` significant digits: 0.0831; 1,235; 2.5e-4; nan."""
     if not math.isfinite(number):
         return str(number)
     magnitude = abs(number)
     if magnitude >= 1e7:
-        return count(number)
+        return format_count(number)
     if magnitude >= 1e3:
         return f"{number:,.0f}"
     if number == 0 or magnitude >= 1e-3:
@@ -40,18 +44,18 @@ def value(number: float, digits: int = 4) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """9.4 s; 2 min 10 s; 3 h 5 min; 2 d 4 h."""
     if seconds < 59.95:
         return f"{seconds:.3g} s"
     whole = round(seconds)
-    for size, unit, smaller, smaller_unit in [(86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")]:
+    for size, unit, smaller, smaller_unit in _UNITS:
         if whole >= size:
             rest = whole % size // smaller
             return f"{whole // size} {unit} {rest} {smaller_unit}" if rest else f"{whole // size} {unit}"
     raise AssertionError(seconds)  # 59.95 s and more round to at least a minute
 
 
-def plural(number: int, noun: str) -> str:
+def format_plural(number: int, noun: str) -> str:
     """1 stage; 2 stages; 4,000 steps."""
-    return f"{count(number)} {noun}" if number == 1 else f"{count(number)} {noun}s"
+    return f"{format_count(number)} {noun}" if number == 1 else f"{format_count(number)} {noun}s"

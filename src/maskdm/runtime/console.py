@@ -11,22 +11,31 @@ from typing import TypeAlias
 
 from tqdm import tqdm
 
+from maskdm.files import append_line
+
 Bar: TypeAlias = tqdm
 
 
 class Console:
-    """Talks on standard error and, once a run has a folder, into its log. A quiet one (other ranks) says nothing."""
+    """Talks on standard error and, once a run has a folder, into its log.
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+    Attributes:
+        quiet: nothing on standard error; the log is kept all the same.
+        main: whether this is the rank that talks; others say nothing and keep no log.
+        log: the file, None before there is one.
+    """
+
+    def __init__(self, *, quiet: bool = False, main: bool = True) -> None:
+        self.quiet, self.main = quiet, main
         self.log: Path | None = None
         self._early: list[str] = []
 
     def say(self, text: str) -> None:
         """One line."""
-        if self.quiet:
+        if not self.main:
             return
-        Bar.write(text, file=sys.stderr)
+        if not self.quiet:
+            Bar.write(text, file=sys.stderr)
         self._keep(text)
 
     def warn(self, text: str) -> None:
@@ -38,19 +47,14 @@ class Console:
         self.log = log
         early, self._early = self._early, []
         for line in early:
-            self._write(line)
+            append_line(log, line)
 
     def _keep(self, text: str) -> None:
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
         if self.log is None:
             self._early.append(line)
         else:
-            self._write(line)
-
-    def _write(self, line: str) -> None:
-        if self.log is not None and not self.quiet:
-            with self.log.open("a") as file:
-                file.write(line)
+            append_line(self.log, line)
 
     @contextmanager
     def bar(self, name: str, total: int | None, unit: str = "image", initial: int = 0) -> Iterator[Bar]:
@@ -67,7 +71,7 @@ class Console:
             smoothing=0.1,
             dynamic_ncols=True,
             leave=False,
-            disable=self.quiet,
+            disable=self.quiet or not self.main,
             file=sys.stderr,
         ) as bar:
             yield bar

@@ -1,7 +1,7 @@
-"""The machine: device, arithmetic, ranks. No other file knows that there may be several processes.
+"""Ranks: the processes that train or sample together. No other file knows that there may be several.
 
 Launchers (torchrun, `accelerate launch`, SLURM wrappers of either) all set the same variables; with them present the
-process group is joined, without them there is one rank and nothing to synchronise.
+process group is joined, without them there is one rank and nothing to synchronize.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskdm.config.schema import TrainConfig
-from maskdm.errors import InputError
+from maskdm.errors import InputError, within
+from maskdm.runtime import device as devices
 from maskdm.runtime import memory
+from maskdm.runtime.device import Precision, compile_network, pick_compile, pick_device, pick_precision
 
-Precision = Literal["bf16", "fp16", "no"]
 Parallel = Literal["ddp", "fsdp"]
-MOST_GRAPHS = 64
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Runtime:
         rank, world_size: of this process, and how many there are.
         local_world_size: how many of them are on this machine.
         compile: the mode in which torch compiles the network, or None.
-        parallel: whether every rank holds the whole model (ddp) or a part of each tensor (fsdp).
+        parallel: whether every rank holds the whole model (ddp) or a shard of each tensor (fsdp).
     """
 
     device: torch.device
@@ -54,14 +53,16 @@ class Runtime:
         """Whether this rank writes files and talks."""
         return self.rank == 0
 
+    # --- shards ------------------------------------------------------------------------------------------------------
+
     @property
-    def divides(self) -> bool:
-        """Whether tensors are divided among ranks."""
+    def shards(self) -> bool:
+        """Whether tensors are sharded among ranks (FSDP)."""
         return self.world_size > 1 and self.parallel == "fsdp"
 
-    def divide(self, network: nn.Module) -> nn.Module:
-        """Leaves this rank its part of every tensor, where that is asked for; blocks are gathered one by one."""
-        if self.divides:
+    def shard(self, network: nn.Module) -> nn.Module:
+        """Leaves this rank its shard of every tensor, where that is asked for; blocks are gathered one by one."""
+        if self.shards:
             from torch.distributed.device_mesh import init_device_mesh  # a second to import
             from torch.distributed.fsdp import fully_shard
 
@@ -69,22 +70,22 @@ class Runtime:
             blocks = [block for blocks in network.modules() if isinstance(blocks, nn.ModuleList) for block in blocks]
             for block in blocks:
                 fully_shard(block, mesh=mesh)
-            # The outermost too: between steps every tensor is in parts, whoever asks.
+            # The outermost too: between steps every tensor is sharded, whoever asks.
             fully_shard(network, mesh=mesh, reshard_after_forward=True)
         return network
 
-    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor, its parts gathered: all ranks must ask at the same time."""
-        if not self.divides:
+    def full_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor gathered from its shards: all ranks must ask at the same time."""
+        if not self.shards:
             return tensor
         from torch.distributed.tensor import DTensor
 
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-    def part(self, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """This rank's part of a whole tensor, divided and placed as `like`."""
+    def shard_like(self, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """This rank's shard of a full tensor, sharded and placed as `like`."""
         tensor = tensor.to(like.device)
-        if not self.divides:
+        if not self.shards:
             return tensor
         from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -92,84 +93,68 @@ class Runtime:
             return tensor
         return distribute_tensor(tensor, like.device_mesh, like.placements)
 
-    def state_of(self, network: nn.Module) -> dict[str, torch.Tensor]:
-        """The state dict, whole: all ranks must ask at the same time."""
-        return {name: self.whole(tensor) for name, tensor in network.state_dict().items()}
+    def full_state_dict(self, network: nn.Module) -> dict[str, torch.Tensor]:
+        """The state dict of full tensors: all ranks must ask at the same time."""
+        return {name: self.full_tensor(tensor) for name, tensor in network.state_dict().items()}
 
-    def fill(self, network: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-        """Loads a whole state dict strictly, each rank its part."""
-        if self.divides:
+    def load_full_state_dict(self, network: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        """Loads a state dict of full tensors strictly, each rank its shards.
+
+        Raises:
+            RuntimeError: of torch, where names or shapes differ.
+        """
+        if self.shards:
             own = network.state_dict()
-            state = {name: self.part(tensor, own[name]) if name in own else tensor for name, tensor in state.items()}
+            state = {name: self.shard_like(t, own[name]) if name in own else t for name, t in state.items()}
         network.load_state_dict(state, strict=True)
 
-    def turns(self, num: int) -> range:
-        """This rank's numbers of `num` that are dealt out in turn: as many for every rank, the last perhaps beyond."""
-        return range(self.rank, math.ceil(num / self.world_size) * self.world_size, self.world_size)
-
-    def total(self, number: float) -> float:
-        """The sum of what the ranks say, on every rank."""
-        if self.world_size == 1:
-            return number
-        shared = torch.tensor(number, dtype=torch.float64, device=self.device)
-        dist.all_reduce(shared)
-        return float(shared.item())
-
-    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """Tensors of one shape from all ranks, on every rank."""
-        if self.world_size == 1:
-            return [tensor]
-        there = tensor.to(self.device)
-        found = [torch.empty_like(there) for _ in range(self.world_size)]
-        dist.all_gather(found, there)
-        return [each.cpu() for each in found]
+    # --- the network in training -------------------------------------------------------------------------------------
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which the network is called in training."""
-        if self.precision == "no":
-            return nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.precision])
+        return devices.autocast(self.device, self.precision)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Loss scaling; it does nothing but for fp16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as it is called in training: perhaps compiled, gradients averaged over ranks."""
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network as it is called in training: perhaps compiled, gradients averaged over ranks."""
         if self.compile is not None:
-            # A graph for every shape of the masks; shapes are static, and by a schedule there may be several.
-            settings = torch._dynamo.config
-            name = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"  # of older torch
-            setattr(settings, name, max(getattr(settings, name), MOST_GRAPHS))
-            model = cast(nn.Module, torch.compile(model, dynamic=False, mode=self.compile))
+            network = compile_network(network, self.compile)
         if self.world_size == 1 or self.parallel == "fsdp":
-            return model
+            return network
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids)
+        return DistributedDataParallel(network, device_ids=ids)
 
     def accumulate(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[object]:
-        """Around the backward pass of one micro-batch: only the last one synchronises."""
-        if self.divides:
+        """Around the backward pass of one micro-batch: only the last one synchronizes gradients."""
+        if self.shards:
             wrapped.set_requires_gradient_sync(last)  # type: ignore[operator] # of the sharded module
         if last or not isinstance(wrapped, DistributedDataParallel):
             return nullcontext()
         return cast(AbstractContextManager[object], wrapped.no_sync())
 
-    def slice(self, whole: slice) -> slice:
-        """This rank's part of a stretch of a row that is dealt out in turn.
-
-        Of every stretch the ranks' parts differ by at most one, and of a whole row that the world size divides, not at
-        all: no rank is without work.
-        """
-        first = whole.start + (self.rank - whole.start) % self.world_size
-        return slice(first, whole.stop, self.world_size)
-
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         """Waits until the device has done all that it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
+        devices.synchronize(self.device)
+
+    # --- the work of each rank ---------------------------------------------------------------------------------------
+
+    def rank_indices(self, num: int) -> range:
+        """This rank's numbers of 0 to num - 1, every world_size-th: as many on every rank, the last perhaps beyond."""
+        return range(self.rank, math.ceil(num / self.world_size) * self.world_size, self.world_size)
+
+    def rank_slice(self, rows: slice) -> slice:
+        """This rank's part of consecutive rows of a batch, every world_size-th.
+
+        The ranks' parts differ by at most one, and of a whole batch that the world size divides, not at all: no rank
+        is without work.
+        """
+        first = rows.start + (self.rank - rows.start) % self.world_size
+        return slice(first, rows.stop, self.world_size)
+
+    # --- talking among ranks -----------------------------------------------------------------------------------------
 
     def barrier(self) -> None:
         """Waits for all ranks."""
@@ -185,37 +170,49 @@ class Runtime:
         if self.main:
             self.barrier()
 
-    def agree(self, value: bool) -> bool:
-        """Whether any rank says yes; every rank gets the same answer."""
+    def all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Tensors of one shape from all ranks, on every rank, in the memory of the host where there are several."""
         if self.world_size == 1:
-            return value
-        flag = torch.tensor(int(value), device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+            return [tensor]
+        there = tensor.to(self.device)
+        found = [torch.empty_like(there) for _ in range(self.world_size)]
+        dist.all_gather(found, there)
+        return [each.cpu() for each in found]
 
-    def same(self, number: float) -> float:
-        """What the main rank measured, on every rank."""
+    def all_reduce_sum(self, number: float) -> float:
+        """The sum over ranks, on every rank."""
+        return self._reduce(number, dist.ReduceOp.SUM)
+
+    def all_reduce_min(self, number: float) -> float:
+        """The smallest over ranks, on every rank."""
+        return self._reduce(number, dist.ReduceOp.MIN)
+
+    def any_rank(self, value: bool) -> bool:
+        """Whether it is true on any rank; every rank gets the same answer."""
+        return bool(self._reduce(float(value), dist.ReduceOp.MAX))
+
+    def broadcast(self, number: float) -> float:
+        """The main rank's number, on every rank."""
         if self.world_size == 1:
             return number
         shared = torch.tensor(number, dtype=torch.float64, device=self.device)
         dist.broadcast(shared, src=0)
         return float(shared.item())
 
-    def least(self, number: float) -> float:
-        """The least of what the ranks say, on every rank."""
-        if self.world_size == 1:
-            return number
-        shared = torch.tensor(number, dtype=torch.float64, device=self.device)
-        dist.all_reduce(shared, op=dist.ReduceOp.MIN)
-        return float(shared.item())
-
-    def share(self, text: str) -> str:
-        """What the main rank says, on every rank."""
+    def broadcast_object(self, text: str) -> str:
+        """The main rank's text, on every rank."""
         if self.world_size == 1:
             return text
         box = [text]
         dist.broadcast_object_list(box, device=self.device if self.device.type == "cuda" else None)
         return box[0]
+
+    def _reduce(self, number: float, operation: dist.ReduceOp.RedOpType) -> float:
+        if self.world_size == 1:
+            return number
+        shared = torch.tensor(number, dtype=torch.float64, device=self.device)
+        dist.all_reduce(shared, op=operation)
+        return float(shared.item())
 
     def close(self) -> None:
         """Leaves the process group."""
@@ -223,89 +220,52 @@ class Runtime:
             dist.destroy_process_group()
 
 
-class Light(nn.Module):
-    """A network that answers in half precision, and perhaps compiled."""
-
-    def __init__(self, network: nn.Module, runtime: Runtime) -> None:
-        super().__init__()
-        self.network, self.runtime = runtime.wrap(network), runtime
-
-    def forward(self, *tensors: torch.Tensor, **masks: torch.Tensor | None) -> torch.Tensor:
-        """See `maskdm.diffusion.denoiser.Backbone`; in the precision of x_t again."""
-        with self.runtime.autocast():
-            out: torch.Tensor = self.network(*tensors, **masks)
-        return out.to(tensors[0].dtype)
-
-
-def light(network: nn.Module, device: torch.device, mixed_precision: str, compiled: bool = False) -> nn.Module:
-    """`network` as sampling may call it; itself where nothing is asked for."""
-    precision = pick_precision(device) if mixed_precision == "auto" else cast(Precision, mixed_precision)
-    if precision == "no" and not compiled:
-        return network
-    return Light(network, Runtime(device, precision, compile="default" if compiled else None))
-
-
-def start(config: TrainConfig) -> Runtime:
-    """The machine for training: see `join`."""
-    runtime = join(config.device)
-    precision = pick_precision(runtime.device) if config.mixed_precision == "auto" else config.mixed_precision
-    compiled = pick_compile(config.compile, runtime.device)
-    return replace(runtime, precision=precision, compile=compiled, parallel=config.parallel)
-
-
-def join(device_name: str, setting: str = "train.device") -> Runtime:
-    """Chooses the device and joins the other ranks, if there are any; float32.
+def init_runtime(config: TrainConfig) -> Runtime:
+    """The machine for training: device and ranks as `init_distributed`, precision and compiling by the settings.
 
     Raises:
-        InputError: a device that does not exist.
+        InputError: `train.device` does not exist; the environment describes no process group.
     """
+    with within("train."):
+        runtime = _join(config.device)
+    return replace(
+        runtime,
+        precision=pick_precision(config.mixed_precision, runtime.device),
+        compile=pick_compile(config.compile, runtime.device),
+        parallel=config.parallel,
+    )
+
+
+def init_distributed(device: str) -> Runtime:
+    """Chooses the device and joins the other ranks, if there are any; float32.
+
+    Args:
+        device: auto, or a device of torch: cpu, cuda, cuda:1, mps.
+
+    Raises:
+        InputError: `device` does not exist; the environment describes no process group.
+    """
+    with within(""):
+        return _join(device)
+
+
+def _join(device: str) -> Runtime:
     try:
         world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     except ValueError:
-        raise InputError("WORLD_SIZE or RANK in the environment is no number; unset them, or use torchrun") from None
+        got = f"{os.environ.get('WORLD_SIZE')}, {os.environ.get('RANK')}"
+        remedy = "unset them, or use torchrun"
+        raise InputError("WORLD_SIZE, RANK", got=got, wanted="numbers in the environment", remedy=remedy) from None
     if world_size > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise InputError(f"WORLD_SIZE is {world_size}, but RANK, MASTER_ADDR or MASTER_PORT is missing; use torchrun")
-    device = pick_device(device_name, setting)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
+        problem = "RANK, MASTER_ADDR or MASTER_PORT is missing from the environment"
+        raise InputError("WORLD_SIZE", problem, got=world_size, remedy="use torchrun")
+    picked = pick_device(device)
+    if picked.type == "cuda" and picked.index is None:
+        picked = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(picked)
     if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if device.type == "cpu":
-        memory.hold()
+        dist.init_process_group("nccl" if picked.type == "cuda" else "gloo")
+    if picked.type == "cpu":
+        memory.keep_freed_memory()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size > 1 else 1
-    return Runtime(device, "no", rank, world_size, local)
-
-
-def pick_device(name: str, setting: str = "train.device") -> torch.device:
-    """ "auto" or a device of torch, as `setting` gives it -> the device.
-
-    Raises:
-        InputError: there is no such device here.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"{setting}: got {name!r}, which this machine does not offer; try auto") from None
-    return device
-
-
-def pick_compile(wanted: str, device: torch.device) -> str | None:
-    """The mode of torch.compile; by itself only on a GPU: a CPU gains nothing from a minute of compiling."""
-    if wanted == "auto":
-        return "default" if device.type == "cuda" else None
-    return None if wanted == "no" else wanted
-
-
-def pick_precision(device: torch.device) -> Precision:
-    """bf16 where the device multiplies it natively, else float32."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return "bf16"
-    return "no"
+    return Runtime(picked, "no", rank, world_size, local)

@@ -18,7 +18,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's mallopt."""
 
 
-def hold() -> None:
+def keep_freed_memory() -> None:
     """What is freed stays with this process, for the next step to use: a tenth to a fifth of a step on a CPU.
 
     By default glibc gives every large block back to the system, which has to clear each page of the next one.
@@ -30,14 +30,14 @@ def hold() -> None:
             libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def release() -> None:
+def return_freed_memory() -> None:
     """What is held and not used goes back to the system."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def available(device: torch.device) -> int:
+def available_bytes(device: torch.device) -> int:
     """Bytes that can still be had: on a GPU, what is free there; else, what the system and this container allow."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -52,14 +52,14 @@ def available(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # no /proc: half of what is built in
 
 
-def in_use(device: torch.device) -> int:
+def bytes_in_use(device: torch.device) -> int:
     """Bytes that this process holds: on a GPU, of tensors; else, all of it."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     return _of("/proc/self/status", "VmRSS") or 0
 
 
-def peak(device: torch.device, work: Callable[[], T]) -> tuple[T, int | None]:
+def peak_bytes(device: torch.device, work: Callable[[], T]) -> tuple[T, int | None]:
     """What `work` gives, and the bytes that were in use at its worst moment; None where the system does not tell.
 
     On a GPU, of tensors; else, of the whole process.
@@ -69,16 +69,16 @@ def peak(device: torch.device, work: Callable[[], T]) -> tuple[T, int | None]:
         done = work()
         torch.cuda.synchronize(device)
         return done, torch.cuda.max_memory_allocated(device)
-    release()
+    return_freed_memory()
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the highest so far
     except OSError:
         return work(), None
     done = work()
     return done, _of("/proc/self/status", "VmHWM")
 
 
-def is_shortage(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is what torch raises when memory runs out; it has a class of its own on a GPU only."""
     words = r"out of memory|can't allocate|not enough mem"
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
@@ -89,7 +89,7 @@ def is_shortage(error: BaseException) -> bool:
 def _of(file: str, key: str) -> int | None:
     """`key:   N kB` -> bytes."""
     try:
-        found = re.search(rf"^{key}:\s+(\d+) kB", Path(file).read_text(), re.MULTILINE)
+        found = re.search(rf"^{key}:\s+(\d+) kB", Path(file).read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None
@@ -97,6 +97,6 @@ def _of(file: str, key: str) -> int | None:
 
 def _number(file: str) -> int | None:
     try:
-        return int(Path(file).read_text())
+        return int(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not there, or "max"
         return None

@@ -1,4 +1,4 @@
-"""Samplers: from noise to images, each a function of an estimate of (x_0, eps) and a grid of times.
+"""Samplers: each a step from a time to a less noisy one, and one driver that walks them down the times.
 
 For two times t > s of a process, the noise added between them has variance sigma_ts^2 = sigma_t^2 - (alpha_t/alpha_s)^2
 sigma_s^2, and q(x_s | x_t, x_0) has standard deviation sigma_s sigma_ts / sigma_t (Ho et al. 2020, eq. 7; the general
@@ -11,42 +11,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from maskdm.diffusion.process import Process, share_of
-from maskdm.errors import InputError
+from maskdm.diffusion.process import Process, noise_level
+from maskdm.errors import ArgumentError
 from maskdm.sampling.guidance import Estimate
 
 Noise = Callable[[], Tensor]
-"""Fresh standard normals of x_t's shape."""
-Report = Callable[[], None]
-"""Called after every step."""
-
-
-class Run(Protocol):
-    """One way from x_t at times[0] to x at the last of the falling times; `amount` is of fresh noise."""
-
-    def __call__(
-        self,
-        estimate: Estimate,
-        process: Process,
-        x_t: Tensor,
-        times: Sequence[float],
-        *,
-        noise: Noise,
-        amount: float,
-        report: Report,
-    ) -> Tensor: ...
+"""Fresh standard normals of x_t's shape, (B, C, H, W)."""
 
 
 @dataclass(frozen=True)
-class Level:
-    """The coefficients at one time, as numbers."""
+class Time:
+    """A time of a process with its coefficients, as numbers: x_t = alpha x_0 + sigma eps."""
 
+    time: float
     alpha: float
     sigma: float
 
@@ -58,242 +41,260 @@ class Level:
         return math.log(self.alpha / self.sigma) if self.sigma > 0 else math.inf
 
 
-def level(process: Process, t: float) -> Level:
-    """alpha and sigma at time t."""
+def time_of(process: Process, t: float) -> Time:
+    """Time t with its coefficients."""
     alpha, sigma = process.alpha_sigma(torch.tensor(t, dtype=torch.float64))
-    return Level(float(alpha), float(sigma))
+    return Time(t, float(alpha), float(sigma))
 
 
-def between(t: Level, s: Level) -> float:
-    """sigma_ts, the deviation of the noise added from s to the noisier t."""
+def sigma_between(t: Time, s: Time) -> float:
+    """sigma_ts, the standard deviation of the noise added from s to the noisier t."""
     return math.sqrt(max(t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2, 0.0))
 
 
-def noised(process: Process, x_s: Tensor, s: float, t: float, noise: Tensor) -> Tensor:
-    """A draw from q(x_t | x_s), t noisier than s."""
-    at_s, at_t = level(process, s), level(process, t)
-    return at_t.alpha / at_s.alpha * x_s + between(at_t, at_s) * noise
+def renoise(x_s: Tensor, s: Time, t: Time, noise: Tensor) -> Tensor:
+    """A draw from q(x_t | x_s), t noisier than s: (B, C, H, W) twice -> (B, C, H, W)."""
+    return t.alpha / s.alpha * x_s + sigma_between(t, s) * noise
 
 
-def ddim(
-    estimate: Estimate,
-    process: Process,
-    x_t: Tensor,
-    times: Sequence[float],
-    *,
-    noise: Noise,
-    amount: float = 0.0,
-    report: Report = lambda: None,
-) -> Tensor:
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Context:
+    """What steps may ask.
+
+    Attributes:
+        process: whose times are walked.
+        estimate: (x_t, t) -> (x_0, eps), each (B, C, H, W).
+        noise: fresh standard normals.
+    """
+
+    process: Process
+    estimate: Estimate
+    noise: Noise
+
+
+@dataclass(frozen=True)
+class StepState:
+    """Where sampling stands.
+
+    Attributes:
+        t: the time.
+        x_t: (B, C, H, W).
+        x_0, eps: the model's estimates there.
+        previous: (time, x_0) of the step before, for samplers of several steps; None in the first.
+    """
+
+    t: Time
+    x_t: Tensor
+    x_0: Tensor
+    eps: Tensor
+    previous: tuple[Time, Tensor] | None = None
+
+
+Step = Callable[[StepState, Time, Context], Tensor]
+"""From x_t to x_s at the next time s, (B, C, H, W)."""
+
+
+def ddim_step(state: StepState, s: Time, context: Context, *, eta: float = 0.0) -> Tensor:
     """DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16): eta = 0 is deterministic, eta = 1 has DDPM's variance.
 
     With eta = 0 it is Euler's method in every frame, for flow matching as for EDM.
-
-    Args:
-        estimate: what the model says of (x_t, t).
-        process: whose times these are.
-        x_t: noise at times[0], (B, C, H, W).
-        times: falling times of the process.
-        noise: fresh normals.
-        amount: eta.
-        report: called after every step.
-
-    Returns:
-        x at the last of the times, (B, C, H, W); with the clean image last, in [-1, 1].
     """
-    for t, s in _levels(process, times):
-        x_0, eps = estimate(x_t, t.time)
-        random = amount * s.sigma * between(t, s) / t.sigma
-        x_t = s.alpha * x_0 + math.sqrt(max(s.sigma**2 - random**2, 0.0)) * eps
-        if random:
-            x_t = x_t + random * noise()
-        report()
-    return x_t
+    t = state.t
+    sigma = eta * s.sigma * sigma_between(t, s) / t.sigma
+    x_s = s.alpha * state.x_0 + math.sqrt(max(s.sigma**2 - sigma**2, 0.0)) * state.eps
+    return x_s + sigma * context.noise() if sigma else x_s
 
 
-def ancestral(
-    estimate: Estimate,
-    process: Process,
-    x_t: Tensor,
-    times: Sequence[float],
-    *,
-    noise: Noise,
-    amount: float = 1.0,
-    report: Report = lambda: None,
-) -> Tensor:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2): draws from q(x_s | x_t, x_0 = estimate), eq. 6 and 7.
+def ancestral_step(state: StepState, s: Time, context: Context, *, eta: float = 1.0) -> Tensor:
+    """Ancestral sampling (Ho et al. 2020, algorithm 2): a draw from q(x_s | x_t, x_0 = estimate), eq. 6 and 7.
 
-    The variance is the posterior's, exact for any two times; `amount` (eta) scales its standard deviation.
+    The variance is the posterior's, exact for any two times; eta scales its standard deviation.
     """
-    for t, s in _levels(process, times):
-        x_0, _ = estimate(x_t, t.time)
-        sigma_ts = between(t, s)
-        x_t = (s.alpha * sigma_ts**2 * x_0 + t.alpha / s.alpha * s.sigma**2 * x_t) / t.sigma**2
-        if s.sigma:
-            x_t = x_t + amount * s.sigma * sigma_ts / t.sigma * noise()
-        report()
-    return x_t
+    t, sigma_ts = state.t, sigma_between(state.t, s)
+    x_s = (s.alpha * sigma_ts**2 * state.x_0 + t.alpha / s.alpha * s.sigma**2 * state.x_t) / t.sigma**2
+    return x_s + eta * s.sigma * sigma_ts / t.sigma * context.noise() if s.sigma else x_s
 
 
-def euler(
-    estimate: Estimate,
-    process: Process,
-    x_t: Tensor,
-    times: Sequence[float],
-    *,
-    noise: Noise,
-    amount: float = 0.0,
-    report: Report = lambda: None,
-) -> Tensor:
-    """Euler's method with EDM's churn (Karras et al. 2022, arXiv 2206.00364, algorithm 2 without its second order).
-
-    `amount` is S_churn: before each step as much noise is added as multiplies sigma / alpha by 1 + churn / steps.
-    """
-    for t, s in _levels(process, times):
-        t, x_t = _churned(process, x_t, t, amount / (len(times) - 1), noise)
-        x_0, eps = estimate(x_t, t.time)
-        x_t = s.alpha * x_0 + s.sigma * eps
-        report()
-    return x_t
+def euler_step(state: StepState, s: Time, context: Context) -> Tensor:
+    """Euler's method (Karras et al. 2022, arXiv 2206.00364, algorithm 2 without its second order)."""
+    return s.alpha * state.x_0 + s.sigma * state.eps
 
 
-def heun(
-    estimate: Estimate,
-    process: Process,
-    x_t: Tensor,
-    times: Sequence[float],
-    *,
-    noise: Noise,
-    amount: float = 0.0,
-    report: Report = lambda: None,
-) -> Tensor:
-    """Heun's method, second order, two calls a step but the last (Karras et al. 2022, algorithms 1 and 2).
+def heun_step(state: StepState, s: Time, context: Context) -> Tensor:
+    """Heun's method, second order, two calls but for the last step (Karras et al. 2022, algorithms 1 and 2).
 
     In the frame x / n of the process a path is straight, so that a step is the change of alpha / n times x_0 and that
-    of sigma / n times eps; both are taken as the mean of before and after. `amount` is S_churn, see `euler`.
+    of sigma / n times eps; both are taken as the mean of before and after.
     """
-    for t, s in _levels(process, times):
-        t, x_t = _churned(process, x_t, t, amount / (len(times) - 1), noise)
-        x_0, eps = estimate(x_t, t.time)
-        ahead = s.alpha * x_0 + s.sigma * eps
-        if s.sigma:
-            x_0_s, eps_s = estimate(ahead, s.time)
-            n_t, n_s = _frame(process, t), _frame(process, s)
-            image, rest = s.alpha / n_s - t.alpha / n_t, s.sigma / n_s - t.sigma / n_t
-            ahead = n_s * (x_t / n_t + image * (x_0 + x_0_s) / 2 + rest * (eps + eps_s) / 2)
-        x_t = ahead
-        report()
-    return x_t
+    t, x_0, eps = state.t, state.x_0, state.eps
+    x_s = s.alpha * x_0 + s.sigma * eps
+    if not s.sigma:
+        return x_s
+    x_0_s, eps_s = context.estimate(x_s, s.time)
+    n_t, n_s = _frame(context.process, t), _frame(context.process, s)
+    d_alpha, d_sigma = s.alpha / n_s - t.alpha / n_t, s.sigma / n_s - t.sigma / n_t
+    return n_s * (state.x_t / n_t + d_alpha * (x_0 + x_0_s) / 2 + d_sigma * (eps + eps_s) / 2)
 
 
-def dpmpp(
-    estimate: Estimate,
-    process: Process,
-    x_t: Tensor,
-    times: Sequence[float],
-    *,
-    noise: Noise,
-    amount: float = 0.0,
-    report: Report = lambda: None,
-) -> Tensor:
+def dpmpp_step(state: StepState, s: Time, context: Context, *, eta: float = 0.0) -> Tensor:
     """DPM-Solver++ of two steps, second order with one call a step (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
 
-    The first step, the last and any from noise alone are of first order. `amount` (eta) = 1 is its SDE variant.
+    The first step, the last and any from noise alone are of first order. eta = 1 is its SDE variant.
     """
-    before: tuple[float, Tensor] | None = None  # the log-SNR and the estimate of the step before
-    for t, s in _levels(process, times):
-        x_0, _ = estimate(x_t, t.time)
-        h = s.log_snr - t.log_snr
-        image = x_0
-        if before is not None and math.isfinite(h) and math.isfinite(before[0]):
-            image = x_0 + h / (2 * (t.log_snr - before[0])) * (x_0 - before[1])
-        # e^-h, written so that it is 0 at either end; with eta, old noise fades by e^(-h eta) more and fresh comes in.
-        fade = s.sigma * t.alpha / (s.alpha * t.sigma)
-        x_t = s.sigma / t.sigma * fade**amount * x_t + s.alpha * (1 - fade ** (1 + amount)) * image
-        if amount and s.sigma:
-            x_t = x_t + s.sigma * math.sqrt(1 - fade ** (2 * amount)) * noise()
-        before = (t.log_snr, x_0)
-        report()
-    return x_t
+    t, x_0 = state.t, state.x_0
+    h = s.log_snr - t.log_snr
+    if state.previous is not None and math.isfinite(h) and math.isfinite(state.previous[0].log_snr):
+        r, x_0_r = state.previous
+        x_0 = x_0 + h / (2 * (t.log_snr - r.log_snr)) * (x_0 - x_0_r)
+    # e^-h, written so that it is 0 at either end; with eta, old noise fades by e^(-h eta) more and fresh comes in.
+    fade = s.sigma * t.alpha / (s.alpha * t.sigma)
+    x_s: Tensor = s.sigma / t.sigma * fade**eta * state.x_t + s.alpha * (1 - fade ** (1 + eta)) * x_0
+    if eta and s.sigma:
+        x_s = x_s + s.sigma * math.sqrt(1 - fade ** (2 * eta)) * context.noise()
+    return x_s
+
+
+def _frame(process: Process, t: Time) -> float:
+    return float(process.frame(*torch.tensor([t.alpha, t.sigma], dtype=torch.float64)))
+
+
+# --- the driver -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler and its kind of noise.
+    """A sampler with its options; made by `get_sampler`.
 
     Attributes:
-        run: the function.
-        amount: name of its amount of fresh noise, eta or churn.
-        default: of that amount.
-        most: the largest that makes sense.
-        needs_noise: whether it is no sampler without any.
+        step: from one time to the next, its own options bound.
+        s_churn: EDM's S_churn: before each of N steps as much noise is added as multiplies sigma / alpha by
+            1 + s_churn / N.
+        stochastic: whether fresh noise is added at all.
     """
 
-    run: Run
-    amount: str
-    default: float
-    most: float = 1.0
-    needs_noise: bool = False
+    step: Step
+    s_churn: float = 0.0
+    stochastic: bool = False
 
 
-SAMPLERS = {
-    "ddim": Sampler(ddim, "eta", 0.0),
-    "ancestral": Sampler(ancestral, "eta", 1.0, needs_noise=True),
-    "euler": Sampler(euler, "churn", 0.0, most=math.inf),
-    "heun": Sampler(heun, "churn", 0.0, most=math.inf),
-    "dpm++": Sampler(dpmpp, "eta", 0.0),
-    "dpm++sde": Sampler(dpmpp, "eta", 1.0, needs_noise=True),
-}
+def integrate(
+    sampler: Sampler,
+    context: Context,
+    x_t: Tensor,
+    times: Sequence[float],
+    *,
+    num_steps: int | None = None,
+    callback: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Walks a sampler from one time to the next.
 
+    Args:
+        sampler: whose steps are taken.
+        context: what the steps ask.
+        x_t: at times[0], (B, C, H, W).
+        times: of the process, usually falling to the clean image; any order where the sampler is deterministic.
+        num_steps: N, over which `s_churn` is dealt out, where `times` are a part of a longer walk.
+        callback: called after every step.
 
-def pick(name: str, *, eta: float | None = None, churn: float | None = None) -> tuple[Run, float]:
-    """A sampler by name and its amount of fresh noise.
-
-    Raises:
-        InputError: no such sampler, or an amount that it does not take.
+    Returns:
+        x at the last of the times, (B, C, H, W); with the clean image last, in [-1, 1].
     """
-    if name not in SAMPLERS:
-        raise InputError(f"sampler: got {name!r}, wanted one of {', '.join(SAMPLERS)}")
-    sampler = SAMPLERS[name]
-    for kind, value in (("eta", eta), ("churn", churn)):
-        if value is not None and kind != sampler.amount:
-            fitting = ", ".join(other for other, s in SAMPLERS.items() if s.amount == kind)
-            raise InputError(f"{kind}: got {value:g}, but {name} takes none; leave it out, or take one of {fitting}")
-    amount = eta if sampler.amount == "eta" else churn
-    amount = sampler.default if amount is None else amount
-    if sampler.needs_noise and amount == 0:
-        raise InputError(f"eta: got 0, but {name} lives on fresh noise; leave eta out, or take ddim, heun or dpm++")
-    if not 0 <= amount <= sampler.most or not math.isfinite(amount):
-        wanted = "0 (deterministic) to 1 (as much noise as DDPM)" if sampler.amount == "eta" else "0 or more"
-        raise InputError(f"{sampler.amount}: got {amount:g}, wanted {wanted}")
-    return sampler.run, amount
+    gamma = sampler.s_churn / (num_steps or len(times) - 1)
+    previous: tuple[Time, Tensor] | None = None
+    for t, s in pairwise(time_of(context.process, time) for time in times):
+        t, x_t = _churn(x_t, t, context, gamma)
+        x_0, eps = context.estimate(x_t, t.time)
+        x_t = sampler.step(StepState(t, x_t, x_0, eps, previous), s, context)
+        previous = (t, x_0)
+        callback()
+    return x_t
+
+
+def _churn(x_t: Tensor, t: Time, context: Context, gamma: float) -> tuple[Time, Tensor]:
+    """The time with sigma / alpha larger by 1 + gamma (at most sqrt(2)), and x_t with noise added up to there.
+
+    Karras et al. 2022, arXiv 2206.00364, algorithm 2, lines 4 to 6.
+    """
+    if not gamma or t.alpha <= 0:
+        return t, x_t
+    factor, process = 1 + min(gamma, math.sqrt(2) - 1), context.process
+    level = noise_level(torch.tensor(t.alpha, dtype=torch.float64), torch.tensor(factor * t.sigma, dtype=torch.float64))
+    noisier = min(max(float(process.time_at(level)), t.time), process.ends[1])
+    if noisier <= t.time:
+        return t, x_t
+    there = time_of(process, noisier)
+    return there, renoise(x_t, t, there, context.noise())
+
+
+# --- by name ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Timed(Level):
-    time: float
+class _Option:
+    """An amount of fresh noise, 0 or more."""
+
+    most: float
+    wanted: str
 
 
-def _levels(process: Process, times: Sequence[float]) -> list[tuple[_Timed, _Timed]]:
-    return list(pairwise(_timed(process, t) for t in times))
+_OPTIONS = {
+    "eta": _Option(1.0, "0 (deterministic) to 1 (as much noise as DDPM)"),
+    "s_churn": _Option(math.inf, "0 or more"),
+}
 
 
-def _timed(process: Process, t: float) -> _Timed:
-    at = level(process, t)
-    return _Timed(at.alpha, at.sigma, t)
+@dataclass(frozen=True)
+class _Method:
+    """A step, its one option, and the option's usual value; an option of the step itself is its keyword argument."""
+
+    step: Callable[..., Tensor]
+    option: str
+    usual: float = 0.0
 
 
-def _frame(process: Process, at: Level) -> float:
-    return float(process.frame(*torch.tensor([at.alpha, at.sigma], dtype=torch.float64)))
+_METHODS = {
+    "ddim": _Method(ddim_step, "eta"),
+    "ancestral": _Method(ancestral_step, "eta", 1.0),
+    "euler": _Method(euler_step, "s_churn"),
+    "heun": _Method(heun_step, "s_churn"),
+    "dpm++": _Method(dpmpp_step, "eta"),
+    "dpm++sde": _Method(dpmpp_step, "eta", 1.0),
+}
+SAMPLERS = tuple(_METHODS)
+"""Their names. ancestral and dpm++sde are no samplers without fresh noise."""
 
 
-def _churned(process: Process, x_t: Tensor, t: _Timed, share: float, noise: Noise) -> tuple[_Timed, Tensor]:
-    """The time with sigma / alpha larger by 1 + `share` (at most sqrt(2)), and x_t with noise added up to there."""
-    if not share or t.alpha <= 0:
-        return t, x_t
-    factor = 1 + min(share, math.sqrt(2) - 1)
-    noisier = share_of(torch.tensor(t.alpha, dtype=torch.float64), torch.tensor(factor * t.sigma, dtype=torch.float64))
-    time = min(max(float(process.time_at(noisier)), t.time), process.ends[1])
-    if time <= t.time:
-        return t, x_t
-    return _timed(process, time), noised(process, x_t, t.time, time, noise())
+def get_sampler(name: str, *, eta: float | None = None, s_churn: float | None = None) -> Sampler:
+    """A sampler by name.
+
+    Args:
+        name: one of `SAMPLERS`.
+        eta: fresh noise of ddim, ancestral, dpm++ and dpm++sde, 0 (none) to 1 (as much as DDPM); None for the usual.
+        s_churn: fresh noise of euler and heun, 0 (none) or more (EDM's S_churn); None for none.
+
+    Raises:
+        ArgumentError: of sampler, where there is none of that name; of an option that it does not take.
+    """
+    if name not in _METHODS:
+        raise ArgumentError("sampler", got=name, wanted=f"one of {', '.join(SAMPLERS)}")
+    method, given = _METHODS[name], {"eta": eta, "s_churn": s_churn}
+    for option, number in given.items():
+        if number is not None and option != method.option:
+            takers = ", ".join(other for other, m in _METHODS.items() if m.option == option)
+            raise ArgumentError(
+                option, f"{name} takes none", got=number, remedy=f"leave it out, or take one of {takers}"
+            )
+    number = given[method.option]
+    amount = method.usual if number is None else number
+    if method.usual and amount == 0:
+        remedy = f"leave {method.option} out, or take ddim, heun or dpm++"
+        raise ArgumentError(method.option, f"{name} lives on fresh noise", got=0, remedy=remedy)
+    limits = _OPTIONS[method.option]
+    if not 0 <= amount <= limits.most or not math.isfinite(amount):
+        raise ArgumentError(method.option, got=amount, wanted=limits.wanted)
+    if method.option == "s_churn":
+        return Sampler(method.step, s_churn=amount, stochastic=amount > 0)
+    return Sampler(partial(method.step, **{method.option: amount}), stochastic=amount > 0)

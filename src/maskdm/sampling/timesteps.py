@@ -1,4 +1,4 @@
-"""Grids of sampling times: from the noisiest time down to the clean image."""
+"""Sampling times: from the noisiest time down to the clean image."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from maskdm.diffusion.prediction import Prediction
-from maskdm.diffusion.process import Process, share_of
-from maskdm.errors import InputError
+from maskdm.diffusion.process import Process, noise_level
+from maskdm.errors import ArgumentError
 
 MAX_AMPLIFICATION = 200.0
 """Sampling starts at the noisiest time where an error of the output reaches the estimate of x_0 at most so much larger.
@@ -21,7 +21,7 @@ cosine one, where the first step would be decided by rounding errors. Other pred
 RHO = 7.0
 """Karras et al. 2022, arXiv 2206.00364, eq. 5."""
 
-Spacing = Callable[[float, float, Tensor], Tensor]
+_Spacing = Callable[[float, float, Tensor], Tensor]
 """(noisiest, least noisy, u from 0 to 1) -> sigma / alpha."""
 
 
@@ -34,49 +34,50 @@ def _logsnr(most: float, least: float, u: Tensor) -> Tensor:
     return torch.exp(math.log(most) + u * math.log(least / most))
 
 
-SPACINGS: dict[str, Spacing] = {"karras": _karras, "logsnr": _logsnr}
-GRIDS = ("uniform", *SPACINGS)
+_RATIOS: dict[str, _Spacing] = {"karras": _karras, "logsnr": _logsnr}
+SPACINGS = ("uniform", *_RATIOS)
+"""Names of the spacings."""
 
 
 def sampling_times(
-    process: Process, prediction: Prediction, steps: int, *, grid: str | None = None, shift: float = 1.0
+    process: Process, prediction: Prediction, steps: int, *, spacing: str | None = None, shift: float = 1.0
 ) -> Tensor:
     """`steps` falling times, then that of the clean image: (steps + 1,), float64, on the CPU.
 
     Args:
         process: whose times.
-        prediction: what the network answers; it decides how noisy the first time can be.
+        prediction: what the network predicts; it decides how noisy the first time can be.
         steps: number of steps.
-        grid: uniform (in the process's own time), karras (EDM's, rho = 7) or logsnr (uniform in log(sigma / alpha));
+        spacing: uniform (in the process's own time), karras (EDM's, rho = 7) or logsnr (uniform in log(sigma / alpha));
             by default the usual one of the process.
-        shift: s moves noise shares u to s u / (1 + (s - 1) u), counted from the clean image to the first time: more
+        shift: s moves noise levels u to s u / (1 + (s - 1) u), counted from the clean image to the first time: more
             than 1 dwells where there is more noise. From noise alone it multiplies sigma / alpha by s.
 
     Raises:
-        InputError: an unknown grid, a shift that is not positive, steps out of range.
+        ArgumentError: an unknown spacing, a shift that is not positive, steps out of range.
     """
-    grid = grid or process.grid
-    if grid not in GRIDS:
-        raise InputError(f"grid: got {grid!r}, wanted one of {', '.join(GRIDS)}")
+    spacing = spacing or process.spacing
+    if spacing not in SPACINGS:
+        raise ArgumentError("spacing", got=spacing, wanted=f"one of {', '.join(SPACINGS)}")
     if not 0 < shift < math.inf:
-        raise InputError(f"shift: got {shift:g}, wanted more than 0; 1 is none, 3 is usual for large images")
-    first = noisiest(process, prediction)
-    most = int(first) + 1 if process.levels else 10_000
+        raise ArgumentError("shift", got=shift, wanted="more than 0", remedy="1 is none, 3 is usual for large images")
+    first = noisiest_time(process, prediction)
+    most = int(first) + 1 if process.timesteps else 10_000
     if not 1 <= steps <= most:
-        what = "the noise levels of the process" if process.levels else "more would only add rounding"
-        raise InputError(f"sampling steps: got {steps}, wanted 1 to {most} ({what})")
-    if grid == "uniform":
+        why = "the timesteps of the process" if process.timesteps else "more would only add rounding"
+        raise ArgumentError("steps", got=steps, wanted=f"1 to {most} ({why})")
+    if spacing == "uniform":
         times = torch.linspace(first, process.clean, steps + 1, dtype=torch.float64)
     else:
-        times = _spaced(process, SPACINGS[grid], first, steps)
+        times = _spaced(process, _RATIOS[spacing], first, steps)
     if shift != 1:
-        share = share_of(*process.alpha_sigma(times[:-1]))
-        u = share[1:] / share[0]  # so that none comes as far as the first time
-        times[1:-1] = process.time_at(share[0] * shift * u / (1 + (shift - 1) * u))
-    return _distinct_levels(times) if process.levels else times
+        level = noise_level(*process.alpha_sigma(times[:-1]))
+        u = level[1:] / level[0]  # so that none comes as far as the first time
+        times[1:-1] = process.time_at(level[0] * shift * u / (1 + (shift - 1) * u))
+    return _distinct_timesteps(times) if process.timesteps else times
 
 
-def _spaced(process: Process, spacing: Spacing, first: float, steps: int) -> Tensor:
+def _spaced(process: Process, spacing: _Spacing, first: float, steps: int) -> Tensor:
     alpha, sigma = process.alpha_sigma(torch.tensor([first, process.ends[0]], dtype=torch.float64))
     most, least = (min(float(r), MAX_AMPLIFICATION) for r in sigma / alpha)
     ratio = spacing(most, least, torch.linspace(0, 1, steps, dtype=torch.float64))
@@ -85,26 +86,21 @@ def _spaced(process: Process, spacing: Spacing, first: float, steps: int) -> Ten
     return torch.cat([times, times.new_tensor([process.clean])])
 
 
-def noisiest(process: Process, prediction: Prediction) -> float:
+def noisiest_time(process: Process, prediction: Prediction) -> float:
     """The noisiest time from which one can sample."""
     least, most = process.ends
-    t = torch.linspace(least, most, process.levels or 10_001, dtype=torch.float64)
+    t = torch.linspace(least, most, process.timesteps or 10_001, dtype=torch.float64)
     alpha, sigma = process.alpha_sigma(t)
     usable = (sigma / prediction.determinant(alpha, sigma)).abs() <= MAX_AMPLIFICATION
     return float(t[usable][-1])
 
 
-def _distinct_levels(times: Tensor) -> Tensor:
-    """Whole times, no two alike: where a grid is finer than the levels, it takes each of them."""
-    # Truncated towards zero, -1 stays -1: the grid of the official sampler.
-    levels = [int(t) for t in times]
-    for i in range(1, len(levels) - 1):
-        levels[i] = min(levels[i], levels[i - 1] - 1)
-    for i in range(len(levels) - 2, -1, -1):
-        levels[i] = max(levels[i], levels[i + 1] + 1)
-    return torch.tensor(levels, dtype=torch.float64)
-
-
-def time_of_share(process: Process, share: float) -> float:
-    """The time of the process with a noise share, see `maskdm.diffusion.process`."""
-    return float(process.time_at(torch.tensor(share, dtype=torch.float64)))
+def _distinct_timesteps(times: Tensor) -> Tensor:
+    """Whole times, no two alike: where they are closer than the timesteps, each of those is taken."""
+    # Truncated towards zero, -1 stays -1: the times of the official sampler.
+    steps = [int(t) for t in times]
+    for i in range(1, len(steps) - 1):
+        steps[i] = min(steps[i], steps[i - 1] - 1)
+    for i in range(len(steps) - 2, -1, -1):
+        steps[i] = max(steps[i], steps[i + 1] + 1)
+    return torch.tensor(steps, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What one step sees: which images, how noisy, which patches.
+"""What one step sees: which images, at which noise levels, which patches.
 
 Everything random is a function of (seed, stage, step) and nothing else: no state is carried from step to step, so a run
 resumed at any step draws what it would have drawn. It is drawn for the whole batch on every rank; ranks and
@@ -16,20 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskdm.diffusion.mask_schedule import Portion, parts
-from maskdm.diffusion.patches import from_uint8
+from maskdm.diffusion.mask_schedule import MaskGroup, group_slices
+from maskdm.diffusion.masks import Mask
+from maskdm.diffusion.pixels import to_model
 from maskdm.diffusion.process import Process
 from maskdm.training.store import Store
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The members, the only pictures that training may touch.
+    """The members, the only images that training may touch.
 
     Attributes:
-        images: all pictures, where the device can reach them.
-        members: numbers of the rows to train on.
-        labels: (N,) int64, or None for an unconditional model.
+        images: all images, where the device can reach them.
+        members: (M,) the rows to train on.
+        labels: (N,) int64 of all rows, or None for an unconditional model.
         unconditional: the label that stands for "no class".
     """
 
@@ -41,26 +42,36 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Batch:
-    """A part of a batch on the device, all with masks of one shape; see `maskdm.diffusion.loss.denoising_loss`."""
+    """A part of a batch on the device, all with masks of one shape; see `maskdm.diffusion.loss.denoising_loss`.
+
+    Attributes:
+        x_0: (B, C, H, W), -1 to 1.
+        t: (B,), times of the process.
+        eps: (B, C, H, W), standard normal.
+        mask: of the patches, None where all are visible.
+        label: (B,) int64, or None.
+    """
 
     x_0: Tensor
     t: Tensor
     eps: Tensor
-    visible: Tensor | None
-    through: Tensor | None
+    mask: Mask | None
     label: Tensor | None
 
     def __len__(self) -> int:
         return len(self.x_0)
 
     def split(self, size: int | None) -> Iterator[Batch]:
-        """Micro-batches of at most `size` images."""
-        for i in range(0, len(self), size or max(len(self), 1)):
-            parts = (None if tensor is None else tensor[i : i + (size or len(self))] for tensor in self._tensors())
-            yield Batch(*parts)  # type: ignore[arg-type] # None stays None
-
-    def _tensors(self) -> tuple[Tensor | None, ...]:
-        return self.x_0, self.t, self.eps, self.visible, self.through, self.label
+        """Micro-batches of at most `size` images; all of them at once for None."""
+        for start in range(0, len(self), size or max(len(self), 1)):
+            rows = slice(start, start + (size or len(self)))
+            yield Batch(
+                self.x_0[rows],
+                self.t[rows],
+                self.eps[rows],
+                None if self.mask is None else self.mask.rows(rows),
+                None if self.label is None else self.label[rows],
+            )
 
 
 def seed_of(*parts: object) -> int:
@@ -69,8 +80,8 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def order(members: int, batch_size: int, step: int, *seed: object) -> np.ndarray:
-    """Which members step `step` takes: (batch_size,), from an endless row of freshly shuffled epochs."""
+def member_order(members: int, batch_size: int, step: int, *seed: object) -> np.ndarray:
+    """Which of `members` step `step` takes: (batch_size,), from an endless row of freshly shuffled epochs."""
     position = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = position // members
     taken = np.empty(batch_size, dtype=np.int64)
@@ -85,9 +96,9 @@ def _shuffled(n: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(n)
 
 
-def draw(
+def draw_batch(
     data: TrainingSet,
-    portions: Sequence[Portion],
+    groups: Sequence[MaskGroup],
     process: Process,
     *,
     step: int,
@@ -96,27 +107,31 @@ def draw(
     flip: float,
     label_dropout: float,
     device: torch.device,
-    share: Callable[[slice], slice] = lambda whole: whole,
+    rank_slice: Callable[[slice], slice] = lambda rows: rows,
 ) -> list[Batch]:
-    """The batch of step `step` of a stage, a part for every portion of its masks.
+    """The batch of step `step` of a stage, a part for every group of its masks.
 
-    Everything random is drawn for the whole batch, whatever part of it `share` leaves to this rank.
+    Everything random is drawn for the whole batch, whatever part of it is this rank's.
+
+    Args:
+        data: the members.
+        groups: the masks of the step.
+        process: whose times are trained.
+        step: within the stage, from 0.
+        batch_size: over all ranks.
+        seed: what randomness is a function of, besides the step.
+        flip: share of images that are mirrored, 0 to 1.
+        label_dropout: share of labels that are dropped, 0 to 1.
+        device: where the batch is wanted.
+        rank_slice: rows of the batch -> those of this rank.
     """
     # Generators of the CPU keep 32 bits of a seed: counted up from a start, no two steps share one.
     generator = torch.Generator(device).manual_seed((seed_of(*seed, "steps") + step) % 2**32)
+    slices = group_slices(groups, batch_size)
+    own = [rank_slice(rows) for rows in slices]
+    pixels, labels = _take(data, own, step, batch_size, seed, device)
+
     height, width, channels = data.images.size
-    stretches = parts(portions, batch_size)
-    mine = [share(whole) for whole in stretches]
-
-    def rows_at(step: int) -> np.ndarray:
-        rows = data.members[order(len(data.members), batch_size, step, *seed)]
-        return np.concatenate([rows[part] for part in mine])
-
-    rows = rows_at(step)
-    pixels = data.images.take(rows)
-    data.images.expect(rows_at(step + 1))
-    labels = None if data.labels is None else _to_device(data.labels[rows], device)
-
     u = torch.rand(batch_size, generator=generator, device=device)
     eps = torch.randn(batch_size, channels, height, width, generator=generator, device=device)
     mirrored = torch.rand(batch_size, generator=generator, device=device) < flip
@@ -124,21 +139,35 @@ def draw(
 
     drawn = []
     end = 0
-    for portion, whole, part in zip(portions, stretches, mine, strict=True):
-        view = portion.masking.view(whole.stop - whole.start, generator)
-        low, high = portion.noise
-        inside = slice(part.start - whole.start, part.stop - whole.start, part.step)
+    for group, rows, part in zip(groups, slices, own, strict=True):
+        mask = group.masking.draw(rows.stop - rows.start, generator)
         begin, end = end, end + len(range(batch_size)[part])
         if begin == end:
             continue
-        x_0 = from_uint8(pixels[begin:end]).permute(0, 3, 1, 2).contiguous()
+        x_0 = to_model(pixels[begin:end])
         if flip:
             x_0 = torch.where(mirrored[part, None, None, None], x_0.flip(3), x_0)
         label = None if labels is None else labels[begin:end].masked_fill(unlabelled[part], data.unconditional)
+        low, high = group.noise
         t = process.training_time(low + (high - low) * u[part])
-        visible, through = (None if patches is None else patches[inside] for patches in view)
-        drawn.append(Batch(x_0, t, eps[part], visible, through, label))
+        inside = slice(part.start - rows.start, part.stop - rows.start, part.step)
+        drawn.append(Batch(x_0, t, eps[part], None if mask is None else mask.rows(inside), label))
     return drawn
+
+
+def _take(
+    data: TrainingSet, own: Sequence[slice], step: int, batch_size: int, seed: tuple[object, ...], device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """This rank's images, (B, H, W, C) uint8, and labels, (B,), on the device; prefetches those of the next step."""
+
+    def rows_at(step: int) -> np.ndarray:
+        rows = data.members[member_order(len(data.members), batch_size, step, *seed)]
+        return np.concatenate([rows[part] for part in own])
+
+    rows = rows_at(step)
+    pixels = data.images.take(rows)
+    data.images.prefetch(rows_at(step + 1))
+    return pixels, None if data.labels is None else _to_device(data.labels[rows], device)
 
 
 def _to_device(rows: np.ndarray, device: torch.device) -> Tensor:

@@ -17,20 +17,23 @@ from torch import Tensor
 from maskdm.config.schema import EMAConfig
 
 
-def gamma_of(sigma_rel: float) -> float:
-    """The exponent whose average has width `sigma_rel`: sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))."""
+def power_gamma(sigma_rel: float) -> float:
+    """The exponent gamma whose average has width `sigma_rel` (0 to 0.29).
+
+    sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (section 3.1).
+    """
     inverse = sigma_rel**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
-def decay_at(config: EMAConfig, step: int) -> float:
+def ema_decay(config: EMAConfig, step: int) -> float:
     """Share of the average that survives step `step` of a stage, counted from 1."""
     if config.decay == "power":
-        return float((1 - 1 / step) ** (gamma_of(config.sigma_rel) + 1))
+        return float((1 - 1 / step) ** (power_gamma(config.sigma_rel) + 1))
     return config.decay
 
 
 @torch.no_grad()
-def update(average: Iterable[Tensor], current: Iterable[Tensor], decay: float) -> None:
+def ema_update(average: Iterable[Tensor], current: Iterable[Tensor], decay: float) -> None:
     """average <- decay * average + (1 - decay) * current, in one fused call for all tensors."""
     torch._foreach_lerp_(list(average), list(current), 1 - decay)

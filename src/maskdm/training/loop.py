@@ -9,116 +9,99 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 import torch
 from torch import Tensor
 
-from maskdm.config.schema import EvalConfig
-from maskdm.data.write import save_grid
+from maskdm import files
 from maskdm.diffusion.denoiser import Denoiser
-from maskdm.diffusion.patches import to_uint8
 from maskdm.errors import Interrupted, StorageError, TrainingError
-from maskdm.evaluation.heldout import CHUNK, HeldOut
-from maskdm.evaluation.scorer import Scorer
 from maskdm.models import build
-from maskdm.models.weights import Facts, Weights
-from maskdm.runtime.console import Bar, Console
-from maskdm.runtime.distributed import Runtime
-from maskdm.sampling import ranks
-from maskdm.sampling.sample import STEPS, plan
+from maskdm.models.weights import Metadata, Weights
+from maskdm.runtime.console import Bar
 from maskdm.training import checkpoint, stages
-from maskdm.training.checkpoint import Progress, State
-from maskdm.training.runs import Run
-from maskdm.training.step import Task, training_step
+from maskdm.training.checkpoint import State
+from maskdm.training.events import (
+    EndEvent,
+    StageEndEvent,
+    StageEvent,
+    StoppedEvent,
+    TrainEvent,
+)
+from maskdm.training.monitor import Training, evaluate_heldout, evaluate_when_due
+from maskdm.training.progress import Progress, newest_checkpoint, read_progress
+from maskdm.training.step import training_step
 from maskdm.training.step_profiler import choose_micro_batch
-from maskdm.training.trackers import Track
 
 
-@dataclass(frozen=True)
-class Training(Task):
-    """What stays the same for a whole run: the task, and where its outcome goes."""
-
-    heldout: HeldOut | None
-    facts: Facts
-    run: Run
-    console: Console
-    scorer: Scorer | None = None
-    track: Sequence[Track] = ()
-
-    def record(self, event: str, progress: Progress, **values: float | str | None) -> None:
-        """An event, for metrics.jsonl and the trackers."""
-        if not self.runtime.main:
-            return
-        self.run.record(event, stage=self.stage(progress).name, step=progress.step, images=progress.images, **values)
-        numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, float)}
-        for track in self.track:
-            track(numbers, progress.images)
-
-
-def train(training: Training) -> State:
+def run_stages(training: Training) -> State:
     """Runs the stages, from the newest checkpoint where there is one.
 
     Raises:
         TrainingError: a loss or gradient was not finite.
         Interrupted: by Ctrl-C or a termination signal, after saving.
+        StorageError: a file cannot be written.
     """
     config, console = training.config, training.console
-    found = checkpoint.newest(training.run.checkpoints)
-    progress = checkpoint.read_progress(found) if found else Progress()
-    state = stages.fresh_state(config, training.spec, training.runtime, progress)
-    denoiser = build.denoiser(training.spec, state.ema)
+    found = newest_checkpoint(training.run.checkpoints)
+    progress = read_progress(found) if found else Progress()
+    state = stages.init_state(config, training.spec, training.runtime, progress)
+    denoiser = build.denoiser(training.spec, state.ema, training.objective)
     if found:
-        checkpoint.restore(found, state, training.runtime)
+        checkpoint.restore_checkpoint(found, state, training.runtime)
     if training.runtime.main:
         training.run.rewind(progress.recorded)
-        checkpoint.clear(training.run.checkpoints)
+        checkpoint.clear_unfinished(training.run.checkpoints)
     with interruptible() as signals:
         if found:
-            publish(training, state, found)
+            export_weights(training, state, found)
             console.say(f"resumed at step {state.progress.step:,} ({state.progress.images:,} images)")
         else:
-            begin_stage(training, state, denoiser)
+            start_stage(training, state, denoiser)
         while True:
             run_stage(training, state, denoiser, signals)
             if state.progress.stage == len(config.stages) - 1:
-                training.record("end", state.progress, seconds=state.progress.seconds)
+                _record_end(training, state.progress)
                 return state
             state.progress.stage += 1
-            begin_stage(training, state, denoiser)
+            start_stage(training, state, denoiser)
 
 
-def begin_stage(training: Training, state: State, denoiser: Denoiser) -> None:
-    """The hand-over: made, measured, written down and told."""
+def start_stage(training: Training, state: State, denoiser: Denoiser) -> None:
+    """The hand-over: weights put in place, micro-batch chosen, held-out error measured before the first step."""
     progress, stage = state.progress, training.stage(state.progress)
-    origin = stages.begin(state, training.config, training.spec, training.runtime)
+    origin = stages.init_stage(state, training.config, training.spec, training.runtime)
     masks = training.masks[progress.stage]
     training.console.say(f"stage {progress.stage + 1} of {len(training.config.stages)}, {stage.name}: {masks}")
     training.console.say(f"  starts from {'; '.join(origin)}")
     progress.micro_batch = choose_micro_batch(training, state, replace(denoiser, backbone=state.model))
     if stage.micro_batch == "auto":
-        training.console.say(f"  {progress.micro_batch or stage.batch_size} images at once")
+        training.console.say(f"  micro-batches of {progress.micro_batch or stage.batch_size} images")
     training.record(
-        "stage",
-        progress,
-        index=progress.stage,
-        mask=str(masks),
-        hidden=masks.ratio,
-        patches=masks.maskings[0].patches,
-        batch_size=stage.batch_size,
-        target_steps=stages.total_steps(stage),
-        started_from=origin[0],
+        StageEvent(
+            stage=stage.name,
+            step=progress.step,
+            images=progress.images,
+            index=progress.stage,
+            mask=str(masks),
+            mask_ratio=masks.ratio,
+            patches=masks.maskings[0].num_patches,
+            batch_size=stage.batch_size,
+            target_steps=stages.total_steps(stage),
+            started_from=origin[0],
+        )
     )
     # Measured before the first step, so that whoever reads the log sees that the weights did arrive.
-    measure_heldout(training, state, denoiser)
+    evaluate_heldout(training, state, denoiser)
 
 
 def run_stage(training: Training, state: State, denoiser: Denoiser, signals: Sequence[int]) -> None:
-    """The steps of one stage, from wherever `state` is in it."""
+    """The steps of one stage, from wherever `state` is in it; `signals` says whether to save and stop."""
     config, runtime, progress, stage = training.config, training.runtime, state.progress, training.stage(state.progress)
     model = runtime.wrap(state.model)
     learner = replace(denoiser, backbone=model)
@@ -128,44 +111,46 @@ def run_stage(training: Training, state: State, denoiser: Denoiser, signals: Seq
     with training.console.bar(stage.name, images, initial=progress.stage_step * stage.batch_size) as bar:
         while not progress.stage_done:
             since = time.perf_counter()
-            at_once = progress.micro_batch
+            micro_batch = progress.micro_batch
             loss, norm = training_step(training, state, learner, model)
-            if progress.micro_batch != at_once:
-                training.console.warn(f"out of memory; from here on {progress.micro_batch} images at once")
+            if progress.micro_batch != micro_batch:
+                training.console.warn(f"out of memory; from here on micro-batches of {progress.micro_batch} images")
             seconds = time.perf_counter() - since
-            # Rates and masks follow the clock of such a stage: on every rank the same one.
-            progress.advance(stage.batch_size, seconds if stage.minutes is None else runtime.same(seconds))
+            # Rates and masks follow the wall-clock time of such a stage: on every rank the same.
+            progress.advance(stage.batch_size, seconds if stage.minutes is None else runtime.broadcast(seconds))
             meter.add(loss, norm, progress.step)
             bar.update(stage.batch_size)
 
             logging = progress.stage_step % config.log.every == 0
             # What a signal decides, ranks must agree on, which waits: several do so when they log.
             asking = logging or runtime.world_size == 1
-            progress.stage_done = stages.through(stage, progress) >= 1
-            interrupted = asking and runtime.agree(bool(signals))
+            progress.stage_done = stages.fraction_done(stage, progress) >= 1
+            interrupted = asking and runtime.any_rank(bool(signals))
             saving = progress.stage_done or interrupted or progress.stage_step % config.train.save_every == 0
             if saving or logging:
-                read(training, state, meter, bar)
+                log_metrics(training, state, meter, bar)
                 meter = Meter(runtime.device, progress)
             try:
-                look(training, state, denoiser)
+                evaluate_when_due(training, state, denoiser)
             except StorageError:  # a full disk must not cost the steps since the last checkpoint too
-                save(training, state)
+                save_state(training, state)
                 raise
             if saving:
-                save(training, state)
+                save_state(training, state)
             if interrupted:
-                training.record("stopped", progress, reason="interrupted")
+                _record_stop(training, progress, "interrupted")
                 raise Interrupted(f"saved at step {progress.step:,}", 128 + signals[0] if signals else 130)
-    training.record("stage_end", progress, seconds=progress.stage_seconds)
-    seen = progress.stage_step * stage.batch_size
-    training.console.say(
-        f"  {stage.name}: {progress.stage_step:,} steps, {seen:,} images, {progress.stage_seconds:,.0f} s"
-    )
+    _record_stage_end(training, progress)
 
 
 class Meter:
-    """Means over the steps since the last look, summed on the device."""
+    """Sums over the steps since the last log line, kept on the device.
+
+    Attributes:
+        loss, norm: sums of losses and gradient norms.
+        bad: the first step that was not finite, -1 where all were.
+        step, images, seconds: of the progress when it began.
+    """
 
     def __init__(self, device: torch.device, progress: Progress) -> None:
         self.loss = torch.zeros((), device=device)
@@ -180,13 +165,17 @@ class Meter:
         self.loss, self.norm = self.loss + loss, self.norm + norm
 
 
-def read(training: Training, state: State, meter: Meter, bar: Bar) -> None:
-    """Reads the meter, the one place of a step that waits for the device; ends a run that is broken."""
+def log_metrics(training: Training, state: State, meter: Meter, bar: Bar) -> None:
+    """Reads the meter, the one place of a step that waits for the device; ends a run that is broken.
+
+    Raises:
+        TrainingError: a loss or gradient was not finite.
+    """
     progress, stage = state.progress, training.stage(state.progress)
     bad = int(meter.bad)
     if bad >= 0:
-        training.record("stopped", progress, reason=f"loss or gradient not finite at step {bad}")
-        saved = checkpoint.newest(training.run.checkpoints)
+        _record_stop(training, progress, f"loss or gradient not finite at step {bad}")
+        saved = newest_checkpoint(training.run.checkpoints)
         raise TrainingError(
             f"loss or gradient not finite at step {bad} of stage {stage.name}; "
             f"{f'the last good state is {saved}' if saved else 'nothing had been saved yet'}; "
@@ -195,100 +184,64 @@ def read(training: Training, state: State, meter: Meter, bar: Bar) -> None:
     steps, seconds = progress.step - meter.step, progress.seconds - meter.seconds
     loss = float(meter.loss) / steps
     training.record(
-        "train",
-        progress,
-        loss=loss,
-        grad_norm=float(meter.norm) / steps,
-        lr=float(state.optimiser.param_groups[0]["lr"]),
-        images_per_second=(progress.images - meter.images) / max(seconds, 1e-9),
-        seconds=progress.seconds,
+        TrainEvent(
+            stage=stage.name,
+            step=progress.step,
+            images=progress.images,
+            loss=loss,
+            grad_norm=float(meter.norm) / steps,
+            lr=float(state.optimizer.param_groups[0]["lr"]),
+            images_per_second=(progress.images - meter.images) / max(seconds, 1e-9),
+            seconds=progress.seconds,
+        )
     )
     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-    if stage.minutes is not None:  # how many images the clock will allow
-        bar.total = round(progress.stage_step * stage.batch_size / max(stages.through(stage, progress), 1e-9))
+    if stage.minutes is not None:  # how many images the time will allow
+        done = stages.fraction_done(stage, progress)
+        bar.total = round(progress.stage_step * stage.batch_size / max(done, 1e-9))
 
 
-def look(training: Training, state: State, denoiser: Denoiser) -> None:
-    """Held-out error, sample grid and scores, when their images have passed and at the end of a stage."""
-    config, progress = training.config.eval, state.progress
-    batch = training.stage(progress).batch_size
-    seen = progress.stage_step * batch
-
-    def due(every: int) -> bool:
-        return progress.stage_done or seen // every > (seen - batch) // every
-
-    every = config.heldout_every
-    if due(every if isinstance(every, int) else every[progress.stage]):
-        measure_heldout(training, state, denoiser)
-    if due(config.samples_every) and config.samples:
-        path = training.run.samples / f"{checkpoint.NAME.format(progress.step)}.png"
-        own = len(training.runtime.turns(config.samples))
-        with training.console.bar("samples", own * config.sample_steps, "call") as bar:
-            write_samples(denoiser, config, path, training.runtime, bar.update)
-    if training.scorer is not None and due(config.scores_every):
-        measure_scores(training, state, denoiser, training.scorer)
-
-
-def measure_heldout(training: Training, state: State, denoiser: Denoiser) -> None:
-    """Held-out error of both kinds of weights, on questions that never change."""
-    if training.heldout is None:
-        return
-    heldout, runtime = training.heldout, training.runtime
-    ema, raw = (heldout.error(replace(denoiser, backbone=net), runtime) for net in (state.ema, state.model))
-    seconds = state.progress.seconds
-    training.record("heldout", state.progress, seconds=seconds, loss_ema=ema, loss_raw=raw, n=len(training.heldout))
-    training.console.say(
-        f"  {state.progress.images:>12,} images: held-out error {ema:.4f} (ema), {raw:.4f} (raw), "
-        f"n = {len(training.heldout)}"
-    )
-
-
-def measure_scores(training: Training, state: State, denoiser: Denoiser, scorer: Scorer) -> None:
-    """Generated pictures, made by all ranks, against held-out ones, as `maskdm eval` of these weights would say."""
-    num, runtime = training.config.eval.score_images, training.runtime
-    how = plan(denoiser, seeds=range(num), labels=scorer.labels)
-    with training.console.bar("scores", len(runtime.turns(num)) * STEPS, "call") as bar:
-        unit = ranks.make(how, num, runtime, batch_size=CHUNK, report=bar.update)
-    if runtime.main:
-        values = scorer(to_uint8(unit).permute(0, 2, 3, 1).numpy())
-        training.record("score", state.progress, seconds=state.progress.seconds, n=num, **values)
-        said = f"{values['title']} {values['frechet_distance']:.4g}, n = {num:,}"
-        training.console.say(f"  {state.progress.images:>12,} images: {said}")
+def save_state(training: Training, state: State) -> None:
+    """A checkpoint, and the weights that others read."""
+    runtime, progress = training.runtime, state.progress
+    tensors = checkpoint.gather_state(state, runtime) if runtime.main or runtime.shards else None
+    if tensors is not None and runtime.main:
+        stage = training.stage(progress)
+        metadata: Metadata = training.metadata | {"stage": stage.name, "mask": str(training.masks[progress.stage])}
+        progress.recorded = training.run.recorded()
+        model = Weights(training.spec, metadata, {})
+        keep = training.config.train.keep
+        saved = checkpoint.save_checkpoint(training.run.checkpoints, state, tensors, model, keep)
+        export_weights(training, state, saved)
     runtime.barrier()
 
 
-def save(training: Training, state: State) -> None:
-    """A checkpoint, and the weights that others read."""
-    tensors = checkpoint.whole(state, training.runtime) if training.runtime.main or training.runtime.divides else None
-    if tensors is not None and training.runtime.main:
-        stage = training.stage(state.progress)
-        facts: Facts = training.facts | {"stage": stage.name, "mask": str(training.masks[state.progress.stage])}
-        state.progress.recorded = training.run.recorded()
-        model = Weights(training.spec, facts, {})
-        keep = training.config.train.keep
-        publish(training, state, checkpoint.save(training.run.checkpoints, state, tensors, model, keep))
-    training.runtime.barrier()
-
-
-def publish(training: Training, state: State, made: Path) -> None:
+def export_weights(training: Training, state: State, saved: Path) -> None:
     """The weights of a checkpoint where others look for them; those that ended a stage under its name too."""
     if not training.runtime.main:
         return
-    for source in (made / "ema.safetensors", made / "raw.safetensors"):
-        checkpoint.publish(source, training.run.weights / source.name)
+    for source in (saved / "ema.safetensors", saved / "raw.safetensors"):
+        files.publish(source, training.run.weights / source.name)
         if state.progress.stage_done:
             name = f"{training.stage(state.progress).name}-{source.name}"
-            checkpoint.publish(source, training.run.weights / name)
+            files.publish(source, training.run.weights / name)
 
 
-def write_samples(
-    denoiser: Denoiser, config: EvalConfig, path: Path, runtime: Runtime, report: Callable[[int], None]
-) -> None:
-    """A grid of pictures by DDIM from seeds 0, 1, ..., to be compared over time; every rank makes some."""
-    how = plan(denoiser, sampler="ddim", steps=config.sample_steps, seeds=range(config.samples))
-    unit = ranks.make(how, config.samples, runtime, batch_size=CHUNK, report=report)
-    if runtime.main:
-        save_grid(to_uint8(unit).permute(0, 2, 3, 1).numpy(), path)
+def _record_stop(training: Training, progress: Progress, reason: str) -> None:
+    name = training.stage(progress).name
+    training.record(StoppedEvent(stage=name, step=progress.step, images=progress.images, reason=reason))
+
+
+def _record_stage_end(training: Training, progress: Progress) -> None:
+    stage, seconds = training.stage(progress), progress.stage_seconds
+    training.record(StageEndEvent(stage=stage.name, step=progress.step, images=progress.images, seconds=seconds))
+    seen = progress.stage_step * stage.batch_size
+    training.console.say(f"  {stage.name}: {progress.stage_step:,} steps, {seen:,} images, {seconds:,.0f} s")
+
+
+def _record_end(training: Training, progress: Progress) -> None:
+    name = training.stage(progress).name
+    training.record(EndEvent(stage=name, step=progress.step, images=progress.images, seconds=progress.seconds))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import AdamW
 
-from maskdm.config.schema import StageConfig
+from maskdm.config.stage_config import StageConfig
 
 
 def adamw(model: nn.Module, stage: StageConfig) -> AdamW:
@@ -26,8 +26,8 @@ def adamw(model: nn.Module, stage: StageConfig) -> AdamW:
     return AdamW(groups, lr=stage.lr, betas=stage.betas, fused=True)
 
 
-def rate(stage: StageConfig, step: int, progress: float) -> float:
-    """Learning rate of step `step` (from 0) of a stage that is `progress` (0 to 1) through."""
+def learning_rate(stage: StageConfig, step: int, done: float) -> float:
+    """Learning rate of step `step` (from 0) of a stage of which the share `done` (0 to 1) is over."""
     warm = min((step + 1) / stage.warmup_steps, 1.0) if stage.warmup_steps else 1.0
-    shape = 0.5 * (1 + math.cos(math.pi * progress)) if stage.lr_schedule == "cosine" else 1.0
+    shape = 0.5 * (1 + math.cos(math.pi * done)) if stage.lr_schedule == "cosine" else 1.0
     return stage.lr * warm * shape

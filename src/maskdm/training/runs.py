@@ -1,18 +1,17 @@
-"""A run on disk: its folder, its lock, its log.
+"""The writing side of a run on disk: its folder, its lock, its log, and how it is found again.
 
     <output-dir>/<n>-<name>/  config.yaml  env.json  manifest.jsonl  manifest.head.json  metrics.jsonl  log.txt
                               checkpoints/step-0001000/  checkpoints/latest  weights/  samples/  eval/  report.html
 
-A run is known by its settings: the command that started it finds it again and goes on where it was.
+A run is known by its settings: the command that started it finds it again and resumes it. What others read of a run is
+`maskdm.training.read_run`.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import platform
-import re
 import shlex
 import shutil
 import sys
@@ -23,20 +22,27 @@ from typing import IO
 
 import torch
 
-from maskdm import __version__
-from maskdm.config.resolve import resolve, write_yaml
-from maskdm.config.schema import Config, to_dict
-from maskdm.data.write import check_folder
+from maskdm import __version__, files
+from maskdm.config.schema import Config
+from maskdm.config.section import to_dict
+from maskdm.config.yaml_files import write_yaml
 from maskdm.errors import InputError
 from maskdm.runtime.distributed import Runtime
+from maskdm.training.events import Event
+from maskdm.training.read_run import FOLDER, is_finished, is_run, list_runs, read_config
 
-FOLDER = re.compile(r"\d{5}-.+")
 LONGEST_NAME = 200
+"""Bytes: a file system allows 255, and numbers and temporary names come on top."""
 
 
 @dataclass
 class Run:
-    """A run folder that this process holds."""
+    """A run folder that this process holds.
+
+    Attributes:
+        path: the folder.
+        resumed: whether it was there before.
+    """
 
     path: Path
     resumed: bool
@@ -44,24 +50,27 @@ class Run:
 
     @property
     def metrics(self) -> Path:
+        """The file of events, see `maskdm.training.events`."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def weights(self) -> Path:
+        """The folder of weights that others read."""
         return self.path / "weights"
 
     @property
     def samples(self) -> Path:
+        """The folder of sample grids."""
         return self.path / "samples"
 
-    def record(self, event: str, **values: object) -> None:
-        """One line of metrics.jsonl."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps({"event": event, **values}) + "\n")
+    def record(self, event: Event) -> None:
+        """Appends a line to metrics.jsonl."""
+        files.append_line(self.metrics, event.line())
 
     def recorded(self) -> int:
         """Bytes of metrics.jsonl so far: what `rewind` takes."""
@@ -77,11 +86,6 @@ class Run:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-def check_writable(output_dir: Path) -> None:
-    """Refuses early, before anything is decoded, a folder in which no run could be made."""
-    check_folder(output_dir, "--output-dir")
 
 
 def open_run(output_dir: Path, name: str, config: Config, resume: str | None) -> Run:
@@ -101,7 +105,11 @@ def open_run(output_dir: Path, name: str, config: Config, resume: str | None) ->
 
 
 def find_run(output_dir: Path, config: Config, resume: str | None) -> Path | None:
-    """The run that `open_run` would go on with; None where it would begin one. Makes nothing."""
+    """The run that `open_run` would resume; None where it would begin one. Makes nothing.
+
+    Raises:
+        InputError: as `open_run`.
+    """
     if resume is None:
         return find_unfinished(output_dir, config)
     if resume == "never":
@@ -110,28 +118,36 @@ def find_run(output_dir: Path, config: Config, resume: str | None) -> Path | Non
     differences = _differences(read_config(path), config)
     if differences:
         raise InputError(
-            f"--resume: {path} was started with other settings ({'; '.join(differences[:3])}); resume it with its own, "
-            "or start a new run from its weights with stages.0.init_from"
+            "resume",
+            f"{path} was started with other settings ({'; '.join(differences[:3])})",
+            remedy="resume it with its own, or start a new run from its weights with stages.0.init_from",
         )
-    if finished(path):
-        raise InputError(
-            f"--resume: {path} is finished; start a new run from its weights with stages.0.init_from={path}"
-        )
+    if is_finished(path):
+        remedy = f"start a new run from its weights with stages.0.init_from={path}"
+        raise InputError("resume", f"{path} is finished", remedy=remedy)
     return path
 
 
 def find_resumable(output_dir: Path, resume: str) -> Path:
-    """The run that `--resume latest` or `--resume PATH` means."""
+    """The run that `resume` means: "latest", or the path of a run or of one of its checkpoints.
+
+    Raises:
+        InputError: there is no such run.
+    """
     if resume == "latest":
         runs = list_runs(output_dir)
         if not runs:
-            raise InputError(f"--resume latest: there is no run in {output_dir}; leave --resume out to start one")
+            raise InputError(
+                "resume", f"there is no run in {output_dir}", got=resume, remedy="leave it out to start one"
+            )
         return runs[-1]
     path = Path(resume)
     if path.parent.name == "checkpoints":
         path = path.parent.parent
-    if not (path / "config.yaml").is_file():
-        raise InputError(f"--resume: {resume} is no run (it has no config.yaml); leave --resume out to start one")
+    if not is_run(path):
+        raise InputError(
+            "resume", "no run is there, since there is no config.yaml", got=resume, remedy="leave it out to start one"
+        )
     return path
 
 
@@ -142,8 +158,8 @@ def find_unfinished(output_dir: Path, config: Config) -> Path | None:
             settings = read_config(path)
         except InputError:  # of another version, or damaged: none of these settings
             continue
-        if not _differences(settings, config):
-            return None if finished(path) else path
+        if same_settings(settings, config):
+            return None if is_finished(path) else path
     return None
 
 
@@ -152,40 +168,38 @@ def same_settings(there: Config, here: Config) -> bool:
     return not _differences(there, here)
 
 
-def list_runs(output_dir: Path) -> list[Path]:
-    """Runs in the order in which they were started."""
-    if not output_dir.is_dir():
-        return []
-    return sorted(p for p in output_dir.iterdir() if FOLDER.fullmatch(p.name) and (p / "config.yaml").is_file())
+def write_env(run: Run, runtime: Runtime, command: str | None = None) -> None:
+    """env.json: with what, on what and by which command the run was made; a resumed run keeps its first.
 
-
-def read_config(path: Path) -> Config:
-    """The settings of a run."""
-    return resolve(file=path / "config.yaml")
-
-
-def read_metrics(path: Path) -> list[dict[str, object]]:
-    """The events of a run, whole lines only."""
-    events = []
-    file = path / "metrics.jsonl"
-    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return events
-
-
-def finished(path: Path) -> bool:
-    """Whether the last stage of a run has ended."""
-    events = read_metrics(path)
-    return bool(events) and events[-1]["event"] == "end"
+    Args:
+        run: the run.
+        runtime: where it computes.
+        command: the command line; by default that of this process.
+    """
+    file = run.path / "env.json"
+    if file.exists():
+        return
+    env = {
+        "maskdm": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if runtime.device.type == "cuda" else str(runtime.device),
+        "mixed_precision": runtime.precision,
+        "world_size": runtime.world_size,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+    }
+    files.write_json(file, env)
 
 
 def _create(output_dir: Path, name: str, config: Config) -> Run:
-    if len(name.encode()) > LONGEST_NAME:
-        raise InputError(f"--name: got {len(name)} characters, wanted at most {LONGEST_NAME}; choose a shorter one")
-    temporary = output_dir / f".new-{os.getpid()}-{time.time_ns()}"
+    length = len(name.encode())
+    if length > LONGEST_NAME:
+        wanted = f"at most {LONGEST_NAME}"
+        raise InputError("name", f"it has {length} bytes", wanted=wanted, remedy="choose a shorter one")
+    temporary = files.temporary_name(output_dir / "run")
     try:
         temporary.mkdir(parents=True)
         run = _claim(temporary, resumed=False)
@@ -196,9 +210,8 @@ def _create(output_dir: Path, name: str, config: Config) -> Run:
         run.path = _rename_to_next(temporary, output_dir, name)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise InputError(
-            f"--output-dir: cannot make a run in {output_dir} ({error.strerror}); choose another folder"
-        ) from None
+        problem = f"cannot make a run in {output_dir} ({error.strerror or error})"
+        raise InputError("output_dir", problem, remedy="choose another folder") from None
     return run
 
 
@@ -216,7 +229,7 @@ def _rename_to_next(made: Path, output_dir: Path, name: str) -> Path:
 
 def _claim(path: Path, *, resumed: bool) -> Run:
     """Takes the lock, which the system releases when this process ends, however it ends."""
-    lock = (path / ".lock").open("w")
+    lock = (path / ".lock").open("w", encoding="utf-8")
     try:
         import fcntl
 
@@ -225,9 +238,8 @@ def _claim(path: Path, *, resumed: bool) -> Run:
         pass  # not a POSIX system: runs are not protected from a second process
     except OSError:
         lock.close()
-        raise InputError(
-            f"{path} is being trained by another process; wait, or start another with --resume never"
-        ) from None
+        remedy = "wait, or start another run with --resume never"
+        raise InputError(str(path), "is being trained by another process", remedy=remedy) from None
     return Run(path, resumed, lock)
 
 
@@ -244,23 +256,3 @@ def _flat(tree: object, prefix: str = "") -> dict[str, object]:
     else:
         return {prefix: tree}
     return {k: v for key, value in pairs for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}
-
-
-def write_env(run: Run, runtime: Runtime) -> None:
-    """env.json: with what, on what and by which command the run was made; a resumed run keeps its first."""
-    file = run.path / "env.json"
-    if file.exists():
-        return
-    env = {
-        "maskdm": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if runtime.device.type == "cuda" else str(runtime.device),
-        "mixed_precision": runtime.precision,
-        "world_size": runtime.world_size,
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-    }
-    file.write_text(json.dumps(env, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""From the settings of a mask to its plan, on the grid of a model."""
+"""From the settings of a mask to its schedule, on the grid of a model."""
 
 from __future__ import annotations
 
@@ -6,101 +6,107 @@ from typing import NamedTuple
 
 import torch
 
-from maskdm.config.schema import Config, MaskConfig, MaskPart, ModelSpec, StageConfig
-from maskdm.diffusion import mask_schedule as mask_plan
-from maskdm.diffusion.mask_schedule import MaskPlan
-from maskdm.diffusion.masks import Kind, Masking, masking
+from maskdm.config.model_config import TransformerConfig, UNetConfig
+from maskdm.config.schema import Config
+from maskdm.config.stage_config import MaskConfig, MaskPart, StageConfig
+from maskdm.diffusion import mask_schedule
+from maskdm.diffusion.mask_schedule import MaskSchedule
+from maskdm.diffusion.masks import Mask, Masking, MaskKind, masking
 from maskdm.diffusion.patches import Grid, patch_grid
-from maskdm.errors import InputError
+from maskdm.errors import ArgumentError, InputError, within
 from maskdm.models import build
+from maskdm.models.spec import ModelSpec
+
+MANY = 256
+"""Patches from which on masking most of them was measured to pay (docs/evidence.md)."""
+OF_KIND: dict[MaskKind, float] = {"none": 0.0, "crop": 0.75, "route": 0.5}
+"""Ratios that do not follow the number of patches: half of each side is cut off; as in TREAD."""
+NO_BLOCK = 4
+"""What stands in the settings of a run where there are no blocks."""
 
 
-def mask_plans(config: Config, spec: ModelSpec) -> tuple[MaskPlan, ...]:
+def mask_schedules(config: Config, spec: ModelSpec) -> tuple[MaskSchedule, ...]:
     """The masks of every stage.
 
     Raises:
         InputError: a mask that does not fit the grid, the batch or the backbone; it names the setting.
     """
     grid = patch_grid(spec.image_size, spec.model.patch_size)
-    plans = []
+    schedules = []
     for i, stage in enumerate(config.stages):
-        try:
-            plan = plan_of(stage.mask, grid, spec.model.backbone)
-        except InputError as error:
-            raise InputError(f"stages.{i}.{error}") from None
-        if any(m.kind == "route" for m in plan.maskings):
-            _check_routes(spec, f"stages.{i}")
-        portions = plan.moments[0]
-        if any(part.start == part.stop for part in mask_plan.parts(portions, stage.batch_size)):
+        schedule = mask_schedule_of(stage.mask, grid, spec.model.backbone, f"stages.{i}.mask.")
+        if any(m.kind == "route" for m in schedule.maskings):
+            _check_routes(spec, f"stages.{i}.mask.kind")
+        groups = schedule.phases[0]
+        if any(part.start == part.stop for part in mask_schedule.group_slices(groups, stage.batch_size)):
             raise InputError(
-                f"stages.{i}.batch_size: got {stage.batch_size}, too few for {len(portions)} masks side by side; "
-                "take more images, or fewer masks"
+                f"stages.{i}.batch_size",
+                got=stage.batch_size,
+                wanted=f"enough for {len(groups)} masks side by side",
+                remedy="take more images, or fewer masks",
             )
-        plans.append(plan)
-    return tuple(plans)
+        schedules.append(schedule)
+    return tuple(schedules)
 
 
-def _check_routes(spec: ModelSpec, stage: str) -> None:
-    """Refuses a backbone without a middle that patches can go around."""
+def _check_routes(spec: ModelSpec, setting: str) -> None:
+    """Refuses a backbone without a middle that patches can bypass.
+
+    Raises:
+        InputError: of `setting`, or of the depth of the model.
+    """
     if not build.routes(spec.model):
-        raise InputError(
-            f"{stage}.mask.kind: got route, but patches cannot go around the middle of {spec.model.backbone}; "
-            "choose patch, block or crop"
-        )
+        problem = f"patches cannot bypass the middle of {spec.model.backbone}"
+        raise InputError(setting, problem, got="route", wanted="patch, block or crop")
     if spec.model.backbone in build.BACKBONES:  # which say so themselves where they are too shallow
-        with torch.device("meta"):
+        with torch.device("meta"), within("model."):
             network = build.backbone(spec)
             x_t = torch.zeros(1, spec.channels, *spec.image_size)
-            network(x_t, torch.zeros(1), through=torch.zeros(1, 1, dtype=torch.int64))
+            network(x_t, torch.zeros(1), mask=Mask(torch.zeros(1, 1, dtype=torch.int64), routed=True))
 
 
-MANY = 256
-"""Patches from which on hiding most of them was measured to pay (docs/evidence.md)."""
-OF_KIND: dict[Kind, float] = {"none": 0.0, "crop": 0.75, "route": 0.5}
-"""Ratios that do not follow the number of patches: half of each side is cut off; as in TREAD."""
-NO_BLOCK = 4
-"""What stands in the settings of a run where there are no blocks."""
+# --- settings on auto -------------------------------------------------------------------------------------------------
 
 
-def usual_mask(patches: int) -> tuple[Kind, float]:
-    """Kind and ratio: of many patches what gained most, of few what does no harm."""
+def usual_mask(patches: int) -> tuple[MaskKind, float]:
+    """MaskKind and ratio for a number of patches: of many what gained most, of few what does no harm."""
     return ("block", 0.875) if patches >= MANY else ("patch", 0.5)
 
 
-def settled(config: Config, spec: ModelSpec) -> Config:
-    """The same with nothing left on auto in the masks of all stages."""
+def resolved_masks(config: Config, spec: ModelSpec) -> Config:
+    """The same settings with nothing left on auto in the masks of all stages."""
     grid = patch_grid(spec.image_size, spec.model.patch_size)
 
-    def of(stage: StageConfig) -> StageConfig:
-        return stage.model_copy(update={"mask": settle(stage.mask, grid, spec.model.backbone)})
+    def resolved(stage: StageConfig) -> StageConfig:
+        return stage.model_copy(update={"mask": resolve_mask(stage.mask, grid, spec.model.backbone)})
 
-    return config.model_copy(update={"stages": tuple(of(stage) for stage in config.stages)})
+    return config.model_copy(update={"stages": tuple(resolved(stage) for stage in config.stages)})
 
 
-def settle(mask: MaskConfig, grid: Grid, backbone: str) -> MaskConfig:
-    """The same with nothing left on auto, in its mixture neither."""
-    found = chosen(mask, grid, backbone)._asdict()
+def resolve_mask(mask: MaskConfig, grid: Grid, backbone: str) -> MaskConfig:
+    """The same mask with nothing left on auto, in its mixture neither."""
+    found = mask_values(mask, grid, backbone)._asdict()
     if mask.by_noise:  # which stands instead of a ratio
         found["ratio"] = 0.0
-    parts = tuple(part.model_copy(update=chosen(part, grid, backbone)._asdict()) for part in mask.mixture)
+    parts = tuple(part.model_copy(update=mask_values(part, grid, backbone)._asdict()) for part in mask.mixture)
     return mask.model_copy(update=found | {"mixture": parts})
 
 
-class Chosen(NamedTuple):
-    """What of a mask may be on auto, when it is not any more."""
+class MaskValues(NamedTuple):
+    """What of a mask may be on auto, when it is not any more; named as the settings."""
 
-    kind: Kind
+    kind: MaskKind
     ratio: float | tuple[float, ...]
     block: int
 
 
-def chosen(mask: MaskConfig | MaskPart, grid: Grid, backbone: str) -> Chosen:
-    """Kind, ratio and block of a mask, those on auto by the number of patches."""
+def mask_values(mask: MaskConfig | MaskPart, grid: Grid, backbone: str) -> MaskValues:
+    """MaskKind, ratio and block of a mask, those on auto by the number of patches and the backbone."""
     kind = mask.kind
     if kind == "auto":
         if mask.block != "auto" or mask.offset:  # which are for blocks
             kind = "block"
-        elif backbone == "unet":  # which saves nothing on hidden patches
+        elif backbone == "unet":  # which saves nothing on masked patches
             kind = "crop"
         else:
             kind = usual_mask(grid[0] * grid[1])[0]
@@ -108,45 +114,66 @@ def chosen(mask: MaskConfig | MaskPart, grid: Grid, backbone: str) -> Chosen:
     if ratio == "auto":
         ratio = OF_KIND.get(kind, usual_mask(grid[0] * grid[1])[1])
     if mask.block != "auto":
-        return Chosen(kind, ratio, mask.block)
-    return Chosen(kind, ratio, max(min(grid) // 4, 1) if kind == "block" else NO_BLOCK)
+        return MaskValues(kind, ratio, mask.block)
+    return MaskValues(kind, ratio, max(min(grid) // 4, 1) if kind == "block" else NO_BLOCK)
 
 
-def plan_of(mask: MaskConfig, grid: Grid, backbone: str) -> MaskPlan:
-    """The plan of one stage's mask."""
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+
+def mask_schedule_of(mask: MaskConfig, grid: Grid, backbone: str, prefix: str = "mask.") -> MaskSchedule:
+    """The schedule of one stage's mask.
+
+    Args:
+        mask: its settings.
+        grid: rows and columns of patches.
+        backbone: name of the model's backbone.
+        prefix: of the names of the settings, for errors.
+
+    Raises:
+        InputError: it does not fit the grid.
+    """
     if mask.mixture:
-        return mask_plan.mixture([(_part(m, i, grid, backbone), m.share) for i, m in enumerate(mask.mixture)])
-    kind, ratio, block = chosen(mask, grid, backbone)
+        parts = []
+        for number, part in enumerate(mask.mixture):
+            with within(f"{prefix}mixture.{number}."):
+                parts.append((_part_masking(part, grid, backbone), part.share))
+        return mask_schedule.mixture(parts)
+    with within(prefix):
+        return _plain_schedule(mask, grid, backbone)
+
+
+def _part_masking(part: MaskPart, grid: Grid, backbone: str) -> Masking:
+    kind, ratio, block = mask_values(part, grid, backbone)
+    assert not isinstance(ratio, tuple), "a part has one ratio"
+    return masking(kind, grid, ratio, block=block, offset=part.offset)
+
+
+def _plain_schedule(mask: MaskConfig, grid: Grid, backbone: str) -> MaskSchedule:
+    """Of a mask that is no mixture."""
+    kind, ratio, block = mask_values(mask, grid, backbone)
     if mask.by_noise:
         ratios: tuple[float, ...] = mask.by_noise
     elif isinstance(ratio, tuple):
-        ratios = mask_plan.ratios(ratio, mask.schedule, mask.buckets)
+        ratios = mask_schedule.ratios(ratio, mask.schedule, mask.buckets)
     else:
         ratios = (ratio,)
     if kind == "none" and len(ratios) > 1:
-        raise InputError("mask.kind: got none with several ratios; choose patch, block, crop or route")
-    # With nothing to hide there is nothing to gather: the dense path.
+        raise ArgumentError("kind", got="none", wanted="patch, block, crop or route for several ratios")
+    # With nothing to mask there is nothing to gather: the dense path.
     maskings = [
         masking(kind if each or len(ratios) == 1 else "none", grid, each, block=block, offset=mask.offset)
         for each in ratios
     ]
-    return mask_plan.by_noise(maskings) if mask.by_noise else mask_plan.over_stage(maskings)
+    return mask_schedule.by_noise(maskings) if mask.by_noise else mask_schedule.over_stage(maskings)
 
 
-def _part(part: MaskPart, number: int, grid: Grid, backbone: str) -> Masking:
-    kind, ratio, block = chosen(part, grid, backbone)
-    assert not isinstance(ratio, tuple), "a part has one ratio"
-    try:
-        return masking(kind, grid, ratio, block=block, offset=part.offset)
-    except InputError as error:
-        raise InputError(str(error).replace("mask.", f"mask.mixture.{number}.", 1)) from None
-
-
-def remarks(plan: MaskPlan, spec: ModelSpec) -> list[str]:
-    """What a user should know of these masks on this model: ratios far from the asked ones, work that is not saved."""
-    said = [m.warning for m in plan.maskings if m.warning]
-    if spec.model.backbone == "unet" and any(m.kind in ("patch", "block") for m in plan.maskings):
-        said.append("a unet fills hidden patches with zeros and saves no work on them; kind crop does")
-    if spec.model.mixer_depth and any(m.kind not in ("none", "route") for m in plan.maskings):
-        said.append("with model.mixer_depth hidden patches are not unseen: the mixer reads all of them")
+def remarks(schedule: MaskSchedule, spec: ModelSpec) -> list[str]:
+    """What a user should know of these masks on this model: ratios far from the requested, work that is not saved."""
+    model, kinds = spec.model, {m.kind for m in schedule.maskings}
+    said = [m.warning for m in schedule.maskings if m.warning]
+    if isinstance(model, UNetConfig) and kinds & {"patch", "block"}:
+        said.append("a unet fills masked patches with zeros and saves no work on them; kind crop does")
+    if isinstance(model, TransformerConfig) and model.mixer_depth and kinds - {"none", "route"}:
+        said.append("with model.mixer_depth masked patches are not unseen: the mixer reads all of them")
     return said

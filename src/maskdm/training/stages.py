@@ -1,4 +1,4 @@
-"""Stages: where each starts, how long it is, how far it has come. Fine-tuning is one with nothing hidden."""
+"""Stages: where each starts, how long it is, how far it has come. Fine-tuning is one with nothing masked."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from maskdm.config.schema import Config, ModelSpec, StageConfig
+from maskdm.config.schema import Config
+from maskdm.config.stage_config import StageConfig
 from maskdm.models import build, transfer
+from maskdm.models.spec import ModelSpec
 from maskdm.runtime.distributed import Runtime
 from maskdm.training.batches import seed_of
-from maskdm.training.checkpoint import Progress, State
+from maskdm.training.checkpoint import State
 from maskdm.training.optim import adamw
+from maskdm.training.progress import Progress
 
 
-def fresh_network(config: Config, spec: ModelSpec, runtime: Runtime) -> nn.Module:
+def init_network(config: Config, spec: ModelSpec, runtime: Runtime) -> nn.Module:
     """The network before training, the same on every rank; a function of the seed."""
     torch.manual_seed(seed_of(config.train.seed, "weights"))
     return build.backbone(spec).to(runtime.device)
 
 
-def fresh_state(config: Config, spec: ModelSpec, runtime: Runtime, progress: Progress) -> State:
-    """Everything that training changes, as before its first step, with the optimiser of the stage of `progress`."""
-    network = fresh_network(config, spec, runtime)
+def init_state(config: Config, spec: ModelSpec, runtime: Runtime, progress: Progress) -> State:
+    """Everything that training changes, as before its first step, with the optimizer of the stage of `progress`."""
+    network = init_network(config, spec, runtime)
     ema = copy.deepcopy(network)
     if config.train.checkpoint_activations:
-        recompute(network)
-    network, ema = runtime.divide(network), runtime.divide(ema)
+        checkpoint_activations(network)
+    network, ema = runtime.shard(network), runtime.shard(ema)
     return State(network, ema, adamw(network, config.stages[progress.stage]), runtime.scaler(), progress)
 
 
-def recompute(network: nn.Module) -> None:
-    """Blocks (the modules in lists) keep what they were given and are computed again on the way back.
+def checkpoint_activations(network: nn.Module) -> None:
+    """Activation checkpointing: blocks (the modules in lists) keep their inputs alone, and are computed again backward.
 
     Source: Chen et al. 2016, arXiv 1604.06174.
     """
@@ -45,11 +48,14 @@ def recompute(network: nn.Module) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def begin(state: State, config: Config, spec: ModelSpec, runtime: Runtime) -> list[str]:
+def init_stage(state: State, config: Config, spec: ModelSpec, runtime: Runtime) -> list[str]:
     """Puts `state` at the start of stage `state.progress.stage`; says in sentences where its weights are from.
 
-    The network takes over the weights that the stage names, the average starts from the network, and optimiser, scale
+    The network takes over the weights that the stage names, the average starts from the network, and optimizer, scale
     and schedule are new.
+
+    Raises:
+        InputError: weights that cannot be read, or that do not fit.
     """
     progress = state.progress
     stage = config.stages[progress.stage]
@@ -59,27 +65,27 @@ def begin(state: State, config: Config, spec: ModelSpec, runtime: Runtime) -> li
         state.model.load_state_dict(source.state_dict())
         said.append(f"{stage.weights} weights of {config.stages[progress.stage - 1].name}")
     elif stage.init_from in ("previous", "none"):
-        runtime.fill(state.model, fresh_network(config, spec, runtime).state_dict())
+        runtime.load_full_state_dict(state.model, init_network(config, spec, runtime).state_dict())
         said.append("fresh weights")
     else:
-        network = fresh_network(config, spec, runtime)
+        network = init_network(config, spec, runtime)
         said = transfer.inherit(network, spec, Path(stage.init_from), stage.weights)
-        runtime.fill(state.model, network.state_dict())
+        runtime.load_full_state_dict(state.model, network.state_dict())
         said.insert(0, f"{stage.weights} weights of {stage.init_from}")
     state.ema.load_state_dict(state.model.state_dict())
-    state.optimiser = adamw(state.model, stage)
+    state.optimizer = adamw(state.model, stage)
     state.scaler = runtime.scaler()
     progress.stage_step, progress.stage_seconds, progress.stage_done = 0, 0.0, False
     return said
 
 
 def total_steps(stage: StageConfig) -> int | None:
-    """Length in steps, or None where the clock decides."""
+    """Length in steps, or None where a time limit ends the stage."""
     return stage.steps if stage.images is None else math.ceil(stage.images / stage.batch_size)
 
 
-def through(stage: StageConfig, progress: Progress) -> float:
-    """How far the stage has come, 0 to 1; at 1 it is over."""
+def fraction_done(stage: StageConfig, progress: Progress) -> float:
+    """How much of the stage is done, 0 to 1; at 1 it is over."""
     if stage.minutes is not None:
         return min(progress.stage_seconds / (60 * stage.minutes), 1.0)
     total = total_steps(stage)

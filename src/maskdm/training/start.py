@@ -1,68 +1,96 @@
-"""From a prepared task to a run: folder opened, split on record, loop started; bad input leaves nothing behind."""
+"""From settings to a run: everything checked, folder opened, split on record, loop started.
+
+Bad input leaves nothing behind.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from maskdm import __version__
-from maskdm.config.schema import Config, to_dict
-from maskdm.data.manifest import Manifest, read_manifest, write_manifest
-from maskdm.errors import InputError
+from maskdm.config.schema import Config
+from maskdm.config.section import to_dict
+from maskdm.data.manifest import HEAD, Manifest, read_manifest, write_manifest
+from maskdm.errors import InputError, within
 from maskdm.evaluation.heldout import HeldOut
 from maskdm.evaluation.scorer import Scorer, make_scorer
+from maskdm.files import check_folder
 from maskdm.models import build, transfer
-from maskdm.models.weights import Facts
-from maskdm.runtime import distributed as machine
+from maskdm.models.weights import Metadata
 from maskdm.runtime.console import Console
-from maskdm.runtime.distributed import Runtime
-from maskdm.training import checkpoint
-from maskdm.training.loop import Training, train
-from maskdm.training.prepare import Prepared, prepare, task_of
-from maskdm.training.runs import Run, check_writable, find_resumable, find_run, open_run, write_env
+from maskdm.runtime.distributed import Runtime, init_runtime
+from maskdm.training.loop import run_stages
+from maskdm.training.monitor import Training
+from maskdm.training.prepare import Prepared, make_task, prepare
+from maskdm.training.progress import newest_checkpoint, read_progress
+from maskdm.training.runs import Run, find_resumable, find_run, open_run, write_env
 from maskdm.training.stage_masks import remarks
 from maskdm.training.stages import total_steps
-from maskdm.training.trackers import check_trackers, trackers
+from maskdm.training.trackers import check_trackers, make_trackers
 
 
-def start(
+@dataclass(frozen=True)
+class DryRun:
+    """What training would do.
+
+    Attributes:
+        resumes: the run that would be resumed, None where one would be begun.
+        stages: what each stage would do, a line each.
+    """
+
+    resumes: Path | None
+    stages: tuple[str, ...]
+
+
+def start_training(
     config: Config,
     *,
     output_dir: Path,
     name: str,
     resume: str | None,
     console: Console,
+    command: str | None = None,
 ) -> Path:
-    """Trains `config` in a run folder below `output_dir`, new or found again, and returns it.
+    """Trains `config` in a run folder below `output_dir`, new or found again.
+
+    Args:
+        config: the settings.
+        output_dir: where runs lie.
+        name: of a new run.
+        resume: see `maskdm.training.runs.open_run`.
+        console: what a person sees.
+        command: for the record, see `maskdm.training.runs.write_env`.
+
+    Returns:
+        The run's folder.
 
     Raises:
-        InputError: something in the settings, the pictures or the folder is not as it must be.
-        TrainingError, Interrupted: see `maskdm.training.loop.train`.
+        InputError: something in the settings, the images or the folder is not as it must be.
+        TrainingError, Interrupted, StorageError: see `maskdm.training.loop.run_stages`.
     """
-    check_writable(output_dir)
-    check_trackers(config.log.track)
-    if resume not in (None, "never"):
-        find_resumable(output_dir, resume)
-    runtime = machine.start(config.train)
-    console.quiet = console.quiet or not runtime.main
+    _check_before(config, output_dir, resume)
+    runtime = init_runtime(config.train)
+    console.main = runtime.main
     try:
         with runtime.main_first():
             prepared = prepare(config, console)
         check_batches(prepared.config, runtime)
-        describe(prepared, runtime, console)
+        describe_task(prepared, runtime, console)
         warn_of_parents(prepared, console)
         if runtime.main:
             check_origins(prepared, find_run(output_dir, prepared.config, resume))
         with runtime.main_first():
             scorer = _scorer(prepared, runtime, console)
         run = open_run(output_dir, name, prepared.config, resume) if runtime.main else None
-        path = Path(runtime.share(str(run.path) if run else ""))
+        path = Path(runtime.broadcast_object(str(run.path) if run else ""))
         run = run or Run(path, resumed=True)
         try:
-            _run(prepared, runtime, run, console, scorer)
+            run_stages(_training(prepared, runtime, run, console, scorer, command))
         finally:
             run.release()
     finally:
@@ -70,76 +98,100 @@ def start(
     return path
 
 
-def dry_run(config: Config, *, output_dir: Path, resume: str | None, console: Console) -> None:
-    """Everything up to the making of a run, then what it would do; pictures are decoded into the cache."""
-    check_writable(output_dir)
-    check_trackers(config.log.track)
-    runtime = machine.start(config.train)
+def dry_run(config: Config, *, output_dir: Path, resume: str | None, console: Console) -> DryRun:
+    """Everything up to the making of a run, then what it would do; images are decoded into the cache.
+
+    Args:
+        config, output_dir, resume, console: see `start_training`.
+
+    Raises:
+        InputError: as `start_training`.
+    """
+    _check_before(config, output_dir, resume)
+    runtime = init_runtime(config.train)
     prepared = prepare(config, console)
     check_batches(prepared.config, runtime)
-    describe(prepared, runtime, console)
+    describe_task(prepared, runtime, console)
     warn_of_parents(prepared, console)
     found = find_run(output_dir, prepared.config, resume)
     check_origins(prepared, found)
-    console.say(f"would go on with {found}" if found else f"would begin a run in {output_dir}")
-    for line in plan(prepared):
+    console.say(f"would resume {found}" if found else f"would begin a run in {output_dir}")
+    stages = describe_stages(prepared)
+    for line in stages:
         console.say(line)
+    return DryRun(found, stages)
+
+
+def _check_before(config: Config, output_dir: Path, resume: str | None) -> None:
+    """What can be refused before anything is decoded."""
+    check_folder(output_dir, "output_dir")
+    check_trackers(config.log.track)
+    if resume not in (None, "never"):
+        find_resumable(output_dir, resume)
 
 
 def check_batches(config: Config, runtime: Runtime) -> None:
-    """A batch must be shared out evenly among the ranks."""
+    """A batch must be shared out evenly among the ranks.
+
+    Raises:
+        InputError: it is not.
+    """
     for i, stage in enumerate(config.stages):
         if stage.batch_size % runtime.world_size:
-            raise InputError(
-                f"stages.{i}.batch_size: got {stage.batch_size}, not a multiple of the {runtime.world_size} processes"
-            )
+            wanted = f"a multiple of the {runtime.world_size} processes"
+            raise InputError(f"stages.{i}.batch_size", got=stage.batch_size, wanted=wanted)
 
 
 def check_origins(prepared: Prepared, run: Path | None) -> None:
-    """Reads the weights that a stage still to come starts from, to refuse here what would fail there."""
-    saved = checkpoint.newest(run / "checkpoints") if run else None
-    begun = checkpoint.read_progress(saved).stage if saved else -1
+    """Reads the weights that a stage still to come starts from, to refuse here what would fail there.
+
+    Raises:
+        InputError: they cannot be read, or are those of another network.
+    """
+    saved = newest_checkpoint(run / "checkpoints") if run else None
+    begun = read_progress(saved).stage if saved else -1
     for i, stage in enumerate(prepared.config.stages):
         if i > begun and stage.init_from not in ("previous", "none"):
-            transfer.read_fitting(prepared.spec, Path(stage.init_from), stage.weights)
+            with within(f"stages.{i}."):
+                transfer.read_fitting(prepared.spec, Path(stage.init_from), stage.weights)
 
 
 def warn_of_parents(prepared: Prepared, console: Console) -> None:
-    """Says where a run that a stage starts from was trained on pictures that are held out here."""
+    """Says where a run that a stage starts from was trained on images that are held out here."""
     here = dict(zip(prepared.dataset.images.sha256, prepared.dataset.roles, strict=True))
     for i, stage in enumerate(prepared.config.stages):
         origin = Path(stage.init_from)
-        runs = [folder for folder in (origin, *origin.parents) if (folder / "manifest.head.json").is_file()]
+        runs = [folder for folder in (origin, *origin.parents) if (folder / HEAD).is_file()]
         if stage.init_from in ("previous", "none") or not runs:
             continue
         known = {record.sha256 for record in read_manifest(runs[0]).records if record.role == "member"}
-        apart = [digest for digest, role in here.items() if role != "member"]
-        seen = sum(digest in known for digest in apart)
+        unseen = [digest for digest, role in here.items() if role != "member"]
+        seen = sum(digest in known for digest in unseen)
         if seen:
             console.warn(
-                f"stages.{i}.init_from: {runs[0]} was trained on {seen} of the {len(apart)} pictures that are held out "
+                f"stages.{i}.init_from: {runs[0]} was trained on {seen} of the {len(unseen)} images that are held out "
                 "or for calibration here, so neither the held-out error nor an audit says what it should; use the "
                 "data.salt and data.group_by of that run"
             )
 
 
-def describe(prepared: Prepared, runtime: Runtime, console: Console) -> None:
-    """Says what is about to be trained, on what, and where a mask is not what was asked."""
+def describe_task(prepared: Prepared, runtime: Runtime, console: Console) -> None:
+    """Says what is about to be trained, on what, and where a mask is not what was requested."""
     spec, counts = prepared.spec, prepared.dataset.counts
     height, width = spec.image_size
     classes = f", {len(spec.class_names)} classes" if spec.class_names else ""
     console.say(
-        f"{len(prepared.dataset.images):,} pictures at {height} x {width} x {spec.channels}{classes}: "
+        f"{len(prepared.dataset.images):,} images at {height} x {width} x {spec.channels}{classes}: "
         f"{counts['member']:,} to train on, {counts['heldout']:,} held out, {counts['calibration']:,} for calibration"
     )
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build.backbone(spec).parameters())
-    patches, side = prepared.masks[0].maskings[0].patches, spec.model.patch_size
-    arithmetic = "fp32" if runtime.precision == "no" else runtime.precision
+    patches, side = prepared.masks[0].maskings[0].num_patches, spec.model.patch_size
+    precision = "fp32" if runtime.precision == "no" else runtime.precision
     processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
     console.say(
         f"{spec.model.backbone}, {parameters / 1e6:.2f} M parameters, {patches:,} patches of {side} px; "
-        f"{runtime.device}, {arithmetic}{processes}"
+        f"{runtime.device}, {precision}{processes}"
     )
     for stage, masks in zip(prepared.config.stages, prepared.masks, strict=True):
         for line in remarks(masks, spec):
@@ -152,8 +204,8 @@ def describe(prepared: Prepared, runtime: Runtime, console: Console) -> None:
             )
 
 
-def plan(prepared: Prepared) -> list[str]:
-    """What would be done, stage by stage, for --dry-run."""
+def describe_stages(prepared: Prepared) -> tuple[str, ...]:
+    """What would be done, stage by stage, a line each."""
     lines = []
     for i, (stage, mask) in enumerate(zip(prepared.config.stages, prepared.masks, strict=True)):
         steps = total_steps(stage)
@@ -162,61 +214,59 @@ def plan(prepared: Prepared) -> list[str]:
         lines.append(
             f"stage {i + 1}, {stage.name}: {length}, batch {stage.batch_size}, lr {stage.lr:g}; {mask}; from {start}"
         )
-    return lines
+    return tuple(lines)
 
 
 def _scorer(prepared: Prepared, runtime: Runtime, console: Console) -> Scorer | None:
-    """What scores pictures along the way, where that is asked for."""
+    """What scores images during training, where that is asked for."""
     if prepared.config.eval.scores is None:
         return None
-    if prepared.dataset.counts["heldout"] < 2:
-        raise InputError(
-            "eval.scores",
-            got=prepared.dataset.counts["heldout"],
-            wanted="at least 2 held-out images",
-            remedy="raise data.heldout",
-        )
+    heldout = prepared.dataset.counts["heldout"]
+    if heldout < 2:
+        wanted = "at least 2 held-out images"
+        raise InputError("eval.scores", got=heldout, wanted=wanted, remedy="raise data.heldout")
     return make_scorer(prepared.config, prepared.spec, prepared.dataset, runtime, console)
 
 
-def _run(prepared: Prepared, runtime: Runtime, run: Run, console: Console, scorer: Scorer | None) -> None:
+def _training(
+    prepared: Prepared, runtime: Runtime, run: Run, console: Console, scorer: Scorer | None, command: str | None
+) -> Training:
+    """The split on record and checked, and all that the loop needs."""
     if runtime.main:
         console.attach(run.path / "log.txt")
     console.say(f"{'resuming' if run.resumed else 'new run'} {run.path}")
     if runtime.main:
         _record_manifest(prepared, run)
-        write_env(run, runtime)
+        write_env(run, runtime, command)
     runtime.barrier()
-    manifest = read_manifest(run.path)
+    manifest, config = read_manifest(run.path), prepared.config
     manifest.check(prepared.dataset.images)
-    config = prepared.config
-    facts: Facts = {
+    metadata: Metadata = {
         "maskdm": __version__,
         "manifest_sha256": manifest.sha256,
-        "heldout_pictures": len(manifest.indices("heldout")),
+        "heldout_images": len(manifest.indices("heldout")),
         "members": len(manifest.indices("member")),
     }
-    task = task_of(prepared, runtime, manifest.indices("member"))
-    training = Training(
+    task = make_task(prepared, runtime, manifest.indices("member"))
+    return Training(
         **vars(task),
         heldout=_heldout(prepared, manifest, task.data.labels, runtime),
-        facts=facts,
+        metadata=metadata,
         run=run,
         console=console,
         scorer=scorer,
-        track=trackers(config.log.track, run.path, to_dict(config)) if runtime.main else (),
+        trackers=make_trackers(config.log.track, run.path, to_dict(config)) if runtime.main else (),
     )
-    train(training)
 
 
 def _record_manifest(prepared: Prepared, run: Run) -> None:
     """The split, on record before step 0; a resumed run has it already."""
-    if (run.path / "manifest.head.json").exists():
+    if (run.path / HEAD).exists():
         return
     first = prepared.config.stages[0]
     parent = None
     if first.init_from not in ("previous", "none"):
-        parent = transfer.read_source(Path(first.init_from), first.weights)[1].facts.get("manifest_sha256")
+        parent = transfer.read_source(Path(first.init_from), first.weights)[1].metadata.get("manifest_sha256")
     write_manifest(
         run.path,
         prepared.dataset.images,
@@ -231,6 +281,7 @@ def _record_manifest(prepared: Prepared, run: Run) -> None:
 
 
 def _heldout(prepared: Prepared, manifest: Manifest, labels: np.ndarray | None, runtime: Runtime) -> HeldOut | None:
+    """`eval.heldout_images` of them, evenly over the rows; None where there are none."""
     rows = manifest.indices("heldout")
     count = min(prepared.config.eval.heldout_images, len(rows))
     if not count:
@@ -238,7 +289,6 @@ def _heldout(prepared: Prepared, manifest: Manifest, labels: np.ndarray | None, 
     chosen = rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
     with torch.device("meta"):  # only its process is needed
         network = build.backbone(prepared.spec)
-    denoiser = build.denoiser(prepared.spec, network)
-    return HeldOut.ask(
-        prepared.dataset.images.images[chosen], None if labels is None else labels[chosen], denoiser, runtime.device
-    )
+    denoiser = build.denoiser(prepared.spec, network, prepared.objective)
+    images = prepared.dataset.images.images[chosen]
+    return HeldOut.ask(images, None if labels is None else labels[chosen], denoiser, runtime.device)

@@ -8,28 +8,35 @@ from pathlib import Path
 
 from maskdm.errors import InputError
 
-Track = Callable[[Mapping[str, float], int], None]
+Tracker = Callable[[Mapping[str, float], int], None]
+"""Passes on numbers by name, measured after so many images."""
 
 
-def trackers(names: tuple[str, ...], folder: Path, settings: dict[str, object]) -> list[Track]:
+def make_trackers(names: tuple[str, ...], folder: Path, settings: dict[str, object]) -> list[Tracker]:
     """Functions that pass on numbers to the services asked for.
 
-    Raises:
-        InputError: one that is not installed.
+    Args:
+        names: tensorboard, wandb.
+        folder: of the run.
+        settings: of the run.
     """
     return [{"tensorboard": _tensorboard, "wandb": _wandb}[name](folder, settings) for name in names]
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Refuses a tracker that is not installed, before anything is made."""
+    """Refuses a tracker that is not installed, before anything is made.
+
+    Raises:
+        InputError: `log.track` names one that is not there.
+    """
     for name in names:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise InputError(f"log.track: {name} is not installed; pip install {name}") from None
+            raise InputError("log.track", "is not installed", got=name, remedy=f"pip install {name}") from None
 
 
-def _tensorboard(folder: Path, settings: dict[str, object]) -> Track:
+def _tensorboard(folder: Path, settings: dict[str, object]) -> Tracker:
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(folder / "tensorboard"))
@@ -42,7 +49,7 @@ def _tensorboard(folder: Path, settings: dict[str, object]) -> Track:
     return track
 
 
-def _wandb(folder: Path, settings: dict[str, object]) -> Track:
+def _wandb(folder: Path, settings: dict[str, object]) -> Tracker:
     wandb = importlib.import_module("wandb")
     run = wandb.init(
         project="maskdm", name=folder.name, id=folder.name, dir=str(folder), config=settings, resume="allow"

@@ -1,0 +1,71 @@
+"""What all groups of settings are made of: frozen and typed; the text under a field is its help."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+Side = Annotated[int, Field(gt=0, le=65_536)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+Tree = dict[str, Any]
+"""Settings as plain values, as they stand in a file; perhaps only some of a section."""
+
+
+class Section(BaseModel):
+    """A group of settings."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+@dataclass(frozen=True)
+class Variants:
+    """A section whose options depend on one of them, which chooses its class.
+
+    Attributes:
+        key: the setting that chooses.
+        base: what all classes have in common.
+        classes: name of a variant -> its class; the first is the default.
+        find: value of the setting -> the class; raises ArgumentError where there is none.
+        reset: options that choosing another variant sets back to their defaults, even where both have them.
+    """
+
+    key: str
+    base: type[Section]
+    classes: Mapping[str, type[Section]]
+    find: Callable[[object], type[Section]]
+    reset: tuple[str, ...] = ()
+
+    @property
+    def default(self) -> str:
+        """The variant of settings that do not choose."""
+        return next(iter(self.classes))
+
+    def having(self, option: str) -> list[str]:
+        """Names of the variants that have an option."""
+        return [name for name, section in self.classes.items() if option in section.model_fields]
+
+
+def option_home(section: type[Section], option: str) -> type:
+    """The class that defines an option of `section`.
+
+    Where two variants inherit an option from one class, it is the same option; where each defines one, they are two
+    that happen to have the same name.
+    """
+    return next(home for home in section.__mro__ if option in inspect.get_annotations(home))
+
+
+def to_dict(section: Section) -> Tree:
+    """Plain mappings, lists and scalars, as in a file."""
+    return section.model_dump(mode="json")

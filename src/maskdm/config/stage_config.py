@@ -1,0 +1,126 @@
+"""Settings of a stage of training, and of what it masks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from maskdm.config.section import Count, NonNegativeFloat, Positive, PositiveFloat, Probability, Section, Share
+from maskdm.errors import ArgumentError
+
+MaskName = Literal["none", "patch", "block", "crop", "route"]
+
+
+class MaskPart(Section):
+    """One mask of a mixture."""
+
+    kind: MaskName | Literal["auto"]
+    """As mask.kind."""
+    ratio: Share | Literal["auto"] = "auto"
+    """As mask.ratio, but one for the whole stage."""
+    block: Positive | Literal["auto"] = "auto"
+    """As mask.block."""
+    offset: bool = False
+    """As mask.offset."""
+    share: PositiveFloat = 1.0
+    """Its part of every batch, against those of the others."""
+
+
+class MaskConfig(Section):
+    """What a stage masks."""
+
+    kind: MaskName | Literal["auto"] = "none"
+    """none, patch (random patches), block (random blocks of patches), crop (all but one random rectangle), route
+    (random patches bypass the middle of the network instead of being masked: uvit and jit), or auto: block where there
+    are 256 patches or more, or block or offset are given; else patch, or crop for a unet."""
+    ratio: Share | Annotated[tuple[Share, ...], Field(min_length=2)] | Literal["auto"] = "auto"
+    """Share of the patches to mask, 0 <= ratio < 1; the nearest that the grid allows is used and logged. A list changes
+    over the stage, see mask.schedule. auto: 0.875 where there are 256 patches or more (docs/evidence.md), else 0.5; for
+    crop 0.75, for route 0.5, for none 0."""
+    schedule: Literal["steps", "linear", "cosine"] = "steps"
+    """How a list of ratios is meant: equal parts of the stage, or a line or half a cosine from first to last."""
+    buckets: Annotated[int, Field(ge=2, le=100)] = 6
+    """In how many parts a line or cosine is taken; shapes stay fixed in each."""
+    by_noise: tuple[Share, ...] = ()
+    """Ratios for equally likely ranges of noise, from the least noise to the most, instead of mask.ratio: such as
+    [0.9, 0.75, 0.5, 0]."""
+    block: Positive | Literal["auto"] = "auto"
+    """Side of a block in patches, for kind block. auto: a quarter of the grid's shorter side, rounded down."""
+    offset: bool = False
+    """Shift the cut into blocks at random for every image, for kind block."""
+    mixture: tuple[MaskPart, ...] = ()
+    """Several masks side by side in every batch, instead of all the above: a list of {kind, ratio, block, offset,
+    share}."""
+
+    @model_validator(mode="after")
+    def _said_once(self) -> Self:
+        own = "with mask.mixture, whose masks have their own"
+        if self.mixture and self.kind != "none":
+            raise ArgumentError("kind", got=self.kind, wanted=f"none {own}")
+        if self.mixture and self.ratio not in ("auto", 0):
+            raise ArgumentError("ratio", got=self.ratio, wanted=f"0 {own}")
+        if self.mixture and self.by_noise:
+            raise ArgumentError("by_noise", got=self.by_noise, wanted=f"[] {own}")
+        if self.by_noise and self.ratio not in ("auto", 0):
+            raise ArgumentError("ratio", got=self.ratio, wanted="0 with mask.by_noise, which has all the ratios")
+        if self.schedule != "steps" and not (isinstance(self.ratio, tuple) and len(self.ratio) == 2):
+            raise ArgumentError("ratio", got=self.ratio, wanted=f"[first, last] with mask.schedule {self.schedule}")
+        return self
+
+
+class StageConfig(Section):
+    """One stage of training: exactly one of steps, images and minutes says how long it is."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
+    """What it is called in logs and files."""
+    steps: Positive | None = None
+    """Length in optimizer steps."""
+    images: Positive | None = None
+    """Length in images (rounded up to whole steps)."""
+    minutes: PositiveFloat | None = None
+    """Length in minutes of training (wall-clock time); such a stage cannot be repeated bit for bit."""
+    batch_size: Positive = 128
+    """Images a step, over all ranks."""
+    micro_batch: Positive | Literal["auto"] | None = None
+    """Images at once on a rank; gradients are accumulated to the batch. null: the whole share of the rank, and half of
+    it from then on if memory runs out. auto: the most that fits, by a measurement as the stage begins."""
+    lr: PositiveFloat = 2e-4
+    """Peak learning rate."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """constant after the warm-up, or cosine down to zero at the end of the stage."""
+    warmup_steps: Count = 0
+    """Steps over which the rate rises linearly from zero."""
+    betas: tuple[Share, Share] = (0.99, 0.99)
+    """Betas of AdamW."""
+    weight_decay: NonNegativeFloat = 0.03
+    """Weight decay of AdamW, on the weights of linear and convolutional layers only."""
+    clip: PositiveFloat | None = 1.0
+    """Largest gradient norm; null for none."""
+    label_dropout: Probability = 0.1
+    """Probability that a label is replaced by "no class", which trains the unconditional model."""
+    mask: MaskConfig = MaskConfig()
+    """What is masked."""
+    init_from: str = "previous"
+    """previous (the stage before; fresh weights for the first), none (fresh), or the path of a run or weights file."""
+    weights: Literal["ema", "raw"] = "ema"
+    """Which weights of `init_from` to start from."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        lengths = [name for name in LENGTHS if getattr(self, name) is not None]
+        if len(lengths) != 1:
+            got = " and ".join(lengths) or "none of them"
+            raise ArgumentError("", f"got {got}", wanted="exactly one of steps, images and minutes")
+        return self
+
+
+LENGTHS = ("steps", "images", "minutes")
+
+
+def default_stages() -> tuple[StageConfig, ...]:
+    """Masked pre-training, then a shorter fine-tuning on whole images."""
+    return (
+        StageConfig(name="pretrain", steps=200_000, mask=MaskConfig(kind="auto")),
+        StageConfig(name="finetune", steps=50_000, warmup_steps=1000),
+    )

@@ -1,0 +1,94 @@
+"""Settings in files: YAML 1.2, as it is on the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from maskdm.config.section import Section, Tree, to_dict
+from maskdm.errors import InputError
+from maskdm.files import write_text
+
+_WORD = re.compile(r"(?!(?:true|false|null|none|yes|no|on|off|y|n)$)[a-z][a-z0-9_-]*", re.IGNORECASE)
+"""Text that no reader of YAML takes for anything else."""
+_NOT_PLAIN = (TypeError, ValueError, RecursionError)
+"""What values raise that could not stand in a file of JSON."""
+
+
+def read_yaml(path: Path) -> Tree:
+    """A settings file as a tree.
+
+    Raises:
+        InputError: it cannot be read, or holds no sections of plain values.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise InputError("config", f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError("config", f"cannot read {path}: it is not text") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, origin: str) -> Tree:
+    """Text as a tree of settings; `origin` says in errors where it stands.
+
+    Raises:
+        InputError: it holds no sections of plain values.
+    """
+    try:
+        tree = parse_value(text)
+    except YAMLError as error:
+        raise InputError("config", f"{origin} is not YAML: {' '.join(str(error).split())}") from None
+    except _NOT_PLAIN:
+        problem = f"{origin} holds YAML of another kind"
+        raise InputError("config", problem, wanted="plain values, lists and mappings") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        problem = f"{origin} holds {type(tree).__name__}"
+        raise InputError("config", problem, wanted="sections such as `data:` and `model:`")
+    return tree
+
+
+def parse_value(text: str) -> Any:
+    """A plain value: "2e-4" is a number and "no" a word. Dates stay text.
+
+    Raises:
+        YAMLError: it is not YAML.
+        TypeError, ValueError, RecursionError: it could not stand in a file of JSON.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.constructor.yaml_constructors["tag:yaml.org,2002:timestamp"] = lambda loader, node: node.value
+    return json.loads(json.dumps(yaml.load(text)))
+
+
+def parse_override(text: str) -> Any:
+    """A value on the command line; what is no plain value stays text."""
+    try:
+        return parse_value(text)
+    except (YAMLError, *_NOT_PLAIN):
+        return text
+
+
+def write_yaml(path: Path, section: Section) -> None:
+    """Settings as a file that `read_yaml` reads."""
+    write_text(path, "\n".join(_block(to_dict(section))) + "\n")
+
+
+def _block(tree: object, indent: str = "") -> Iterator[str]:
+    """Mappings, and lists of them, as lines of YAML; other values, but for words, as JSON, which is YAML too."""
+    pairs = tree.items() if isinstance(tree, dict) else (("-", item) for item in tree)  # type: ignore[attr-defined]
+    for key, value in pairs:
+        name = key if key == "-" else f"{key if _WORD.fullmatch(key) else json.dumps(key)}:"
+        if value and (isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict))):
+            yield f"{indent}{name}"
+            yield from _block(value, indent + "  ")
+        else:
+            yield f"{indent}{name} {value if _WORD.fullmatch(str(value)) else json.dumps(value)}"

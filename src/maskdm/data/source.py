@@ -1,0 +1,72 @@
+"""What a source of images is: a list of them and a way to read each.
+
+Listing opens no image, and reading extracts nothing to disk. Names are POSIX paths relative to the source, and the
+images are in the order of their names, so that equal contents give equal lists on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from maskdm.data.decode import Content
+
+SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif")
+"""Of files that are taken for images, in lower or upper case."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image.
+
+    Attributes:
+        name: a POSIX path relative to the source, or a row's number.
+        label: an index into the source's `class_names`, or None.
+    """
+
+    name: str
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Encoded images, listed.
+
+    Attributes:
+        path: of the folder or file, or hf:NAME.
+        items: the images in order of their names.
+        class_names: that labels index; () without labels.
+        reader: gives an image's content by its name.
+    """
+
+    path: Path
+    items: tuple[Item, ...]
+    class_names: tuple[str, ...]
+    reader: Callable[[str], Content]
+
+    def read(self, item: Item) -> Content:
+        """The bytes of an image's file, or its pixels where the source holds arrays; safe in threads.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return self.reader(item.name)
+
+    def where(self, item: Item) -> str:
+        """An image's full name, for messages."""
+        return str(self.path / item.name)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image: by its suffix, hidden files and folders left out."""
+    parts = name.split("/")
+    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+        return False
+    _, dot, suffix = parts[-1].rpartition(".")
+    return bool(dot) and suffix.lower() in SUFFIXES
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception of a library says, on one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

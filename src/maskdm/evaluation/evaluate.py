@@ -1,0 +1,231 @@
+"""What `maskdm eval` is made of: a reference, images to compare with it, and the features to compare them in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from maskdm.config.schema import DataConfig
+from maskdm.data.dataset import default_cache, load_image_set, read_dataset
+from maskdm.data.image_set import ImageSet
+from maskdm.data.labelled import LabelledImages
+from maskdm.data.manifest import read_manifest
+from maskdm.diffusion.denoiser import Denoiser
+from maskdm.diffusion.pixels import to_uint8_nhwc
+from maskdm.errors import InputError, within
+from maskdm.evaluation.encoder import trains_on_members
+from maskdm.evaluation.features import Features, check_features, get_features
+from maskdm.evaluation.metrics import Float64
+from maskdm.evaluation.scores import Reference
+from maskdm.runtime.console import Console
+from maskdm.runtime.distributed import Runtime
+from maskdm.sampling.sample import check_counts, sample_across_ranks, sampling_config
+
+MIN_RESAMPLES = 20
+"""Of the bootstrap: fewer give no interval."""
+MAX_TRAIN_IMAGES = 10_000
+"""Training images that others are compared with: a sample of them says as much, and takes minutes."""
+
+
+def check_evaluation(
+    *, features: str, features_weights: Path | None, num: int, batch_size: int, bootstrap: int
+) -> None:
+    """Refuses what no evaluation can be made of, before anything is read.
+
+    Args:
+        features, features_weights: see `maskdm.evaluation.features.get_features`.
+        num: images to generate.
+        batch_size: of them at once.
+        bootstrap: resamples for an interval of the distance, or 0.
+
+    Raises:
+        InputError: one of them cannot be used; it names the argument.
+    """
+    with within(""):
+        check_features(features, features_weights)
+        check_counts(num, batch_size)
+    if num < 2:
+        raise InputError("num", got=num, wanted="at least 2")
+    if bootstrap != 0 and bootstrap < MIN_RESAMPLES:
+        raise InputError("bootstrap", got=bootstrap, wanted=f"0 (none) or at least {MIN_RESAMPLES}")
+
+
+def load_reference(
+    reference: str | None,
+    console: Console,
+    *,
+    denoiser: Denoiser | None = None,
+    run: Path | None = None,
+    data: DataConfig | None = None,
+) -> Reference:
+    """What images are compared with.
+
+    Args:
+        reference: real images (a folder, a file, hf:NAME), or an .npz with mu and sigma; None for the held-out images
+            of `run`.
+        console: warns of images that cannot be read or have to be resized.
+        denoiser: the model whose images they are; the reference is brought to their size.
+        run: the run whose images they are, if it is one.
+        data: of the settings of `run`.
+
+    Raises:
+        InputError: there is no reference, or it cannot be read, or the run has fewer than two held-out images.
+    """
+    if reference is None:
+        if run is None or data is None:
+            raise InputError(
+                "reference", "missing", remedy="give real images (only a run has held-out images of its own)"
+            )
+        return _heldout_reference(run, data, console)
+    if reference.endswith(".npz"):
+        statistics = read_statistics(Path(reference))
+        if statistics is not None:
+            return Reference(None, statistics)
+    with within(""):
+        images = load_image_set(reference, console, (*denoiser.image_size, denoiser.channels) if denoiser else None)
+    height, width, channels = images.images.shape[1:]
+    if denoiser is not None and any(size != (width, height) for size in images.source_sizes):
+        console.warn(f"reference: its images are resized to the model's {height} x {width} x {channels}")
+    return Reference(images.take(), class_names=tuple(images.class_names))
+
+
+def _heldout_reference(run: Path, data: DataConfig, console: Console) -> Reference:
+    """A run's held-out images, and a sample of those that it was trained on."""
+    images = read_dataset(data, console).images
+    manifest = read_manifest(run)
+    manifest.check(images)
+    members, heldout = manifest.indices("member"), manifest.indices("heldout")
+    if len(heldout) < 2:
+        raise InputError("reference", f"missing, and {run} has {len(heldout)} held-out images", wanted="at least 2")
+    if len(members) > MAX_TRAIN_IMAGES:
+        members = members[np.linspace(0, len(members) - 1, MAX_TRAIN_IMAGES).round().astype(int)]
+    return Reference(images.take(heldout), train=images.take(members), class_names=tuple(images.class_names))
+
+
+def read_statistics(path: Path) -> tuple[Float64, Float64] | None:
+    """Mean (D,) and covariance (D, D) from an .npz with mu and sigma; None where the file holds something else.
+
+    Raises:
+        InputError: it cannot be read, or its arrays do not fit.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if "mu" not in archive or "sigma" not in archive:
+                return None
+            mu, sigma = (np.asarray(archive[key], np.float64) for key in ("mu", "sigma"))
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError("reference", f"{path} cannot be read as an .npz ({type(error).__name__})") from None
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        raise InputError("reference", f"{path} has mu {mu.shape} and sigma {sigma.shape}", wanted="(D,) and (D, D)")
+    return mu, sigma
+
+
+def reference_features(
+    features: str,
+    reference: Reference,
+    *,
+    device: torch.device,
+    features_weights: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Features:
+    """Features for a reference; an encoder is trained on it, or on the training images where there are more.
+
+    Args:
+        features, features_weights: see `maskdm.evaluation.features.get_features`.
+        reference: what images are compared with.
+        device: where to compute.
+        say: is told of what takes time.
+
+    Raises:
+        InputError: features that cannot be had, or an encoder for statistics.
+    """
+
+    def images() -> LabelledImages:
+        real, train = reference.real, reference.train
+        if real is None:
+            raise InputError(
+                "features", "encoder is trained on the reference, which has no images but statistics", got=features
+            )
+        return train if train is not None and trains_on_members(len(train), len(real)) else real
+
+    with within(""):
+        return get_features(
+            features,
+            device=device,
+            cache_dir=default_cache(),
+            reference=images,
+            features_weights=features_weights,
+            say=say,
+        )
+
+
+def generate_like(
+    reference: Reference,
+    denoiser: Denoiser,
+    num: int,
+    *,
+    sampler: str,
+    steps: int,
+    guidance: float,
+    first_seed: int,
+    batch_size: int,
+    runtime: Runtime,
+    console: Console,
+) -> np.ndarray:
+    """Images of a model as they would be saved, with classes as often as in the reference where these are the same.
+
+    Args:
+        reference: what they will be compared with.
+        denoiser: the model.
+        num: how many.
+        sampler, steps, guidance: see `maskdm.sampling.sample.sampling_config`.
+        first_seed: seeds count from here.
+        batch_size: how many at once.
+        runtime: all of its ranks generate, and all get all images.
+        console: shows progress.
+
+    Returns:
+        (num, H, W, C) uint8.
+
+    Raises:
+        InputError: an unknown sampler, guidance without classes, numbers out of range.
+    """
+    same = bool(denoiser.class_names) and denoiser.class_names == reference.class_names
+    labels = reference.real.labels if same and reference.real is not None else None
+    with within(""):
+        config = sampling_config(
+            denoiser,
+            sampler=sampler,
+            steps=steps,
+            seeds=range(first_seed, first_seed + num),
+            labels=None if labels is None else labels_like(labels, num),
+            guidance=guidance,
+        )
+    with console.bar("sampling", len(runtime.rank_indices(num)) * steps, "step") as bar:
+        unit = sample_across_ranks(config, num, runtime, batch_size=batch_size, callback=bar.update)
+    return to_uint8_nhwc(unit)
+
+
+def labels_like(labels: np.ndarray, num: int) -> list[int]:
+    """`num` labels, as often as they occur among `labels`, in the same order."""
+    chosen: list[int] = labels[np.linspace(0, len(labels) - 1, num).round().astype(int)].tolist()
+    return chosen
+
+
+def load_generated(path: Path, reference: Reference, console: Console) -> np.ndarray:
+    """Images that were generated before, in the size of the reference: (N, H, W, C) uint8.
+
+    Raises:
+        InputError: there are none.
+    """
+    with within(""):
+        return without_grid(load_image_set(str(path), console, reference.shape))
+
+
+def without_grid(images: ImageSet) -> np.ndarray:
+    """All images of a set, (N, H, W, C) uint8, but for the grid that `maskdm sample` lays beside those it made."""
+    sampled = any(name.startswith("seed-") for name in images.names)
+    return images.images[np.flatnonzero([not (sampled and name == "grid.png") for name in images.names])]

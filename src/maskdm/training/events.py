@@ -1,0 +1,158 @@
+"""The lines of a run's metrics.jsonl: what the loop writes down, and what everybody reads.
+
+One JSON object a line, of one of seven kinds, told apart by `event`. What is not a number is written as JSON with NaN
+and Infinity, so that a loss that broke is on record as it was.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+
+
+class Event(BaseModel):
+    """What all lines have.
+
+    Attributes:
+        event: of which kind it is.
+        stage: the name of the stage.
+        step, images: steps and images so far, over all stages.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    event: str
+    stage: str
+    step: int
+    images: int
+
+    def line(self) -> str:
+        """As metrics.jsonl holds it, without the line break."""
+        return json.dumps(self.model_dump())
+
+    def numbers(self) -> dict[str, float]:
+        """What a tracker plots: everything measured, as `train/loss` -> 0.31."""
+        return {f"{self.event}/{key}": value for key, value in self if isinstance(value, float)}
+
+
+class StageEvent(Event):
+    """A stage begins.
+
+    Attributes:
+        index: of the stage, from 0.
+        mask: its masks in words.
+        mask_ratio: share of the patches that are masked on average, 0 to 1; for kind route, that go around the middle.
+        patches: of an image.
+        batch_size: images of a step, over all ranks.
+        target_steps: length of the stage, None where a time limit ends it.
+        started_from: where its weights come from, in words.
+    """
+
+    event: Literal["stage"] = "stage"
+    index: int
+    mask: str
+    mask_ratio: float
+    patches: int
+    batch_size: int
+    target_steps: int | None
+    started_from: str
+
+
+class TrainEvent(Event):
+    """Means over the steps since the line before.
+
+    Attributes:
+        loss: of training, in the unit of the run's process and weighting.
+        grad_norm: before clipping; 0 under fp16, whose gradients are scaled.
+        lr: learning rate of the last step.
+        images_per_second: over all ranks.
+        seconds: of training so far, over all stages.
+    """
+
+    event: Literal["train"] = "train"
+    loss: float
+    grad_norm: float
+    lr: float
+    images_per_second: float
+    seconds: FiniteFloat
+
+
+class HeldoutEvent(Event):
+    """Error of the estimated image on held-out images, see `maskdm.diffusion.loss.image_error`.
+
+    Attributes:
+        error_ema, error_raw: of the averaged weights, and of those being trained.
+        n: images.
+        seconds: of training so far, over all stages.
+    """
+
+    event: Literal["heldout"] = "heldout"
+    error_ema: float
+    error_raw: float
+    n: int
+    seconds: FiniteFloat
+
+
+class ScoreEvent(Event):
+    """Images generated with the averaged weights against held-out ones (setting `eval.scores`).
+
+    Attributes:
+        title: the name of the distance with these features: "FID" with inception.
+        features: in which images are compared.
+        frechet_distance: of Gaussians fitted to both.
+        kid, kid_error: kernel distance and its standard error.
+        reference: held-out images.
+        n: generated images.
+        seconds: of training so far, over all stages.
+    """
+
+    event: Literal["score"] = "score"
+    title: str
+    features: str
+    frechet_distance: float
+    kid: float
+    kid_error: float
+    reference: int
+    n: int
+    seconds: FiniteFloat
+
+
+class StageEndEvent(Event):
+    """A stage has ended, `seconds` of training after it began."""
+
+    event: Literal["stage_end"] = "stage_end"
+    seconds: FiniteFloat
+
+
+class EndEvent(Event):
+    """The last stage has ended: the run is finished, after `seconds` of training over all stages."""
+
+    event: Literal["end"] = "end"
+    seconds: FiniteFloat
+
+
+class StoppedEvent(Event):
+    """Training stopped before its end, for `reason`; it may have been resumed since."""
+
+    event: Literal["stopped"] = "stopped"
+    reason: str
+
+
+AnyEvent = StageEvent | TrainEvent | HeldoutEvent | ScoreEvent | StageEndEvent | EndEvent | StoppedEvent
+_ADAPTER: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="event")])
+
+
+def parse_event(line: str) -> AnyEvent | None:
+    """A line of metrics.jsonl -> its event, or None where it is of a kind that only a later version knows.
+
+    Raises:
+        pydantic.ValidationError: the line is damaged, or lacks what its kind has.
+    """
+    try:
+        return _ADAPTER.validate_json(line)
+    except ValidationError as error:
+        if error.errors()[0]["type"] == "union_tag_invalid":
+            return None
+        raise
