@@ -1,8 +1,8 @@
-"""How fast pictures reach a training step: our stores against PNGs decoded by a torch DataLoader.
+"""How fast images reach a training step: our stores against PNGs decoded by a torch DataLoader.
 
-    python benchmarks/loader.py [--sides 64 256] [--pictures 2000] [--batch-size 64] [--seconds 3] [--output FILE]
+    python benchmarks/loader.py [--sides 64 256] [--images 2000] [--batch-size 64] [--seconds 3] [--output FILE]
 
-The same pictures (smooth shapes with a little noise, so that a PNG takes about as long as a photograph's) as PNG files
+The same images (smooth shapes with a little noise, so that a PNG takes about as long as a photograph's) as PNG files
 and in the cache. Measured in turn, five rounds, medians: images a second of a DataLoader with two workers that opens,
 decodes and stacks PNGs; of the mapped cache; of the cache in memory; and of decoding at every step (`stream`). On a
 GPU, also of the cache on it, and all of them end on the GPU.
@@ -47,7 +47,7 @@ class Files(Dataset[Tensor]):
             return torch.from_numpy(np.asarray(image.convert("RGB")).copy())
 
 
-def write_pictures(folder: Path, count: int, side: int) -> None:
+def write_images(folder: Path, count: int, side: int) -> None:
     """Sums of a few waves, with noise of two or three grey levels."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:side, :side] / side
@@ -91,12 +91,12 @@ def taker(store: Store, count: int, batch: int) -> Callable[[], Tensor]:
 
 
 def measure(side: int, count: int, batch: int, seconds: float, device: torch.device) -> dict[str, float]:
-    """Images a second of every way."""
+    """Images a second of every store."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = folder / "pictures"
+        files = folder / "images"
         files.mkdir()
-        write_pictures(files, count, side)
+        write_images(files, count, side)
         loader = DataLoader(Files(files), batch, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True)
         batches = endless(loader)
         takes: dict[str, Callable[[], Tensor]] = {"DataLoader": lambda: next(batches).to(device)}
@@ -110,15 +110,15 @@ def measure(side: int, count: int, batch: int, seconds: float, device: torch.dev
             takes["device"] = taker(make_store(cached.images, device, "device"), count, batch)
         for take in takes.values():
             take()
-        rounds = [{way: rate(take, device, seconds) for way, take in takes.items()} for _ in range(ROUNDS)]
-        return {way: median(r[way] for r in rounds) for way in takes}
+        rounds = [{name: rate(take, device, seconds) for name, take in takes.items()} for _ in range(ROUNDS)]
+        return {name: median(r[name] for r in rounds) for name in takes}
 
 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", type=int, nargs="+", default=[64, 256])
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--output", type=Path)
@@ -126,10 +126,10 @@ def main() -> None:
     device = pick_device("auto")
     results = {}
     for side in a.sides:
-        found = results[side] = measure(side, a.pictures, a.batch_size, a.seconds, device)
+        found = results[side] = measure(side, a.images, a.batch_size, a.seconds, device)
         print(f"{side} px, batches of {a.batch_size}, to {device}")
-        for way, images in found.items():
-            print(f"  {way:12} {images:12,.0f} images/s  {images / found['DataLoader']:8.1f} x", flush=True)
+        for name, images in found.items():
+            print(f"  {name:12} {images:12,.0f} images/s  {images / found['DataLoader']:8.1f} x", flush=True)
     if a.output:
         a.output.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskdm.commands.demo import digits, scores
+from maskdm.commands.demo import demo_scores, digits
 from maskdm.commands.sample import sample
 from maskdm.config.resolve import resolve
 from maskdm.data.manifest import read_manifest
@@ -66,7 +66,9 @@ def measure(words: tuple[str, ...], folder: Path) -> dict[str, float]:
     run = start_training(config, output_dir=folder, name="run", resume="never", console=Console(quiet=True))
     made = to_uint8_nhwc(sample(load(run), 1000, steps=25, sampler="heun", batch_size=250))
     manifest = read_manifest(run)
-    rows = scores(made, images[manifest.indices("member")][..., None], images[manifest.indices("heldout")][..., None])
+    rows = demo_scores(
+        made, images[manifest.indices("member")][..., None], images[manifest.indices("heldout")][..., None]
+    )
     error = read_history(run).heldout[-1].error_ema
     return {"heldout": float(str(error)), "frechet": float(rows[1]["value"])}
 

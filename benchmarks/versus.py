@@ -68,7 +68,7 @@ def theirs(path: Path, hidden: float, batch: int, device: torch.device) -> Step:
     )
     model = diffusion.GaussianDiffusion(network, image_size=SIDE, sampling_timesteps=500, loss_type="l2").to(device)
     average = copy.deepcopy(model)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-5, betas=(0.99, 0.99), weight_decay=0.03)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, betas=(0.99, 0.99), weight_decay=0.03)
     half = device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=half)
     images = torch.rand(batch, 3, SIDE, SIDE, device=device)
@@ -86,9 +86,9 @@ def theirs(path: Path, hidden: float, batch: int, device: torch.device) -> Step:
         if torch.isnan(loss).sum() != 0:
             raise RuntimeError(f"their loss is {total}")
         torch.autograd.backward(scaler.scale(loss))
-        scaler.step(optimiser)
+        scaler.step(optimizer)
         scaler.update()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with torch.no_grad():
             for mean, now in zip(average.parameters(), model.parameters(), strict=True):
                 mean.lerp_(now, 1 - 0.999)

@@ -1,4 +1,4 @@
-"""What many tests share: pictures, settings that train in a moment, and two runs that have been trained."""
+"""What many tests share: images, settings that train in a moment, and two runs that have been trained."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TINY = [
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Decoded pictures and the machine's salt go to a folder of this session, for child processes too."""
+    """Decoded images and the machine's salt go to a folder of this session, for child processes too."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASKDM_CACHE", str(folder))
@@ -50,13 +50,13 @@ def tiny() -> list[str]:
 
 @pytest.fixture
 def digits_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 gray pictures of 8 x 8 pixels in 10 classes."""
+    """60 gray images of 8 x 8 pixels in 10 classes."""
     return write_digits(tmp_path_factory.mktemp("data") / "digits.npz")
 
 
 @pytest.fixture
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 30 RGB pictures of 16 x 16 pixels, in the sub-folders cat and dog."""
+    """A folder of 30 RGB images of 16 x 16 pixels, in the sub-folders cat and dog."""
     return write_photos(tmp_path_factory.mktemp("data") / "photos")
 
 

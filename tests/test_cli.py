@@ -25,7 +25,7 @@ from maskdm.config.recipes import recipes
 from maskdm.data.manifest import read_manifest
 from maskdm.models import weights
 from maskdm.sampling.samplers import SAMPLERS
-from maskdm.sampling.timesteps import GRIDS
+from maskdm.sampling.timesteps import SPACINGS
 from maskdm.training.runs import read_config
 
 OFFICIAL = Path(__file__).parent / "data" / "official_uncond_linear.pt"
@@ -379,7 +379,7 @@ def test_ctrl_c_before_there_is_anything_to_save(digits_npz, tiny, tmp_path, mon
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("maskdm.training.prepare.load_images", interrupt)
+    monkeypatch.setattr("maskdm.training.prepare.read_dataset", interrupt)
     assert main(["train", "--data", str(digits_npz), "--output-dir", str(tmp_path / "runs"), *tiny]) == 130
     assert capsys.readouterr().err == "maskdm: interrupted before anything was to be saved\n"
     assert snapshot(tmp_path) == {}
@@ -540,7 +540,7 @@ def test_a_backbone_of_ones_own(own_run, tmp_path, capsys):
     assert "model      ownnet:Net, patches of 2 px, layers 2; 0.00 M parameters\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("spacing", GRIDS)
+@pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_with_every_spacing(sampler, spacing, photos_run, tmp_path):
     options = ("--steps", 4, "--num", 2, "--sampler", sampler)
@@ -704,7 +704,7 @@ def test_official_raw_weights_are_others(tmp_path):
         maskdm("import", "official", OFFICIAL, "-o", file, "--heads", 4, "--weights", which)
     ema, raw = map(weights.read_weights, files.values())
     assert ema.spec == raw.spec
-    assert [weight.facts["which"] for weight in (ema, raw)] == ["ema", "raw"]
+    assert [weight.metadata["which"] for weight in (ema, raw)] == ["ema", "raw"]
     assert any(not (ema.tensors[name] == raw.tensors[name]).all() for name in ema.tensors)
 
 

@@ -213,7 +213,6 @@ def test_sample_of_a_denoiser_a_run_and_a_file_are_the_same_images(photos_run, c
     assert 0 <= images.min() < images.max() <= 1
     for model in (photos_run, str(photos_run), photos_run / "weights" / "ema.safetensors"):
         assert torch.equal(maskdm.sample(model, 3, steps=2, quiet=True), images)
-    assert torch.equal(maskdm.sample(denoiser, seeds=[2, 0], labels=[0], steps=2), images[[2, 0]]) is False
     assert torch.allclose(maskdm.sample(denoiser, seeds=[0, 2], labels=["cat"], steps=2), images[[0, 2]], atol=1e-5)
     assert capsys.readouterr().out == ""
 
@@ -348,7 +347,7 @@ def test_evaluate_images_against_images(photos, tmp_path):
         ({"bootstrap": -1}, "bootstrap", -1),
         ({"device": "banana"}, "device", "banana"),
         ({"output": f"{__file__}/x.json"}, "output", None),
-        ({"reference": "gone"}, "reference", None),
+        ({"reference": "gone"}, "gone", None),
         ({"weights": str(OFFICIAL)}, "weights", str(OFFICIAL)),
     ],
 )

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from maskdm.commands.demo import _scores, demo, digits
-from maskdm.data.write import to_picture
+from maskdm.commands.demo import demo, demo_scores, digits
+from maskdm.data.write import to_image
 
 CLOSED = "gap from noise to training digits, closed"
 
@@ -18,16 +18,16 @@ def test_the_digits_are_real_and_use_the_whole_range():
     assert images.shape == (1797, 8, 8)
     assert (images.min(), images.max()) == (0, 255)
     assert sorted(set(labels.tolist())) == list(range(10))
-    assert to_picture(images[0][..., None]).mode == "L"
+    assert to_image(images[0][..., None]).mode == "L"
 
 
 def test_scores_run_from_noise_to_training_digits():
     images = digits()[0][..., None]
     member, heldout = images[::2], images[1::2]
-    found = {row["name"]: row["value"] for row in _scores(member[::-1].copy(), member, heldout)}
+    found = {row["name"]: row["value"] for row in demo_scores(member[::-1].copy(), member, heldout)}
     assert found[CLOSED] == pytest.approx(100)
     noise = np.random.default_rng(0).integers(0, 256, member.shape, dtype=np.uint8)
-    found = {row["name"]: row["value"] for row in _scores(noise, member, heldout)}
+    found = {row["name"]: row["value"] for row in demo_scores(noise, member, heldout)}
     assert found[CLOSED] == pytest.approx(0, abs=2)
 
 

@@ -169,7 +169,7 @@ def test_times_begin_at_the_strength(process):
 @pytest.mark.parametrize("strength", [0, -0.1, 1.01, 60, math.nan])
 def test_a_strength_is_a_noise_level(strength):
     for edit in (img2img, interpolate):
-        with pytest.raises(ArgumentError, match="more than 0 .*, at most 1") as error:
+        with pytest.raises(ArgumentError, match=r"more than 0 .*, at most 1") as error:
             edit(config_of(), images_of(2), strength, 2)
         assert error.value.name == "strength"
 
@@ -327,7 +327,7 @@ def test_the_ends_come_back_closely_by_heun(process):
 def test_every_image_is_a_step_further(process):
     ends = images_of(2)
     images = 2 * interpolate(config_of(process, steps=50, sampler="heun"), ends, 1.0, 9) - 1
-    from_a, from_b = ((way - end).square().mean(dim=(1, 2, 3)) for end in ends)
+    from_a, from_b = ((images - end).square().mean(dim=(1, 2, 3)) for end in ends)
     assert (from_a.diff() > 0).all()
     assert (from_b.diff() < 0).all()
     # By angle: the middle is as rough as the ends, where a mean of the two would be smooth.

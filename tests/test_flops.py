@@ -1,4 +1,4 @@
-"""The closed forms of our backbones against torch's own count, and what follows from them."""
+"""Arithmetic of a network: a U-ViT by hand, what masks save, and what follows for training."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from torch import nn
 
 from maskdm.config.model_config import OwnBackboneConfig, model_class
 from maskdm.config.process_config import DDPMConfig
-from maskdm.models.spec import ModelSpec
 from maskdm.diffusion.mask_schedule import by_noise, constant
 from maskdm.diffusion.masks import masking
-from maskdm.models.flops import counted_flops, forward_flops, training_flops
+from maskdm.models import build
+from maskdm.models.flops import forward_flops, training_flops
+from maskdm.models.spec import ModelSpec
 
-GRID = (8, 4)
+GRID, PATCH, CHANNELS = (8, 4), 4, 3
 MASKS = {
     "none": masking("none", GRID),
     "patch": masking("patch", GRID, 0.75),
@@ -22,51 +23,63 @@ MASKS = {
 }
 MODELS = {
     "uvit": {"width": 32, "depth": 7, "heads": 4},
-    "uvit, time_mlp, mixer": {
-        "width": 32,
-        "depth": 3,
-        "heads": 4,
-        "time_mlp": True,
-        "mixer_depth": 2,
-        "qkv_bias": True,
-    },
     "jit": {"width": 32, "depth": 6, "heads": 4, "bottleneck": 8, "class_tokens": 3},
-    "jit, mixer": {"width": 32, "depth": 6, "heads": 2, "mlp_ratio": 2.0, "mixer_depth": 1},
     "jit, wavelets": {"width": 32, "depth": 3, "heads": 4, "haar_levels": 1},
     "unet": {"width": 16, "depth": 2, "heads": 2, "levels": (1, 2, 3), "attention_levels": 2},
-    "unet, wavelets": {"width": 16, "depth": 1, "heads": 2, "levels": (1, 2), "haar_levels": 1},
 }
 
 
 def spec(name: str, classes: int = 0) -> ModelSpec:
-    model = model_class(name.split(",")[0])(patch_size=4, **MODELS[name])
+    model = model_class(name.split(",")[0])(patch_size=PATCH, **MODELS[name])
     names = tuple(f"class {i}" for i in range(classes))
-    return ModelSpec(model=model, process=DDPMConfig(), image_size=(32, 16), channels=3, class_names=names)
+    return ModelSpec(model=model, process=DDPMConfig(), image_size=(32, 16), channels=CHANNELS, class_names=names)
 
 
 @pytest.mark.parametrize("classes", [0, 5])
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    # A unet has no middle to go around.
-    [(name, kind) for name in MODELS for kind in MASKS if not (name.startswith("unet") and kind == "route")],
-)
-def test_closed_form_is_what_torch_counts(name, kind, classes):
-    assert forward_flops(spec(name, classes), MASKS[kind]) == counted_flops(spec(name, classes), MASKS[kind])
+@pytest.mark.parametrize("kind", ["none", "patch", "block", "crop"])
+def test_a_u_vit_by_hand(kind, classes):
+    """A product of (m, k) and (k, n) is 2 m k n."""
+    visible, D, depth = MASKS[kind].num_visible, 32, 7
+    L = visible + (2 if classes else 1)
+    attention = 2 * L * D * 3 * D + 2 * (2 * L * L * D) + 2 * L * D * D
+    block = attention + 2 * (2 * L * D * 4 * D)
+    skips = (depth // 2) * 2 * L * 2 * D * D
+    edge = 2 * (2 * visible * PATCH**2 * CHANNELS * D)
+    assert forward_flops(spec("uvit", classes), MASKS[kind]) == depth * block + skips + edge
+
+
+@pytest.mark.parametrize("classes", [0, 5])
+@pytest.mark.parametrize("name", MODELS)
+def test_masks_save_what_they_say(name, classes):
+    kinds = [kind for kind in MASKS if name != "unet" or kind != "route"]  # which has no middle to go around
+    flops = {kind: forward_flops(spec(name, classes), MASKS[kind]) for kind in kinds}
+    assert flops["crop"] < 0.35 * flops["none"]
+    if name == "unet":
+        assert flops["patch"] == flops["block"] == flops["none"]
+    else:
+        assert flops["patch"] == flops["crop"] < flops["block"] < flops["route"] < flops["none"]
+
+
+def test_a_network_is_counted_once(monkeypatch):
+    before = forward_flops(spec("jit"), MASKS["patch"])
+    monkeypatch.setattr(build, "backbone", None)
+    assert forward_flops(spec("jit"), MASKS["patch"]) == before
 
 
 class Plain(nn.Module):
-    """A backbone of someone's own: one convolution."""
+    """A backbone of someone's own: one convolution, after a look at the time."""
 
     def __init__(self, *, image_size: tuple[int, int], channels: int, patch_size: int, classes: int) -> None:
         super().__init__()
         self.layer = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x_t, t, *, mask=None, label=None):
+        assert float(t[0]) == 0  # on the device meta it could not be asked
         return self.layer(x_t)
 
 
-def test_a_backbone_of_ones_own_is_counted_by_torch():
-    own = OwnBackboneConfig(backbone=f"{__name__}:Plain", patch_size=4)
+def test_a_backbone_of_ones_own_may_look_at_its_input():
+    own = OwnBackboneConfig(backbone=f"{__name__}:Plain", patch_size=PATCH)
     assert forward_flops(spec("uvit").model_copy(update={"model": own}), MASKS["none"]) == 2 * 9 * 3 * 3 * 32 * 16
 
 

@@ -294,7 +294,7 @@ def test_what_waits_matters_to_every_patch(sizes):
 @pytest.mark.parametrize("depth", [1, 2])
 def test_too_few_blocks_cannot_route(depth):
     case = Case(FULL, "routed", depth=depth)
-    with pytest.raises(ArgumentError, match="wanted 3 or more .*; try 3") as error:
+    with pytest.raises(ArgumentError, match=r"wanted 3 or more .*; try 3") as error:
         case()
     assert (error.value.name, error.value.got) == ("depth", depth)
 
@@ -528,7 +528,7 @@ def test_per_sample_gradients_are_those_of_one_image_at_a_time(way):
 def test_it_learns_a_few_images_by_heart():
     torch.manual_seed(0)
     network = JiT(image_size=(8, 8), channels=1, patch_size=4, width=64, depth=3, heads=2)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     images = (torch.rand(8, 1, 8, 8) * 2 - 1).repeat(4, 1, 1, 1)
 
     def error() -> Tensor:
@@ -538,9 +538,9 @@ def test_it_learns_a_few_images_by_heart():
         return (network(x_t, t) - images).square().mean()
 
     for _ in range(300):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         error().backward()
-        optimiser.step()
+        optimizer.step()
     with torch.no_grad():
         end = sum(float(error()) for _ in range(8)) / 8
     # A pixel's variance is v = 1/3; the best guess by the pixel alone has an error of v / (1 + sqrt(v)).

@@ -327,7 +327,7 @@ def test_fixed_noise_never_changes():
         30,
         103,
         465,
-    ]  # the timesteps nearest to noise levels of 0.42, 0.9, 0.58, 0.1, ...
+    ]  # nearest to levels of 0.42, 0.9, 0.58, 0.1, ...
     assert eps[3, 0, 2].tolist() == pytest.approx([-1.234135, 1.819725, -0.551529, -1.325326], abs=1e-5)
 
 

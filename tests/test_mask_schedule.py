@@ -1,4 +1,4 @@
-"""Masks over a stage, a batch and the noise: which images get which, and that the distribution of t stays what it is."""
+"""Masks over a stage, a batch and the noise: which images get which, and that the distribution of t stays."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ def test_crops_are_everywhere_equally_often():
     assert ((counts - 500).abs() < 5 * math.sqrt(500)).all()
 
 
-# --- distribution ----------------------------------------------------------------------------------------------------------
+# --- distribution ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_a_ratio_outside_the_unit_interval_is_refused(kind, ratio):
 @pytest.mark.parametrize("block", [0, -1, 5])
 @pytest.mark.parametrize("offset", [False, True])
 def test_a_block_that_does_not_fit_the_grid_is_refused(block, offset):
-    with pytest.raises(ArgumentError, match="wanted 1 to 4, .* 4 x 6 patches") as error:
+    with pytest.raises(ArgumentError, match=r"wanted 1 to 4, .* 4 x 6 patches") as error:
         masking("block", (4, 6), 0.5, block=block, offset=offset)
     assert (error.value.name, error.value.got) == ("block", block)
 

@@ -132,7 +132,7 @@ ZERO, IDENTITY = np.zeros(2), np.eye(2)
         (lambda: kernel_distance(np.zeros((3, 2)), np.zeros((3, 4))), "b", 4),
         (lambda: kernel_distance(np.zeros((1, 2)), np.zeros((3, 2))), "a", (1, 2)),
         (lambda: manifolds(np.zeros((9, 2)), np.zeros((5, 2))), "generated", (5, 2)),
-        (lambda: nearest_cosine(np.zeros((1, 2)), np.zeros((0, 2))), "known", (0, 2)),
+        (lambda: nearest_cosine(np.zeros((1, 2)), np.zeros((0, 2))), "train", (0, 2)),
     ],
 )
 def test_bad_input_names_the_argument(call: Callable[[], object], name: str, got: object) -> None:

@@ -18,7 +18,7 @@ from maskdm.models import weights
 from maskdm.models.official import read_official
 from maskdm.models.transfer import read_source
 from maskdm.sampling.guidance import Guidance, estimator
-from maskdm.sampling.samplers import ddim
+from maskdm.sampling.samplers import Context, get_sampler, integrate
 from maskdm.sampling.timesteps import sampling_times
 
 DATA = Path(__file__).parent / "data"
@@ -95,7 +95,8 @@ def test_ddim(which, tmp_path):
     def noise() -> torch.Tensor:
         raise AssertionError("eta = 0 draws nothing")
 
-    ours = to_unit(ddim(estimator(denoiser, Guidance(), None), denoiser.process, v["ddim_x_T"], times, noise=noise))
+    context = Context(denoiser.process, estimator(denoiser, Guidance(), None), noise)
+    ours = to_unit(integrate(get_sampler("ddim", eta=0.0), context, v["ddim_x_T"], times))
     print(difference(ours, v["ddim10_eta0"]))
     assert difference(ours, v["ddim10_eta0"]) < TOLERANCE
 

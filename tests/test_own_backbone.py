@@ -109,7 +109,7 @@ def test_the_first_example_trains_samples_and_is_loaded_as_the_page_says(desk):
     assert run == Path("runs/00000-photos")
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(event["loss"]) for event in events if event["event"] == "train")
-    heldout = [event["loss_ema"] for event in events if event["event"] == "heldout"]
+    heldout = [event["error_ema"] for event in events if event["event"] == "heldout"]
     assert heldout[-1] < 0.8 * heldout[0]
     spec = weights.read_weights(run / "weights" / "ema.safetensors").spec
     assert spec.model.backbone == "mynet:MyNet"
@@ -119,11 +119,11 @@ def test_the_first_example_trains_samples_and_is_loaded_as_the_page_says(desk):
     (usage,) = (block for block in BLOCKS if not block.startswith("# "))
     scope: dict[str, object] = {}
     exec(usage, scope)
-    pictures, denoiser = scope["pictures"], scope["denoiser"]
-    assert isinstance(pictures, Tensor)
+    images, denoiser = scope["images"], scope["denoiser"]
+    assert isinstance(images, Tensor)
     assert isinstance(denoiser, Denoiser)
-    assert pictures.shape == (16, 3, 16, 16)
-    assert pictures.isfinite().all()
+    assert images.shape == (16, 3, 16, 16)
+    assert images.isfinite().all()
     assert type(denoiser.backbone) is sys.modules["mynet"].MyNet
     assert denoiser.backbone.enter.weight.shape == (32, 4, 3, 3)
 
@@ -142,9 +142,9 @@ def test_the_second_example_trains_and_samples(desk):
     run = train(LINES[2].replace("width=32", "width=8"), *words)
     assert main(["sample", str(run), "--backbone", "borrowed:Borrowed", "--num", "2", "--steps", "3"]) == 0
     denoiser = maskdm.load(run, backbone=sys.modules["borrowed"].Borrowed)
-    pictures = maskdm.sample(denoiser, 2, steps=3, labels=["cat", "none"])
-    assert pictures.shape == (2, 3, 16, 16)
-    assert pictures.isfinite().all()
+    images = maskdm.sample(denoiser, 2, steps=3, labels=["cat", "none"])
+    assert images.shape == (2, 3, 16, 16)
+    assert images.isfinite().all()
 
 
 @pytest.mark.parametrize("classes", [0, 2])
@@ -258,7 +258,7 @@ def test_what_the_page_says_of_the_call_is_so(desk):
         seen[shape] = seen.get(shape, 0) + 1
     assert seen["2 dimensions"] == 4  # steps of the first stage
     assert seen["3 dimensions"] == 3
-    assert seen["all"]  # held-out pictures and samples
+    assert seen["all"]  # held-out images and samples
     assert any(label is not None and (label == 2).any() for *_, label in recorder.calls)
 
     recorder.calls.clear()
@@ -290,7 +290,7 @@ def test_a_file_never_imports_what_it_names(file, capsys):
     assert main(["info", str(file)]) == 0
     assert "mynet:MyNet" in capsys.readouterr().out
     ours = spec_of("uvit", width=16, depth=1, heads=2)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(ArgumentError) as caught:
         transfer.inherit(build.backbone(ours), ours, file, "ema")
     assert caught.value.name == "init_from"
     assert "mynet" not in sys.modules

@@ -17,7 +17,7 @@ from maskdm.cli.main import main
 from maskdm.config.model_config import MODELS as CONFIGS
 from maskdm.config.process_config import DDPMConfig, FlowConfig, ProcessConfig, VPConfig
 from maskdm.diffusion.patches import patchify
-from maskdm.errors import InputError
+from maskdm.errors import ArgumentError, InputError
 from maskdm.models import build, transfer, weights
 from maskdm.models.haar import Haar
 from maskdm.models.layers import resize_positions
@@ -346,7 +346,7 @@ OTHERS = {
 
 def refused(old: ModelSpec, new: ModelSpec, folder: Path) -> str:
     """What is said of weights of `old` that a model as `new` says cannot start from."""
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(ArgumentError) as caught:
         moved(old, new, folder)
     error = caught.value
     file = folder / "old.safetensors"
@@ -374,7 +374,7 @@ def test_a_refusal_leaves_the_network_as_it_was(tmp_path):
     old, new = spec_of("uvit"), spec_of("uvit", width=32)
     network = network_of(new)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    with pytest.raises(InputError):
+    with pytest.raises(ArgumentError):
         transfer.inherit(network, new, write(tmp_path / "old.safetensors", old, network_of(old)), "ema")
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 

@@ -501,7 +501,7 @@ def test_sizes_that_do_not_fit_are_refused_by_name(wrong, name, sentence):
 
 def test_it_cannot_route():
     case = Case("patch")
-    with pytest.raises(ArgumentError, match="mask: .* unet cannot"):
+    with pytest.raises(ArgumentError, match=r"mask: .* unet cannot"):
         case.network(case.x_t, case.t, mask=case.mask._replace(routed=True))
 
 
@@ -520,16 +520,16 @@ def test_it_learns_eight_pictures_by_heart(kind):
     torch.manual_seed(0)
     network = UNet(image_size=(8, 8), channels=1, patch_size=2, width=16, depth=1, heads=2, levels=(1, 2))
     x_0, t, draws = torch.rand(8, 1, 8, 8).round() * 2 - 1, torch.full((8,), 600), torch.Generator().manual_seed(0)
-    optimiser, losses = torch.optim.Adam(network.parameters(), lr=3e-3), []
+    optimizer, losses = torch.optim.Adam(network.parameters(), lr=3e-3), []
     for _ in range(160):
         corners = torch.randint(2, (8, 2)).tolist()
         masks = {"crop": rectangles(network.grid, (3, 3), corners), "patch": masking("patch", network.grid, 0.5)}
         mask = masks["patch"].draw(8, draws) if kind == "patch" else masks.get(kind)
         x_t = math.cos(0.3 * math.pi) * x_0 + math.sin(0.3 * math.pi) * torch.randn_like(x_0)
         error = (network(x_t, t, mask=mask) - x_0)[pixels_shown(mask, network, 8)]
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (error**2).mean().backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float((error.detach() ** 2).mean()))
     assert losses[0] == pytest.approx(1)
     assert sum(losses[-20:]) / 20 < 0.5

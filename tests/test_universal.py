@@ -1,7 +1,7 @@
 """Every process, prediction, backbone and mask with every other: each learns, is saved, comes back and makes pictures.
 
 Tiny networks on pictures of 8 x 8 pixels, asked through the library as the loop asks: `batches.draw`, `denoising_loss`,
-an optimiser, `weights.write_weights`, `maskdm.load`, `maskdm.sample`. What hidden pixels may not do is looked at on the whole
+an optimizer, `weights.write_weights`, `maskdm.load`, `maskdm.sample`. What hidden pixels may not do is looked at on the whole
 loss. The last tests are runs through `start`.
 """
 
@@ -31,7 +31,7 @@ from maskdm.diffusion.patches import gather, patchify, scatter, unpatchify
 from maskdm.errors import InputError
 from maskdm.models import build, weights
 from maskdm.models.weights import Weights
-from maskdm.training.batches import Batch, TrainingSet, draw
+from maskdm.training.batches import Batch, TrainingSet, draw_batch
 from maskdm.training.stage_masks import mask_schedules
 from maskdm.training.store import HostStore
 
@@ -103,7 +103,7 @@ def drawn(spec: ModelSpec, mask: MaskConfig, denoiser: Denoiser, step: int = 0) 
         HostStore(images, torch.device("cpu")), np.arange(IMAGES), np.arange(IMAGES) % len(CLASSES), len(CLASSES)
     )
     for portions in dict.fromkeys(plan.at(through) for through in (0.0, 0.5, 1.0)):
-        yield from draw(
+        yield from draw_batch(
             data,
             portions,
             denoiser.process,
@@ -126,7 +126,7 @@ def goes_all_the_way(model: ModelConfig, process: ProcessConfig, mask: MaskConfi
     network = network_of(spec)
     denoiser = build.denoiser(spec, network)
     before = [parameter.clone() for parameter in network.parameters()]
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
 
     batches = list(drawn(spec, mask, denoiser))
     assert sum(len(batch) for batch in batches) % IMAGES == 0
@@ -139,7 +139,7 @@ def goes_all_the_way(model: ModelConfig, process: ProcessConfig, mask: MaskConfi
         assert parameter.grad is not None, f"{name} has no gradient"
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), f"{name} has a gradient of zero"
-    optimiser.step()
+    optimizer.step()
     for old, (name, new) in zip(before, network.named_parameters(), strict=True):
         assert new.isfinite().all(), name
         assert not torch.equal(old, new), f"{name} did not move"
@@ -212,8 +212,9 @@ def test_every_mask_trains_every_backbone(family, backbone, mask, tmp_path):
 
 
 def test_a_unet_routes_nothing(tmp_path):
-    with pytest.raises(InputError, match=r"stages.0.mask.kind: got route, .* unet; choose patch, block or crop"):
+    with pytest.raises(InputError) as caught:
         goes_all_the_way(BACKBONES["unet"], FAMILIES["ddpm"], MASKS["route"], tmp_path)
+    assert (caught.value.name, caught.value.got) == ("stages.0.mask.kind", "route")
 
 
 @pytest.mark.slow
@@ -329,7 +330,7 @@ def test_a_run_learns_something_and_makes_pictures(name, tmp_path):
     train_losses = [event["loss"] for event in events if event["event"] == "train"]
     assert len(train_losses) == 40
     assert all(math.isfinite(loss) for loss in train_losses)
-    heldout = [event["loss_ema"] for event in events if event["event"] == "heldout"]
+    heldout = [event["error_ema"] for event in events if event["event"] == "heldout"]
     assert heldout[-1] < 0.9 * heldout[0], heldout
     pictures = maskdm.sample(maskdm.load(run), 2, steps=4, labels=["cat", "dog"])
     assert pictures.shape == (2, 3, 16, 16)

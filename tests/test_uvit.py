@@ -15,7 +15,7 @@ from maskdm.config.model_config import UViTConfig
 from maskdm.config.process_config import DDPMConfig
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.loss import denoising_loss
-from maskdm.diffusion.masks import Mask, masking
+from maskdm.diffusion.masks import Mask, MaskKind, masking
 from maskdm.diffusion.patches import Grid, gather, patchify, scatter, unpatchify
 from maskdm.diffusion.prediction import EPS
 from maskdm.diffusion.schedules import cosine
@@ -28,7 +28,7 @@ from maskdm.models.uvit import UViT
 PATCH, CLASSES, IMAGES = 4, 3, 4
 SIZES = [(1, (16, 16)), (2, (8, 24)), (3, (24, 8)), (4, (16, 24))]
 DETAILS = [(0, False, False, 0), (0, True, True, 2), (CLASSES, True, False, 0), (CLASSES, False, True, 1)]
-KINDS: list[Kind] = ["none", "patch", "block", "crop", "route"]
+KINDS: list[MaskKind] = ["none", "patch", "block", "crop", "route"]
 
 
 def spec_of(
@@ -65,7 +65,7 @@ def name_of(spec: ModelSpec) -> str:
 class Case:
     """A fresh network and a batch to ask it."""
 
-    def __init__(self, spec: ModelSpec, kind: Kind = "none") -> None:
+    def __init__(self, spec: ModelSpec, kind: MaskKind = "none") -> None:
         torch.manual_seed(0)
         self.spec, self.network = spec, build.backbone(spec)
         for weight in self.network.parameters():

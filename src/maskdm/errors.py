@@ -1,4 +1,4 @@
-"""What a user may be told instead of a traceback.
+"""Errors that a user sees as one line instead of a traceback.
 
 An error carries values (which argument, what it got, what was wanted, what to do) and becomes a sentence here and
 nowhere else. Code that computes raises `ArgumentError`, a ValueError that knows its own arguments and no settings;
@@ -56,7 +56,7 @@ class StorageError(OSError):
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: a loss or gradient is not finite. One line, exit code 1; what was saved is intact."""
+    """Training cannot continue: a loss or gradient is not finite. One line, exit code 1; what was saved is intact."""
 
 
 class Interrupted(Exception):

@@ -44,8 +44,8 @@ def replacing(path: Path, *, private: bool = False, durable: bool = True) -> Ite
     Args:
         path: the file.
         private: only its owner may read it.
-        durable: it is flushed to disk, so that it is whole after a power cut too; not worth its time where one command
-            writes thousands of files that another run of it would give again.
+        durable: flush it to disk, so that it is whole after a power cut too. False saves that time where a command
+            writes thousands of files that running it again would give.
 
     Raises:
         StorageError: it cannot be written; `path` is as it was.

@@ -85,7 +85,7 @@ class AuditOptions:
         features: in which copies are looked for, besides all pixels.
 
     Raises:
-        InputError: numbers out of range, or both `num` and `generated`.
+        InputError: numbers out of range.
     """
 
     profile: Profile = "standard"
@@ -101,8 +101,6 @@ class AuditOptions:
             raise InputError("budget_minutes", got=self.budget_minutes, wanted="more than 0")
         if self.num is not None and self.num < 0:
             raise InputError("num", got=self.num, wanted="0 or more")
-        if self.num and self.generated is not None:
-            raise InputError("num", "given with generated images, which are made already", remedy="leave one out")
         if self.batch_size < 1:
             raise InputError("batch_size", got=self.batch_size, wanted="at least 1")
 
@@ -156,12 +154,19 @@ class Audit:
         return self.scored[0]
 
 
-def check_fail_above_auc(fail_above_auc: float | None) -> None:
-    """Refuses an AUC that cannot be tolerated.
+def check_audit_arguments(*, num: int | None, generated: object, fail_above_auc: float | None) -> None:
+    """Refuses, before anything is read, what a user cannot ask for.
+
+    Args:
+        num: images to generate.
+        generated: what names images that were generated before.
+        fail_above_auc: the AUC up to which leakage is tolerated.
 
     Raises:
-        InputError: it is not between 0.5 and 1.
+        InputError: both `num` and `generated`, or an AUC that is not between 0.5 and 1.
     """
+    if num and generated is not None:
+        raise InputError("num", "given with generated images, which are made already", remedy="leave one out")
     if fail_above_auc is not None and not 0.5 <= fail_above_auc <= 1:
         raise InputError("fail_above_auc", got=fail_above_auc, wanted="0.5 to 1")
 
@@ -184,7 +189,7 @@ def load_audit_features(
         names: of features, files, or functions module:callable; see `maskdm.evaluation.features`.
         subject: an encoder is trained on its calibration images, which are neither members nor compared with.
         device: where to compute.
-        console: is told of what takes time.
+        console: says what takes time.
 
     Raises:
         InputError: an unknown name, or something that cannot be had or imported.

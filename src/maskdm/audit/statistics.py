@@ -1,8 +1,8 @@
 """Statistics of an attack: how well scores separate members from held-out images, and how certain that is.
 
 Scores are higher for images that look more like members. Nothing here chooses anything by looking at the outcome:
-thresholds are conservative, and intervals are exact (Clopper-Pearson) or DeLong's. The laws are scipy's; what audits
-need beyond them (DeLong's error, Obuchowski's clusters, effective sample sizes) is here.
+thresholds are conservative, and intervals are exact (Clopper-Pearson) or DeLong's. The distributions are scipy's; what
+audits need beyond them (DeLong's error, Obuchowski's clusters, effective sample sizes) is here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Auc:
     heldout: int
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The two-sided interval at a confidence `level`, by the normal law, cut to [0, 1]."""
+        """The two-sided interval at a confidence `level`, by the normal distribution, cut to [0, 1]."""
         half = normal_quantile((1 + level) / 2) * self.error
         return max(self.value - half, 0.0), min(self.value + half, 1.0)
 
@@ -238,7 +238,7 @@ def roc(members: ArrayLike, heldout: ArrayLike) -> tuple[Float64, Float64]:
     return np.concatenate([[0.0], fpr]), np.concatenate([[0.0], tpr])
 
 
-# --- laws ------------------------------------------------------------------------------------------------------------
+# --- distributions ---------------------------------------------------------------------------------------------------
 
 
 def normal_quantile(p: float) -> float:

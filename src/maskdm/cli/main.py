@@ -9,25 +9,32 @@ import sys
 from collections.abc import Sequence
 
 from maskdm import __version__
-from maskdm.cli import audit, compare, evaluate, models, sample, speed, train
+from maskdm.cli.audit_command import add_audit, add_audit_compare
+from maskdm.cli.compare_command import add_compare
+from maskdm.cli.eval_command import add_eval
+from maskdm.cli.model_commands import add_demo, add_import, add_info, add_report
 from maskdm.cli.parsing import Parser, as_typed
 from maskdm.cli.renamed import check_renamed
+from maskdm.cli.sample_command import add_sample
+from maskdm.cli.speed_commands import add_bench, add_plan
+from maskdm.cli.train_command import add_train
 from maskdm.errors import InputError, Interrupted, StorageError, TrainingError
 
 COMMANDS = (
-    train.add,
-    sample.add,
-    evaluate.add,
-    compare.add,
-    audit.add,
-    audit.add_compare,
-    speed.add_plan,
-    speed.add_bench,
-    models.add_info,
-    models.add_report,
-    models.add_import,
-    models.add_demo,
+    add_train,
+    add_sample,
+    add_eval,
+    add_compare,
+    add_audit,
+    add_audit_compare,
+    add_plan,
+    add_bench,
+    add_info,
+    add_report,
+    add_import,
+    add_demo,
 )
+"""In the order in which --help lists them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from maskdm.audit.audit import (
     SIZES,
     AuditOptions,
     Profile,
-    check_fail_above_auc,
+    check_audit_arguments,
     estimate_cost,
     load_audit_features,
     read_generated,
@@ -117,7 +117,7 @@ def audit(
     """
     if profile not in SIZES:
         raise InputError("profile", got=profile, wanted=f"one of {', '.join(SIZES)}")
-    check_fail_above_auc(fail_above_auc)
+    check_audit_arguments(num=num, generated=generated, fail_above_auc=fail_above_auc)
     path, console = Path(model), Console(quiet=quiet)
     folder = Path(output) if output is not None else (path if path.is_dir() else path.parent) / "audit"
     if not estimate:

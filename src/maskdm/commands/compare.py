@@ -98,6 +98,7 @@ def compare(
         outcomes.append(outcome)
         if any(each.arm == comparison.baseline for each in outcomes):
             conclusions = conclude(outcomes, comparison.baseline)
-        page = write_comparison_page(output_dir, comparison, outcomes, conclusions, setup=setup)  # of what there is so far
+        # Again after every run: a page of what there is so far.
+        page = write_comparison_page(output_dir, comparison, outcomes, conclusions, setup=setup)
     console.say(f"page  {page}")
     return ComparisonResult(tuple(outcomes), tuple(conclusions), page)

@@ -113,7 +113,7 @@ def demo(output_dir: str | Path = "demo", *, settings: Settings | None = None, q
     console.say("4/4  scores")
     manifest = read_manifest(run)
     real = {role: images[..., None][manifest.indices(role)] for role in ("member", "heldout")}
-    rows = _scores(generated, real["member"], real["heldout"])
+    rows = demo_scores(generated, real["member"], real["heldout"])
     for row in rows:
         console.say(f"     {row['name']:44} {row['value']:8.4g}{row['unit']}")
     report = _write(run, rows, len(real["heldout"]))
@@ -135,7 +135,7 @@ def _write(run: Path, rows: list[Row], heldout: int) -> Path:
     return write_run_page(run)
 
 
-def _scores(generated: np.ndarray, members: np.ndarray, heldout: np.ndarray) -> list[Row]:
+def demo_scores(generated: np.ndarray, members: np.ndarray, heldout: np.ndarray) -> list[Row]:
     """Distances to the held-out digits, and how much of that from noise to the training digits was closed.
 
     Args:

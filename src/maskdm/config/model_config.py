@@ -40,7 +40,7 @@ class NetworkConfig(ModelBase):
     """Attention heads; must divide the width. null: that of model.size."""
 
     def arguments(self) -> dict[str, object]:
-        """What the network's constructor is given beside what it is told of the images; only what is set."""
+        """What the network's constructor is given beside the sizes of the images; only what is set."""
         return {key: value for key, value in self._network().items() if value is not None}
 
     def architecture(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""From plain values to a section; what does not fit is told by its key, what was got and what was wanted."""
+"""From plain values to a section; what does not fit is an error with its key, what was got and what was wanted."""
 
 from __future__ import annotations
 

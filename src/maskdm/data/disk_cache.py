@@ -66,7 +66,7 @@ def find_or_build(
         transform: gives the shape of the pixels.
         count: of all images, the bad ones too.
         decode_all: gives each of `count` images in order.
-        warn: told of an entry that was damaged.
+        warn: called with a line about an entry that was damaged.
 
     Raises:
         InputError: the folder cannot be written, or has no room.

@@ -56,7 +56,7 @@ LEVELS = (0.02, 0.98)
 def fixed_noise(denoiser: Denoiser, shape: torch.Size, seed: int = 0) -> tuple[Tensor, Tensor]:
     """(t, eps) that never change, for held-out images of `shape` (B, C, H, W): (B,) and (B, C, H, W).
 
-    Noise levels are spread evenly over `LEVELS` and dealt out in a fixed random order; both come from the CPU. So two
+    Noise levels are spread evenly over `LEVELS` and assigned in a fixed random order; both come from the CPU. So two
     steps of a run, two runs, two processes and two machines are compared on the same task.
     """
     generator = torch.Generator().manual_seed(seed)

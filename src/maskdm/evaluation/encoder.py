@@ -69,7 +69,7 @@ def train_encoder(
         reference: what it is trained on; with labels to tell them apart, without by instance discrimination.
         folder: where trained networks are kept; made if it is not there.
         device: where to compute.
-        say: is told where training is needed.
+        say: called with a line where training is needed.
     """
     images, labels = reference.images, reference.labels
     digest = hashlib.sha256(f"{VERSION} {images.shape} {STEPS}".encode())

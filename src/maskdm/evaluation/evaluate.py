@@ -137,7 +137,7 @@ def reference_features(
         features, features_weights: see `maskdm.evaluation.features.get_features`.
         reference: what images are compared with.
         device: where to compute.
-        say: is told of what takes time.
+        say: called with a line about what takes time.
 
     Raises:
         InputError: features that cannot be had, or an encoder for statistics.

@@ -67,7 +67,7 @@ class Features:
 
         Args:
             images: at least one.
-            callback: is told after every few images how many they were.
+            callback: called after every few images with their number.
 
         Raises:
             InputError: no images, or what came out is not a vector for every image.
@@ -102,7 +102,7 @@ def get_features(
         cache_dir: where weights are kept.
         reference: gives the images, with labels if they have some, that an encoder is trained on.
         features_weights: in place of the download: for inception a file, for dinov2 and clip a folder.
-        say: is told of what takes time.
+        say: called with a line about what takes time.
 
     Raises:
         ArgumentError: an unknown name, or weights that cannot be had or are not those that they should be.
@@ -184,7 +184,8 @@ def _on(device: torch.device, network: Callable[[Tensor], Tensor]) -> Extract:
     """A network of (B, C, H, W) float32 in 0..255 as a function of arrays."""
 
     def extract(images: np.ndarray) -> np.ndarray:
-        vectors: np.ndarray = network(channels_first(images).to(device).float()).double().cpu().numpy()
+        x = channels_first(np.array(images)).to(device).float()  # a copy: what is mapped is read here, and once
+        vectors: np.ndarray = network(x).double().cpu().numpy()
         return vectors
 
     return extract
@@ -263,7 +264,7 @@ def cached_features(
         features: which; those of a function of the user's own are not kept, since it may be another tomorrow.
         images: (N, H, W, C) uint8.
         folder: made if it is not there.
-        callback: is told how many images are done.
+        callback: called with the number of images that are done.
     """
     if not features.lasting:
         return features(images, callback)

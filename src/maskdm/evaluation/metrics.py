@@ -176,14 +176,14 @@ def manifolds(real: ArrayLike, generated: ArrayLike, k: int = 5) -> Manifolds:
     )
 
 
-def nearest_cosine(queries: ArrayLike, known: ArrayLike) -> Float64:
-    """Cosine distance, 0 to 2, of each of (N, D) queries to the nearest of (M, D) known features: (N,).
+def nearest_cosine(queries: ArrayLike, train: ArrayLike) -> Float64:
+    """Cosine distance, 0 to 2, of each of (N, D) queries to the nearest of (M, D) training features: (N,).
 
     Its mean is the memorisation distance of MiFID (Bai et al. 2021, arXiv 2106.03062): images copied from the
     training set lie nearer to it than images that were never in it.
     """
-    x, y = _features(queries, "queries", 1), _features(known, "known", 1)
-    _require_same_width(x, y, "known")
+    x, y = _features(queries, "queries", 1), _features(train, "train", 1)
+    _require_same_width(x, y, "train")
     x, y = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in (x, y))
     nearest = [(x[i : i + CHUNK] @ y.T).max(axis=1) for i in range(0, len(x), CHUNK)]
     distance: Float64 = 1 - np.concatenate(nearest)

@@ -66,7 +66,7 @@ def load_published(
         name: a key of PUBLISHED.
         folder: with the weights, or None to download them.
         device: where to compute.
-        say: is told where they may be downloaded.
+        say: called with a line where they may be downloaded.
 
     Raises:
         ArgumentError: transformers is not there, or the weights cannot be had or are another network's.

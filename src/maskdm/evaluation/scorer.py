@@ -68,7 +68,7 @@ def make_scorer(config: Config, spec: ModelSpec, dataset: Dataset, runtime: Runt
         spec: its model.
         dataset: its images and their roles.
         runtime: where to compute.
-        console: is told of what takes time.
+        console: says what takes time.
 
     Raises:
         InputError: features that cannot be had.

@@ -89,7 +89,7 @@ def evaluate_images(
         features: in which they are compared.
         cache_dir: where features of the reference are kept.
         resamples: of the bootstrap for an interval of the distance; 0 for none.
-        callback: is told after every few images how many they were.
+        callback: called after every few images with their number.
 
     Raises:
         ArgumentError: statistics of other features, or features that are not finite.

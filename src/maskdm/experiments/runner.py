@@ -64,7 +64,7 @@ def resolve_runs(
     Args:
         comparison: the file.
         overrides: key.sub=value for all.
-        console: is told of images that are read.
+        console: shows progress of reading images.
         pretrain_overrides: key.sub=value for pre-trained models, over `overrides`.
 
     Raises:
@@ -250,7 +250,7 @@ def run_comparison(comparison: Comparison, runs: Runs, *, output_dir: Path, cons
         comparison: the file.
         runs: what `resolve_runs` made of it.
         output_dir: where the runs lie, and what an image costs is kept.
-        console: is told what goes on.
+        console: says what is being done.
 
     Raises:
         InputError: the folder cannot be made, or belongs to a comparison on another machine.

@@ -34,13 +34,13 @@ Phase = tuple[MaskGroup, ...]
 def task_key(task: Task) -> str:
     """Equal for stages that cost the same: of the settings of a task with one stage, those that make its work."""
     (stage,) = task.config.stages
-    made = {
+    work = {
         "spec": task.spec.model_dump(mode="json"),
         "stage": stage.model_dump(mode="json", include={"batch_size", "micro_batch", "mask"}),
         "train": task.config.train.model_dump(mode="json", exclude={"seed", "save_every", "keep"}),
         "data": task.config.data.model_dump(mode="json", include={"flip", "store"}),
     }
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def seconds_per_image(tasks: Mapping[str, Task], path: Path) -> dict[str, float]:

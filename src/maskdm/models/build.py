@@ -37,7 +37,7 @@ from maskdm.models.spec import ModelSpec
 BACKBONES: dict[str, type[nn.Module]] = {"uvit": uvit.UViT, "jit": jit.JiT, "unet": unet.UNet}
 SIZES = {"uvit": uvit.SIZES, "jit": jit.SIZES, "unet": unet.SIZES}
 GIVEN = ("image_size", "channels", "patch_size", "classes")
-"""What every backbone is told of the images."""
+"""Arguments that every backbone is given beside its settings."""
 
 # --- the network ------------------------------------------------------------------------------------------------------
 

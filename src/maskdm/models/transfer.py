@@ -1,17 +1,17 @@
-"""Starting from the weights of another model: what fits is kept, what depends on the images is fitted, all is told.
+"""Starting from the weights of another model: what fits is kept, what depends on the images is fitted, all is reported.
 
 The network must be the same kind, width and depth; the images may have another size, patch grid, patch size, number of
 channels and set of classes. A backbone says in its `layout` which of its tensors depend on those, and in what role:
 
-- ``positions`` (extras + N, D): resized like a picture;
-- ``patch_in`` (., p*p*C), ``patch_out`` (p*p*C, .), ``patch_bias`` (p*p*C,): resized as pictures of p x p pixels (with
+- ``positions`` (extras + N, D): resized like an image;
+- ``patch_in`` (., p*p*C), ``patch_out`` (p*p*C, .), ``patch_bias`` (p*p*C,): resized as images of p x p pixels (with
   Haar levels, of the pixels they stand for), such that a patch enlarged with its image is embedded as before and
   answered enlarged (FlexiViT, Beyer et al. 2023, arXiv 2212.08013);
 - ``conv_in`` (., C + extras, k, k), ``conv_out`` (C, ., k, k), ``conv_bias`` (C,);
 - ``labels`` (classes + 1, D): rows go by the names of classes, a new class starts as "no class".
 
 Gray to colour: every channel gets the gray one's weights, a third of them where they are summed; colour to gray: their
-sum, or mean. Other changes of channels start those tensors anew.
+sum, or mean. Other changes of channels start those tensors from fresh weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from maskdm.diffusion.patches import patch_grid, patchify, unpatchify
-from maskdm.errors import InputError
+from maskdm.errors import ArgumentError, InputError
 from maskdm.models.haar import Haar, haar, unhaar
 from maskdm.models.layers import resize_positions
 from maskdm.models.official import read_official
@@ -51,7 +51,7 @@ def inherit(network: nn.Module, spec: ModelSpec, path: Path, which: Which) -> li
     """Starts `network`, described by `spec`, from the weights at `path`; says in sentences what was done.
 
     Raises:
-        InputError: see `read_fitting`.
+        InputError, ArgumentError: see `read_fitting`.
     """
     file, source = read_fitting(spec, path, which)
     fitted, said = fit(network, spec, source)
@@ -66,13 +66,14 @@ def read_fitting(spec: ModelSpec, path: Path, which: Which) -> tuple[Path, Weigh
     """Weights from which a model as `spec` says can start, and their file.
 
     Raises:
-        InputError: nothing that can be read, or weights of another network; every difference is named.
+        InputError: nothing that can be read.
+        ArgumentError: `init_from` is of another network; every difference is named.
     """
     file, source = read_source(path, which)
     changes = different(source.spec.model.architecture(), spec.model.architecture())
     if changes:
         differences = "; ".join(f"{key} is {there} there and {here} here" for key, there, here in changes)
-        raise InputError("init_from", f"{file} holds weights of another model: {differences}")
+        raise ArgumentError("init_from", f"{file} holds weights of another model: {differences}")
     return file, source
 
 
@@ -143,7 +144,7 @@ class _Fitting:
         return said
 
     def fit(self, role: str, old: Tensor, fresh: Tensor) -> Tensor | None:
-        """The old tensor in the shape of the fresh one, itself where nothing changes; None where there is no way."""
+        """The old tensor in the shape of the fresh one, itself where nothing changes; None where it does not fit."""
         if role == "positions":
             return self._positions(old, fresh)
         if role == "labels":
@@ -179,19 +180,19 @@ class _Fitting:
         return torch.stack([*known, old[-1]])
 
     def _patches(self, rows: Tensor, resize: Tensor, *, summed: bool) -> Tensor | None:
-        """Weights of one patch, recoloured and resized as pictures: (n, p*p*C) and (p*p, q*q) -> (n, q*q*C)."""
+        """Weights of one patch, recoloured and resized as images: (n, p*p*C) and (p*p, q*q) -> (n, q*q*C)."""
         scale = 2**self.levels
-        pictures = unpatchify(rows[:, None], (1, 1), self.channels[0] * self.per_channel)
+        images = unpatchify(rows[:, None], (1, 1), self.channels[0] * self.per_channel)
         for _ in range(self.levels):  # the transform is orthonormal: weights go with what they weigh
-            pictures = unhaar(pictures)
-        recoloured = self._recolour(pictures.movedim(1, 0), 1, summed=summed)
+            images = unhaar(images)
+        recoloured = self._recolour(images.movedim(1, 0), 1, summed=summed)
         if recoloured is None:
             return None
         q = self.sizes[1]
-        pictures = (recoloured.movedim(0, 1).flatten(2) @ resize).reshape(len(rows), -1, q, q)
+        images = (recoloured.movedim(0, 1).flatten(2) @ resize).reshape(len(rows), -1, q, q)
         for _ in range(self.levels):
-            pictures = haar(pictures)
-        return patchify(pictures, q // scale)[:, 0]
+            images = haar(images)
+        return patchify(images, q // scale)[:, 0]
 
     def _recolour(self, kernel: Tensor, bands: int, *, summed: bool) -> Tensor | None:
         """(bands * C, ...) weights for other channels; `summed` where the network adds channels up."""
@@ -209,7 +210,7 @@ class _Fitting:
 
 
 def _enlarge(p: int, q: int) -> Tensor:
-    """The matrix that resizes pictures of p x p pixels to q x q, bilinearly: (q q, p p) float32."""
+    """The matrix that resizes images of p x p pixels to q x q, bilinearly: (q q, p p) float32."""
     basis = torch.eye(p * p).reshape(p * p, 1, p, p)
     if p == q:
         return torch.eye(p * p)

@@ -1,7 +1,7 @@
 """What a training step costs here, and how that compares with what it computes and with what the machine could.
 
 Every row is a ratio of masked patches. Rows are measured in turn, one step of each after the other, so that whatever
-else goes on in the machine meets them all; between rounds a large matrix product is timed, the most that the machine
+else runs on the machine meets them all; between rounds a large matrix product is timed, the most that the machine
 gives in that precision at that moment. Medians over the rounds. FLOPs are those of `maskdm.models.flops`: one forward
 pass and a backward pass of twice as many; masks, noise, norms, optimizer and average are time without FLOPs.
 """

@@ -16,7 +16,8 @@ from maskdm.audit.statistics import Float64, effective_n, roc, share_interval
 from maskdm.audit.subgroups import MIN_GROUP_SIZE, most_exposed
 from maskdm.data.write import to_image
 from maskdm.files import write_text
-from maskdm.reports.charts import ROC_FLOOR, Chart, roc_chart, score_histogram, standalone
+from maskdm.reports.charts import ROC_FLOOR, Chart, roc_chart, score_histogram
+from maskdm.reports.drawing import standalone
 from maskdm.reports.formatting import format_duration
 from maskdm.reports.html import PageImage, Table, encode_png, render_page
 
@@ -46,7 +47,17 @@ ATTACK_NOTE = (
     "1 % of held-out images for members. Epsilon: the least that differential privacy would have to allow, a lower "
     "bound from these attacks."
 )
-ATTACK_COLUMNS = ["attack", "AUC", "95 %", "raw AUC", "accuracy", "TPR at 1 % FPR", "TPR at 0.1 % FPR", "epsilon ≥", "p"]
+ATTACK_COLUMNS = [
+    "attack",
+    "AUC",
+    "95 %",
+    "raw AUC",
+    "accuracy",
+    "TPR at 1 % FPR",
+    "TPR at 0.1 % FPR",
+    "epsilon ≥",
+    "p",
+]
 CONTROL_COLUMNS = ["control", "value", "99 % interval", "outcome", "wanted"]
 COPY_COLUMNS = ["generated images that are", "share", "same share of held-out images", "n", "note"]
 SUBGROUP_COLUMNS = ["subgroup", "AUC", "95 %", "members"]
@@ -55,9 +66,7 @@ MAX_NEIGHBORS, MAX_EXPOSED = 16, 20
 ROC_POINTS = 120
 
 
-def write_audit_pages(
-    folder: Path, audit: Audit, record: Mapping[str, Any], *, include_training_images: bool
-) -> Path:
+def write_audit_pages(folder: Path, audit: Audit, record: Mapping[str, Any], *, include_training_images: bool) -> Path:
     """Writes `report.html`, `report.md` and `roc.svg`; where they show training images, for their owner alone.
 
     Args:
@@ -72,7 +81,7 @@ def write_audit_pages(
     Raises:
         StorageError: a file cannot be written.
     """
-    roc_drawing = _roc_chart(audit.primary)
+    roc_drawing = primary_roc(audit.primary)
     histogram = score_histogram(audit.primary.members, audit.primary.heldout)
     page = _values(audit, record, [roc_drawing, histogram], include_training_images)
     path = folder / "report.html"
@@ -112,7 +121,7 @@ def _values(audit: Audit, record: Mapping[str, Any], charts: list[Chart], includ
         "attacks": _attacks(record),
         "attack_note": _attack_note(record),
         "charts": charts,
-        "exposed_note": _exposed_note(audit.primary),
+        "exposed_note": _exposed_note(audit.primary, shown=include_images),
         "exposed": _exposed(audit) if include_images else [],
         "controls": _controls(record),
         "copies": _copies(record),
@@ -242,7 +251,9 @@ def _subgroups(record: Mapping[str, Any]) -> Table:
     found.append(("outliers: the quarter of images least like others", record["outliers"]))
     found.append(("groups, by the mean of their images", record["groups"]))
     rows = [
-        [name, f"{each['auc']:.3f}", _interval(each), f"{each['members']:,}"] for name, each in found if each is not None
+        [name, f"{each['auc']:.3f}", _interval(each), f"{each['members']:,}"]
+        for name, each in found
+        if each is not None
     ]
     return Table(SUBGROUP_COLUMNS, rows, numbers=SUBGROUP_COLUMNS[1:])
 
@@ -250,8 +261,11 @@ def _subgroups(record: Mapping[str, Any]) -> Table:
 # --- charts ----------------------------------------------------------------------------------------------------------
 
 
-def _roc_chart(primary: ScoredAttack) -> Chart:
-    """The ROC with the 95 % band of Clopper and Pearson; what lies left of ten false positives is not resolved."""
+def primary_roc(primary: ScoredAttack) -> Chart:
+    """The ROC of the primary statistic with the 95 % band of Clopper and Pearson.
+
+    What lies left of ten false positives is not resolved.
+    """
     fpr, tpr = roc(primary.members, primary.heldout)
     x = np.geomspace(ROC_FLOOR, 1, ROC_POINTS)
     x[-1] = 1.0
@@ -267,7 +281,7 @@ def _roc_chart(primary: ScoredAttack) -> Chart:
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
-def _exposed_note(primary: ScoredAttack) -> str:
+def _exposed_note(primary: ScoredAttack, *, shown: bool) -> str:
     """How exposed the first few members are, without saying who they are."""
     rows, shares = most_exposed(primary, MAX_EXPOSED)
     members, heldout = primary.members, primary.heldout
@@ -275,10 +289,11 @@ def _exposed_note(primary: ScoredAttack) -> str:
     expected = f"; by chance it would be about {len(members) / (len(heldout) + 1):.1f}"
     if primary.groups is not None:  # then chance comes in lumps
         expected = ""
+    hint = "" if shown else "; --include-training-images shows them here"
     return (
         f"Each of the first {len(rows)} scores higher than at least {1 - shares[-1]:.1%} of held-out images. "
         f"{above:,} of the members score higher than all {len(heldout):,} held-out images{expected}. Which they are "
-        "is in scores.npz, for its owner alone; --include-training-images shows them here."
+        f"is in scores.npz, for its owner alone{hint}."
     )
 
 

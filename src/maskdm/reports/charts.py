@@ -1,75 +1,49 @@
-"""Charts as inline SVG, drawn by matplotlib in the colors and the font of the page.
-
-matplotlib is imported where the first chart is drawn, and by its objects alone: no pyplot, no state, nothing of a user's
-own matplotlib settings. Of its SVG the geometry is kept; colors become variables of `style.css`, so that charts follow
-light and dark pages, text has the page's font, and numbers have one decimal. The same data give the same bytes.
-"""
+"""The charts of our pages: lines against images or compute, a ROC, a histogram."""
 
 from __future__ import annotations
 
-import io
-import math
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
 
-from maskdm.reports.formatting import format_compact, format_count, format_value
+from maskdm.reports.drawing import (
+    CHARACTER,
+    MUTED,
+    ROW,
+    SERIES,
+    WIDTH,
+    ceiling,
+    dot_at,
+    draw,
+    label_at,
+    place,
+    set_ticks,
+    to_svg,
+)
+from maskdm.reports.formatting import format_count, format_value
 
 if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike
 
-WIDTH, HEIGHT = 400, 250
-"""Of a chart, in pixels where its column is as wide."""
-TEXT, ROW, CHARACTER = 12, 18, 7
-"""Of labels: the font's size, the height of a line, and about the width of a character."""
+HEIGHT = 250
+"""Of a line chart, in pixels where its column is as wide as it is drawn."""
 MAX_POINTS = 600
 """Points of a line: with more it gets heavier, not clearer."""
 MAX_DOTS = 60
 """A line of no more points than this shows each as a dot that tells its values."""
+MAX_SERIES = len(SERIES)
+"""Lines that one chart tells apart."""
 HUGE = 1e30
 """Values beyond it are not drawn, nor on a logarithmic axis those below one over it."""
 ROC_FLOOR = 1e-4
 """Where the axes of a ROC begin."""
 BINS = 40
-LOG_DIGITS = ((1, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3))
-"""First digits of ticks on a logarithmic axis: the first of these that gives not too many, else powers of ten."""
-COLORS = {  # what matplotlib is told: the variable of the page, and its color where there is no page
-    "#010101": ("muted", "#5a6370"),
-    "#020202": ("rule", "#dfe3e8"),
-    "#030303": ("series-0", "#0072b2"),
-    "#040404": ("series-1", "#d55e00"),
-    "#050505": ("series-2", "#009e73"),
-}
-MUTED, RULE, *SERIES = COLORS
-MAX_SERIES = len(SERIES)
-"""Lines that one chart tells apart."""
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "maskdm",
-    "font.size": TEXT,
-    "axes.axisbelow": True,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.linewidth": 1,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.xmargin": 0,
-    "grid.color": RULE,
-    "grid.linewidth": 1,
-    "lines.linewidth": 2,
-    "xtick.bottom": False,
-    "ytick.left": False,
-    "ytick.minor.left": False,
-}
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 class Point(NamedTuple):
@@ -145,17 +119,13 @@ def line_chart(
     drawn = [each for each in kept if each.points]
     if not drawn:
         return None
-    with _axes(HEIGHT, top=ROW + 6 if boundaries else 8) as axes:
+    with draw(HEIGHT, above=ROW + 6 if boundaries else 8) as axes:
         _set_limits(axes, [point for each in drawn for point in each.points], log_y)
-        axes.grid(axis="y", clip_on=False)
         axes.set_xlabel(x_label)
-        names, dots = _draw_boundaries(axes, boundaries), list[_Dot]()
+        over = _draw_boundaries(axes, boundaries)
         for number, each in enumerate(drawn):
-            style = "--" if number == MAX_SERIES - 1 else "-"  # a third color alone is hard to tell from the first
-            axes.plot(*zip(*each.points, strict=True), style, color=SERIES[number], lw=1 if each.faint else 2, clip_on=False)
-            if len(each.points) <= MAX_DOTS:
-                dots += [_dot(axes, number, point, f"{each.name}: {{}} at {{}} {x_label}") for point in each.points]
-        svg = _svg(axes, f"{title}: {y_label} against {x_label}", names, dots)
+            over += _draw_line(axes, number, each, x_label)
+        svg = to_svg(axes, f"{title}: {y_label} against {x_label}", over)
     last = [format_value(each.points[-1].y, 3) for each in drawn]
     subtitle = f"{y_label}, log scale" if log_y else y_label
     if len(drawn) == 1:
@@ -173,20 +143,17 @@ def roc_chart(fpr: ArrayLike, tpr: ArrayLike, low: ArrayLike, high: ArrayLike, *
     """
     x, y, low, high = (np.maximum(np.asarray(each, np.float64), ROC_FLOOR) for each in (fpr, tpr, low, high))
     blurred = min(max(resolved, ROC_FLOOR), 1.0)
-    with _axes(WIDTH, top=8) as axes:
+    with draw(WIDTH) as axes:
         axes.set(xscale="log", yscale="log", xlim=(ROC_FLOOR, 1), ylim=(ROC_FLOOR, 1), xlabel="false positive rate")
-        _format_ticks(axes)
-        axes.grid(clip_on=False)
+        set_ticks(axes, grid="both")
         axes.fill([ROC_FLOOR, blurred, blurred, ROC_FLOOR], [ROC_FLOOR, ROC_FLOOR, 1, 1], color=MUTED, alpha=0.14, lw=0)
-        band = np.concatenate([x, x[::-1]]), np.concatenate([high, low[::-1]])
-        axes.fill(*band, color=SERIES[0], alpha=0.2, lw=0)
+        axes.fill(np.concatenate([x, x[::-1]]), np.concatenate([high, low[::-1]]), color=SERIES[0], alpha=0.2, lw=0)
         axes.plot([ROC_FLOOR, 1], [ROC_FLOOR, 1], "--", color=MUTED, lw=1, clip_on=False)
         axes.plot(x, y, color=SERIES[0], clip_on=False)
-        if blurred > 30 * ROC_FLOOR:
-            axes.annotate("not resolved", (0, 1), (6, -ROW + 3), "axes fraction", "offset points")
-        title = "ROC of the primary statistic"
-        svg = _svg(axes, f"{title} on logarithmic axes")
-    return Chart(title, "true positive rate and its 95 % band, log scales", (), svg)
+        left, top = place(axes, ROC_FLOOR, 1)
+        note = [label_at(left + 6, top + ROW - 3, "not resolved")] if blurred > 30 * ROC_FLOOR else []
+        svg = to_svg(axes, "ROC of the primary statistic on logarithmic axes", note)
+    return Chart("ROC of the primary statistic", "true positive rate and its 95 % band, log scales", (), svg)
 
 
 def score_histogram(members: ArrayLike, heldout: ArrayLike) -> Chart:
@@ -198,23 +165,15 @@ def score_histogram(members: ArrayLike, heldout: ArrayLike) -> Chart:
     roles = [np.asarray(each, np.float64) for each in (members, heldout)]
     low, high = np.quantile(np.concatenate(roles), [0.002, 0.998])
     edges = np.linspace(low, max(high, low + 1e-9), BINS + 1)
-    with _axes(WIDTH, top=8) as axes:
-        for each, color in zip(roles, SERIES, strict=False):
-            counts, _ = np.histogram(np.clip(each, edges[0], edges[-1]), edges)
-            axes.stairs(counts / len(each), edges, baseline=None, color=color, lw=2, clip_on=False)
-        axes.set(xlim=(edges[0], edges[-1]), xlabel="score: higher is more like a member")
-        axes.set_ylim(bottom=0)
-        _format_ticks(axes)
-        axes.grid(axis="y", clip_on=False)
-        svg = _svg(axes, "Calibrated scores of members and of held-out images")
+    shares = [np.histogram(np.clip(each, edges[0], edges[-1]), edges)[0] / len(each) for each in roles]
+    with draw(WIDTH) as axes:
+        axes.set(xlim=(edges[0], edges[-1]), ylim=ceiling(max(float(each.max()) for each in shares)))
+        axes.set_xlabel("score: higher is more like a member")
+        set_ticks(axes)
+        for each, color in zip(shares, SERIES, strict=False):
+            axes.stairs(each, edges, baseline=None, color=color, lw=2, clip_on=False)
+        svg = to_svg(axes, "Calibrated scores of members and of held-out images")
     return Chart("Calibrated scores", "share of the images", ("members", "held out"), svg)
-
-
-def standalone(svg: str) -> str:
-    """A drawing as a file of its own, in the colors of a light page."""
-    variables = "".join(f"--{name}:{color};" for name, color in COLORS.values())
-    style = f"<style>:root{{{variables}}}text{{font:{TEXT}px sans-serif;fill:var(--muted)}}</style>"
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{style}", 1) + "\n"
 
 
 def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> Sequence[Point]:
@@ -237,139 +196,45 @@ def _drawable(point: Point, log_y: bool) -> bool:
     return abs(point.x) <= HUGE and (1 / HUGE if log_y else -HUGE) <= point.y <= HUGE  # false for NaN as well
 
 
-# --- axes ------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _axes(height: int, *, top: int) -> Iterator[Axes]:
-    """Axes in a figure of `WIDTH` x `height`, `top` below its upper edge, in our style and nobody else's."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)  # of 72 to an inch, points are pixels
-        FigureCanvasSVG(figure)
-        bottom = 2 * ROW + 4
-        yield figure.add_axes((0.1, bottom / height, 0.88, 1 - (top + bottom) / height))
-
-
 def _set_limits(axes: Axes, points: Sequence[Point], log_y: bool) -> None:
-    """Of lines: from 0 to the last x; and from 0 to a tick above all y, or a little beyond all y."""
-    from matplotlib.ticker import MaxNLocator
-
+    """From 0 to the last x; and from 0 to a tick above all y, or a little beyond all y."""
+    first, last = min(0.0, *(point.x for point in points)), max(0.0, *(point.x for point in points))
     low, high = min(point.y for point in points), max(point.y for point in points)
-    axes.set_xlim(min(0.0, *(point.x for point in points)), max(point.x for point in points) or 1.0)
+    axes.set_xlim(first, last if last > first else 1.0)
     if log_y:
         margin = max((high / low) ** 0.05, 1.02)
         axes.set_yscale("log")
         axes.set_ylim(low / margin, high * margin)
     else:
-        ticks = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(min(low, 0.0), max(high, 0.0) or 1.0)
-        axes.set_ylim(ticks[0], ticks[-1])
-    _format_ticks(axes)
+        axes.set_ylim(ceiling(max(high, 0.0) or 1.0, min(low, 0.0)))
+    set_ticks(axes)
 
 
-def _format_ticks(axes: Axes) -> None:
-    """Few round ticks, none of them minor, and room for their labels; the last step, since it asks where they are."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-
-    for axis, wanted in ((axes.xaxis, 5), (axes.yaxis, 4)):
-        axis.set_major_locator(MaxNLocator(wanted, steps=[1, 2, 5, 10]))
-        if axis.get_scale() == "log":
-            low, high = axis.get_view_interval()
-            fitting = (each for each in LOG_DIGITS if len(each) * math.log10(high / low) <= wanted + 1)
-            digits = next(fitting, (1,))
-            axis.set_major_locator(LogLocator(subs=digits, numticks=wanted + 2))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(lambda value, _: format_compact(value))
-        axis.set_tick_params(pad=5, labelcolor=MUTED)
-    low, high = axes.get_ylim()
-    labels = [format_compact(value) for value in axes.get_yticks() if low <= value <= high]
-    left, box = (12 + CHARACTER * max(map(len, labels), default=0)) / WIDTH, axes.get_position()
-    axes.set_position((left, box.y0, 1 - left - 12 / WIDTH, box.height))
+def _draw_line(axes: Axes, number: int, line: Series, x_label: str) -> list[Element]:
+    """A line, and the dots that go over it where there are few."""
+    style = "--" if number == MAX_SERIES - 1 else "-"  # a third color alone is hard to tell from the first
+    axes.plot(*zip(*line.points, strict=True), style, color=SERIES[number], lw=1 if line.faint else 2, clip_on=False)
+    if len(line.points) > MAX_DOTS:
+        return []
+    return [
+        dot_at(*place(axes, x, y), number, f"{line.name}: {format_value(y)} at {format_count(x)} {x_label}")
+        for x, y in line.points
+    ]
 
 
-def _draw_boundaries(axes: Axes, boundaries: Sequence[Boundary]) -> list[_Label]:
+def _draw_boundaries(axes: Axes, boundaries: Sequence[Boundary]) -> list[Element]:
     """Dotted lines, and the names above them as far as there is room before the next."""
     begun = sorted((each for each in boundaries if each.x <= axes.get_xlim()[1]), key=lambda each: each.x)
-    places = [axes.transData.transform((each.x, 1.0))[0] for each in begun]
-    labels = []
-    for boundary, place, following in zip(begun, places, [*places, WIDTH][1:], strict=True):
-        axes.plot([boundary.x] * 2, [0, 1.04], ls=(0, (2, 3)), color=MUTED, lw=1, clip_on=False,
-                  transform=axes.get_xaxis_transform())
-        name = _cut(boundary.name, int((following - place - 6) / CHARACTER))
-        labels.append(_Label(place + 4, ROW, name))
-    return [label for label in labels if label.text]
+    places = [place(axes, each.x, 1.0)[0] for each in begun]
+    names = []
+    for boundary, left, following in zip(begun, places, [*places, WIDTH][1:], strict=True):
+        axes.axvline(boundary.x, 0, 1.04, ls=(0, (2, 3)), color=MUTED, lw=1, clip_on=False)
+        if name := _cut(boundary.name, int((following - left - 6) / CHARACTER)):
+            names.append(label_at(left + 4, ROW, name))
+    return names
 
 
 def _cut(text: str, characters: int) -> str:
     if len(text) <= characters:
         return text
     return f"{text[: characters - 1].rstrip()}…" if characters >= 4 else ""
-
-
-# --- drawings --------------------------------------------------------------------------------------------------------
-
-
-class _Label(NamedTuple):
-    """Text from a user, which may be in letters that matplotlib has no font for; in pixels from the upper left."""
-
-    x: float
-    y: float
-    text: str
-
-
-class _Dot(NamedTuple):
-    """Where a value is, in pixels from the upper left, and what it is."""
-
-    number: int
-    x: float
-    y: float
-    text: str
-
-
-def _dot(axes: Axes, number: int, point: Point, text: str) -> _Dot:
-    x, y = axes.transData.transform(point)
-    said = text.format(format_value(point.y), format_count(point.x))
-    return _Dot(number, x, axes.figure.bbox.height - y, said)
-
-
-def _svg(axes: Axes, label: str, names: Sequence[_Label] = (), dots: Sequence[_Dot] = ()) -> str:
-    """The figure of `axes` as an element for a page, with `label` for those who do not see it."""
-    figure, drawn = axes.figure, io.BytesIO()
-    figure.patch.set_visible(False)
-    axes.patch.set_visible(False)
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.canvas.print_svg(drawn, metadata=nothing)
-    root = ElementTree.fromstring(drawn.getvalue())
-    viewbox = f"0 0 {WIDTH} {figure.bbox.height:g}"
-    svg = ElementTree.Element("svg", {"viewBox": viewbox, "role": "img", "aria-label": label})
-    for element in root.iter():
-        if element.tag == f"{SVG}path" and "style" in element.attrib:
-            path = {"d": _rounded(element.attrib["d"]), "style": _in_page_colors(element.attrib["style"])}
-            ElementTree.SubElement(svg, "path", path)
-        elif element.tag == f"{SVG}text":
-            anchor = re.search(r"text-anchor: (\w+)", element.attrib["style"])
-            place = {key: _rounded(element.attrib[key]) for key in ("x", "y")}
-            text = ElementTree.SubElement(svg, "text", place | ({"text-anchor": anchor[1]} if anchor else {}))
-            text.text = element.text
-    for name in names:
-        ElementTree.SubElement(svg, "text", {"x": f"{name.x:.1f}", "y": f"{name.y:g}"}).text = name.text
-    for dot in dots:
-        place = {"cx": f"{dot.x:.1f}", "cy": f"{dot.y:.1f}", "r": "2.5", "class": f"dot series-{dot.number}"}
-        ElementTree.SubElement(ElementTree.SubElement(svg, "circle", place), "title").text = dot.text
-    return ElementTree.tostring(svg, encoding="unicode")
-
-
-def _rounded(geometry: str) -> str:
-    numbers = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), geometry)
-    return re.sub(r"\s*([MLzQC])\s*", r"\1", numbers.strip())
-
-
-def _in_page_colors(style: str) -> str:
-    for color, (name, _) in COLORS.items():
-        style = style.replace(color, f"var(--{name})")
-    return style.replace(": ", ":").replace("; ", ";")

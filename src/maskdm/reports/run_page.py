@@ -60,7 +60,9 @@ def _values(run: RunFolder) -> dict[str, object]:
         "has_heldout": bool(run.history.heldout),
         "stages": _stages(run.history),
         "model": _model(run.settings),
-        "data": Table(["images", "number"], [[ROLES[role], format_count(n)] for role, n in run.counts.items()], {"number"}),
+        "data": Table(
+            ["images", "number"], [[ROLES[role], format_count(n)] for role, n in run.counts.items()], {"number"}
+        ),
         "settings": [(section, _leaves(content)) for section, content in run.settings.items()],
         "environment": [(key.replace("_", " "), _as_yaml(value)) for key, value in run.env.items()],
     }
@@ -157,7 +159,9 @@ def _scores(scores: EvalTable) -> ScoreTable:
         "n": ["" if row.n is None else format_count(row.n) for row in scores.rows],
     }
     filled = {name: cells for name, cells in columns.items() if any(cells)}
-    table = Table(list(filled), list(zip(*filled.values(), strict=True)), numbers=filled.keys() - {"score"})
+    table = Table(
+        list(filled), list(zip(*filled.values(), strict=True)), numbers=filled.keys() - {"score"}, prose={"score"}
+    )
     return ScoreTable(scores.title, scores.note, table, scores.command)
 
 
@@ -237,6 +241,10 @@ def _model(settings: Mapping[str, Any]) -> Pairs:
         rows.append(("process", summary.summarize_process(process)))
         rows.append(("objective", summary.summarize_objective(process)))
     return rows
+
+
+def _data(counts: Mapping[str, int]) -> Table:
+    return Table(["images", "number"], [[ROLES[role], format_count(n)] for role, n in counts.items()], {"number"})
 
 
 def _leaves(content: object) -> Pairs:

@@ -1,1 +1,1 @@
-"""Everything that happens between a folder of pictures and a file of weights."""
+"""Everything that happens between a folder of images and a file of weights."""

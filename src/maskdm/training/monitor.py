@@ -34,7 +34,7 @@ class Training(Task):
         run: the folder.
         console: what a person sees.
         scorer: of generated images, None where no scores are asked for.
-        trackers: services that are told the numbers.
+        trackers: services that receive the numbers.
     """
 
     heldout: HeldOut | None

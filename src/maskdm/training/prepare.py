@@ -73,7 +73,7 @@ def prepare(config: Config, console: Console, dataset: Dataset | None = None) ->
 
     Args:
         config: the settings.
-        console: is told what cannot be read, and how far decoding is.
+        console: warns of what cannot be read, and shows progress.
         dataset: the images, where they were read before.
 
     Raises:

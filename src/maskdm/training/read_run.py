@@ -41,7 +41,7 @@ from maskdm.training.events import (
 from maskdm.training.progress import Progress, newest_checkpoint, read_progress
 
 COUNTS = ("member", "heldout", "calibration", "excluded")
-"""What is told of a manifest: a page about a run may be shared, and names of images may not."""
+"""What is read of a manifest: a page about a run may be shared, and names of images may not."""
 FOLDER = re.compile(r"\d{5}-.+")
 """Names of run folders: <number>-<name>."""
 

@@ -29,9 +29,11 @@ def mask_schedules(config: Config, spec: ModelSpec) -> tuple[MaskSchedule, ...]:
     """The masks of every stage.
 
     Raises:
-        InputError: a mask that does not fit the grid, the batch or the backbone; it names the setting.
+        InputError: patches that do not fit the image, or a mask that does not fit the grid, the batch or the backbone;
+            it names the setting.
     """
-    grid = patch_grid(spec.image_size, spec.model.patch_size)
+    with within("model."):
+        grid = patch_grid(spec.image_size, spec.model.patch_size)
     schedules = []
     for i, stage in enumerate(config.stages):
         schedule = mask_schedule_of(stage.mask, grid, spec.model.backbone, f"stages.{i}.mask.")

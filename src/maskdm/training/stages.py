@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from maskdm.config.schema import Config
 from maskdm.config.stage_config import StageConfig
+from maskdm.errors import within
 from maskdm.models import build, transfer
 from maskdm.models.spec import ModelSpec
 from maskdm.runtime.distributed import Runtime
@@ -69,7 +70,8 @@ def init_stage(state: State, config: Config, spec: ModelSpec, runtime: Runtime) 
         said.append("fresh weights")
     else:
         network = init_network(config, spec, runtime)
-        said = transfer.inherit(network, spec, Path(stage.init_from), stage.weights)
+        with within(f"stages.{progress.stage}."):
+            said = transfer.inherit(network, spec, Path(stage.init_from), stage.weights)
         runtime.load_full_state_dict(state.model, network.state_dict())
         said.insert(0, f"{stage.weights} weights of {stage.init_from}")
     state.ema.load_state_dict(state.model.state_dict())

@@ -19,7 +19,7 @@ from maskdm.training.progress import Progress
 from maskdm.training.step import Task, draw_micro_batches, forward_backward, training_step
 
 USABLE = 0.85
-"""Share of the free memory that a step may plan with; the rest is for fragments and for what else goes on."""
+"""Share of the free memory that a step may plan with; the rest is for fragments and for what else runs."""
 
 
 class StepProfiler:

@@ -8,7 +8,7 @@ from pathlib import Path
 from maskdm.cli.parsing import Commands, add_machine, add_model, command
 
 
-def add(commands: Commands) -> None:
+def add_audit(commands: Commands) -> None:
     """Options of maskdm audit."""
     p = command(
         commands,
@@ -56,10 +56,10 @@ def add(commands: Commands) -> None:
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of images (default: 0)")
     add_machine(p)
     p.add_argument("--output", "-o", "--out", type=Path, metavar="DIR", help="default: audit, in the run's folder")
-    p.set_defaults(call=run)
+    p.set_defaults(call=call_audit)
 
 
-def add_compare(commands: Commands) -> None:
+def add_audit_compare(commands: Commands) -> None:
     """Options of maskdm audit compare."""
     p = command(
         commands,
@@ -71,10 +71,10 @@ def add_compare(commands: Commands) -> None:
     )
     p.add_argument("a", metavar="A", type=Path, help="an audited run, or an audit's folder")
     p.add_argument("b", metavar="B", type=Path, help="another")
-    p.set_defaults(call=run_compare)
+    p.set_defaults(call=call_audit_compare)
 
 
-def run(a: argparse.Namespace) -> int:
+def call_audit(a: argparse.Namespace) -> int:
     """Audits, prints the verdict, and returns its exit code."""
     from maskdm.commands.audit import audit
 
@@ -107,7 +107,7 @@ def run(a: argparse.Namespace) -> int:
     return result.exit_code
 
 
-def run_compare(a: argparse.Namespace) -> None:
+def call_audit_compare(a: argparse.Namespace) -> None:
     """Prints what may be said of A against B."""
     from maskdm.audit.paired import comparison_lines
     from maskdm.commands.audit import compare_audits

@@ -9,7 +9,7 @@ from maskdm.cli.parsing import Commands, add_machine, add_model, add_precision, 
 from maskdm.errors import InputError
 
 
-def add(commands: Commands) -> None:
+def add_sample(commands: Commands) -> None:
     """Its options."""
     p = command(
         commands,
@@ -48,7 +48,7 @@ def add(commands: Commands) -> None:
         metavar="DIR|FILE.npz",
         help="a folder for PNGs and a grid, or an .npz (default: samples)",
     )
-    p.set_defaults(call=run)
+    p.set_defaults(call=call_sample)
 
 
 def _add_sampler(p: argparse.ArgumentParser) -> None:
@@ -98,7 +98,7 @@ def _add_edits(p: argparse.ArgumentParser) -> None:
     )
 
 
-def run(a: argparse.Namespace) -> None:
+def call_sample(a: argparse.Namespace) -> None:
     """Samples, and says where the images are."""
     seeds = numbers(a.seeds, "seeds") if a.seeds is not None else None
     interval = (0.0, 1.0) if a.guidance_interval is None else _interval(a.guidance_interval)

@@ -10,7 +10,7 @@ from maskdm.cli.parsing import Commands, command, numbers
 from maskdm.errors import InputError
 
 
-def add(commands: Commands) -> None:
+def add_compare(commands: Commands) -> None:
     """Its options."""
     p = command(
         commands,
@@ -35,10 +35,10 @@ def add(commands: Commands) -> None:
     p.add_argument("-n", "--dry-run", action="store_true", help="check all arms and list them, train nothing")
     p.add_argument("--show", metavar="NAME", help="print a shipped comparison, to write one like it, and leave")
     p.add_argument("--list", action="store_true", help="list the shipped comparisons, and leave")
-    p.set_defaults(call=run, settings_follow=True)
+    p.set_defaults(call=call_compare, settings_follow=True)
 
 
-def run(a: argparse.Namespace, rest: Words) -> None:
+def call_compare(a: argparse.Namespace, rest: Words) -> None:
     """Compares, and prints the conclusion; or lists what is shipped."""
     from maskdm.experiments.spec import comparison_text, comparisons
 

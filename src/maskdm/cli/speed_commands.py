@@ -20,7 +20,7 @@ def add_plan(commands: Commands) -> None:
     add_settings(p)
     p.add_argument("--seconds", type=float, default=10.0, metavar="S", help="time for each stage (default: 10)")
     p.add_argument("--watts", type=float, metavar="W", help="of the device under load (default: a guess)")
-    p.set_defaults(call=run_plan, settings_follow=True)
+    p.set_defaults(call=call_plan, settings_follow=True)
 
 
 def add_bench(commands: Commands) -> None:
@@ -39,10 +39,10 @@ def add_bench(commands: Commands) -> None:
     p.add_argument("--ratios", default="0,0.5,0.75,0.9", metavar="R,R", help="to mask (default: 0,0.5,0.75,0.9)")
     p.add_argument("--rounds", type=int, default=5, metavar="N", help="measurements of each (default: 5)")
     p.add_argument("--output", "-o", type=Path, metavar="FILE.json", help="also write the table there")
-    p.set_defaults(call=run_bench, settings_follow=True)
+    p.set_defaults(call=call_bench, settings_follow=True)
 
 
-def run_plan(a: argparse.Namespace, rest: Words) -> None:
+def call_plan(a: argparse.Namespace, rest: Words) -> None:
     """Measures, and prints the forecasts."""
     settings = given(a, rest)
     from maskdm.commands.plan import plan
@@ -51,7 +51,7 @@ def run_plan(a: argparse.Namespace, rest: Words) -> None:
     print("\n".join(format_forecasts(plan(**settings, seconds=a.seconds, watts=a.watts))))
 
 
-def run_bench(a: argparse.Namespace, rest: Words) -> None:
+def call_bench(a: argparse.Namespace, rest: Words) -> None:
     """Measures, and prints the table."""
     settings = given(a, rest)
     ratios = floats(a.ratios, "ratios", "ratios from 0 to below 1 such as 0,0.5,0.9")

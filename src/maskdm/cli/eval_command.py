@@ -8,7 +8,7 @@ from pathlib import Path
 from maskdm.cli.parsing import Commands, add_machine, add_model, add_precision, command
 
 
-def add(commands: Commands) -> None:
+def add_eval(commands: Commands) -> None:
     """Its options."""
     p = command(
         commands,
@@ -48,10 +48,10 @@ def add(commands: Commands) -> None:
     p.add_argument("--bootstrap", type=int, default=0, metavar="B", help="resamples for an interval of the distance")
     add_machine(p)
     p.add_argument("--output", "-o", type=Path, metavar="FILE.json", help="also write the scores there")
-    p.set_defaults(call=run)
+    p.set_defaults(call=call_eval)
 
 
-def run(a: argparse.Namespace) -> None:
+def call_eval(a: argparse.Namespace) -> None:
     """Evaluates, and prints the scores."""
     from maskdm.commands.evaluate import evaluate
     from maskdm.evaluation.scores import format_scores

@@ -25,10 +25,10 @@ def add_info(commands: Commands) -> None:
         "  maskdm info runs/00000-photos\n  maskdm info model.safetensors",
     )
     p.add_argument("model", metavar="RUN|FILE", type=Path)
-    p.set_defaults(call=run_info)
+    p.set_defaults(call=call_info)
 
 
-def run_info(a: argparse.Namespace) -> None:
+def call_info(a: argparse.Namespace) -> None:
     """Prints what a path is."""
     from maskdm.commands.info import info
 
@@ -79,10 +79,10 @@ def add_report(commands: Commands) -> None:
         "  maskdm report runs/00000-photos",
     )
     p.add_argument("run", metavar="RUN", type=Path)
-    p.set_defaults(call=run_report)
+    p.set_defaults(call=call_report)
 
 
-def run_report(a: argparse.Namespace) -> None:
+def call_report(a: argparse.Namespace) -> None:
     """Writes the page, and prints where it is."""
     from maskdm.commands.report import report
 
@@ -104,10 +104,10 @@ def add_import(commands: Commands) -> None:
     p.add_argument("--output", "-o", required=True, metavar="FILE.safetensors", type=Path, help="where to")
     p.add_argument("--weights", choices=["ema", "raw"], default="ema", help="which of the two (default: ema)")
     p.add_argument("--heads", type=int, metavar="N", help="attention heads (default: width / 64)")
-    p.set_defaults(call=run_import)
+    p.set_defaults(call=call_import)
 
 
-def run_import(a: argparse.Namespace) -> None:
+def call_import(a: argparse.Namespace) -> None:
     """Converts, and prints what came out."""
     from maskdm.commands.convert import convert
     from maskdm.commands.info import info
@@ -128,10 +128,10 @@ def add_demo(commands: Commands) -> None:
     p.add_argument(
         "--output-dir", "--outdir", metavar="DIR", type=Path, default=Path("demo"), help="where it goes (default: demo)"
     )
-    p.set_defaults(call=run_demo)
+    p.set_defaults(call=call_demo)
 
 
-def run_demo(a: argparse.Namespace) -> None:
+def call_demo(a: argparse.Namespace) -> None:
     """Runs the demo, which says what it does."""
     from maskdm.commands.demo import demo
 

@@ -9,7 +9,7 @@ from maskdm.cli.overrides import Words, add_settings, given
 from maskdm.cli.parsing import Commands, command
 
 
-def add(commands: Commands) -> None:
+def add_train(commands: Commands) -> None:
     """Its options."""
     p = command(
         commands,
@@ -35,10 +35,10 @@ def add(commands: Commands) -> None:
     )
     p.add_argument("--settings", action="store_true", help="list every setting with its default, and leave")
     p.add_argument("--recipes", action="store_true", help="list the recipes, and leave")
-    p.set_defaults(call=run, settings_follow=True)
+    p.set_defaults(call=call_train, settings_follow=True)
 
 
-def run(a: argparse.Namespace, rest: Words) -> None:
+def call_train(a: argparse.Namespace, rest: Words) -> None:
     """Trains, or lists what may be set."""
     if a.settings:
         return _print_settings()
