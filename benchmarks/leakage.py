@@ -32,11 +32,11 @@ import torch
 from curves import curves
 from fashion import idx
 
-from maskdm.audit.attacks import primary_attacks
-from maskdm.audit.audit import role_errors
-from maskdm.audit.scoring import score_attacks
-from maskdm.audit.subject import run_subject
-from maskdm.audit.target import ModelTarget
+from maskdm.auditing.attacks import primary_attacks
+from maskdm.auditing.audit import role_errors
+from maskdm.auditing.scoring import score_attacks
+from maskdm.auditing.subject import run_subject
+from maskdm.auditing.target import ModelTarget
 from maskdm.config.resolve import resolve
 from maskdm.experiments.conclusion import t_quantile
 from maskdm.models.weights import load

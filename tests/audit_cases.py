@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from maskdm.audit.controls import Control
-from maskdm.audit.scoring import ScoredAttack
-from maskdm.audit.subject import Subject
+from maskdm.auditing.controls import Control
+from maskdm.auditing.scoring import ScoredAttack
+from maskdm.auditing.subject import Subject
 from maskdm.config.model_config import UViTConfig
 from maskdm.config.process_config import DDPMConfig
 from maskdm.data.labelled import LabelledImages

@@ -13,8 +13,8 @@ import pytest
 from conftest import train, write_photos
 from PIL import Image
 
-from maskdm.audit.attacks import calls_per_image, primary_attacks, quick_attacks
-from maskdm.audit.conclusion import EXIT_CODES
+from maskdm.auditing.attacks import calls_per_image, primary_attacks, quick_attacks
+from maskdm.auditing.verdict import EXIT_CODES
 from maskdm.cli.main import main
 from maskdm.commands.audit import audit
 from maskdm.errors import InputError

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskdm.audit import attacks, statistics
-from maskdm.audit.attacks import Attack, attack_scores, linear_sigmas, normalized_eps, shared_noise, vp_mixture
-from maskdm.audit.calibration import DifficultyFeatures, Ridge, assign_folds, cross_fitted_residuals, downsampled
-from maskdm.audit.target import GaussianModel, Memorizer, ModelTarget
+from maskdm.auditing import attacks, statistics
+from maskdm.auditing.attacks import Attack, attack_scores, linear_sigmas, normalized_eps, shared_noise, vp_mixture
+from maskdm.auditing.calibration import DifficultyFeatures, Ridge, assign_folds, cross_fitted_residuals, downsampled
+from maskdm.auditing.target import GaussianModel, Memorizer, ModelTarget
 from maskdm.config.process_config import DDPMConfig, EDMConfig, FlowConfig, VEConfig, VPConfig
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.models import build

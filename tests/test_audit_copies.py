@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from audit_cases import flat
 
-from maskdm.audit import copies
-from maskdm.audit.copies import all_pixels, measure_copies, member_preference
+from maskdm.auditing import copies
+from maskdm.auditing.copies import all_pixels, measure_copies, member_preference
 from maskdm.data.labelled import LabelledImages
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskdm.audit.paired import AuditComparison, compare_saved_audits, comparison_lines
-from maskdm.audit.record import SCHEMA, read_audit
+from maskdm.auditing.paired import AuditComparison, compare_saved_audits, comparison_lines
+from maskdm.auditing.record import SCHEMA, read_audit
 from maskdm.errors import InputError
 
 

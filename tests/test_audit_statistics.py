@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskdm.audit import statistics as s
+from maskdm.auditing import statistics as s
 
 SCORES = st.lists(st.integers(0, 12).map(float), min_size=3, max_size=25)
 

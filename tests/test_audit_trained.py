@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskdm.audit import statistics
-from maskdm.audit.attacks import standard_attacks
-from maskdm.audit.conclusion import audit_verdict, leakage_detected
-from maskdm.audit.controls import Control, blind_control, null_control
-from maskdm.audit.scoring import ScoredAttack, score_attacks
-from maskdm.audit.subject import Subject, run_subject
-from maskdm.audit.target import ModelTarget
+from maskdm.auditing import statistics
+from maskdm.auditing.attacks import standard_attacks
+from maskdm.auditing.verdict import audit_verdict, leakage_detected
+from maskdm.auditing.controls import Control, blind_control, null_control
+from maskdm.auditing.scoring import ScoredAttack, score_attacks
+from maskdm.auditing.subject import Subject, run_subject
+from maskdm.auditing.target import ModelTarget
 from maskdm.config.resolve import resolve
 from maskdm.models.weights import load
 from maskdm.runtime.console import Console

@@ -16,7 +16,7 @@ from maskdm.experiments import runner, throughput
 from maskdm.experiments.conclusion import Ratio, conclude, reached, t_quantile
 from maskdm.experiments.outcome import Evaluation, Outcome
 from maskdm.experiments.runner import THROUGHPUT, Runs, resolve_runs
-from maskdm.experiments.spec import (
+from maskdm.experiments.comparison import (
     Budget,
     Comparison,
     arm_config,

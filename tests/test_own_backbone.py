@@ -150,7 +150,7 @@ def test_the_second_example_trains_and_samples(desk):
 @pytest.mark.parametrize("classes", [0, 2])
 @pytest.mark.parametrize("kind", ["patch", "block", "crop"])
 @pytest.mark.parametrize("name", ["mynet:MyNet", "borrowed:Borrowed"])
-def test_the_examples_see_nothing_of_hidden_patches_and_answer_zero_there(name, kind, classes, desk):
+def test_the_examples_see_nothing_of_masked_patches_and_put_out_zero_there(name, kind, classes, desk):
     if name.startswith("borrowed"):
         diffusers()
     torch.manual_seed(0)
@@ -159,19 +159,19 @@ def test_the_examples_see_nothing_of_hidden_patches_and_answer_zero_there(name, 
     for parameter in network.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     mask = masking(kind, (4, 4), 0.5, block=2).draw(3, torch.Generator().manual_seed(1))
-    hidden = torch.ones(3, 16).scatter(1, mask.keep.flatten(1), 0).view(3, 1, 4, 4)
-    hidden = hidden.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1) > 0
+    masked = torch.ones(3, 16).scatter(1, mask.keep.flatten(1), 0).view(3, 1, 4, 4)
+    masked = masked.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1) > 0
     x_t, label = torch.randn(3, 3, 16, 16), torch.tensor([0, 1, 2]) if classes else None
 
-    def answer(x_t: Tensor) -> Tensor:
+    def output(x_t: Tensor) -> Tensor:
         return network(x_t, torch.tensor([0, 10, 999]), mask=mask, label=label)
 
-    out = answer(x_t)
+    out = output(x_t)
     assert out.shape == x_t.shape
-    assert not out[hidden].any()
-    assert (out[~hidden] != 0).all()
-    assert torch.equal(answer(torch.where(hidden, math.nan, x_t)), out)
-    assert not torch.equal(answer(torch.where(hidden, x_t, x_t + 0.1)), out)
+    assert not out[masked].any()
+    assert (out[~masked] != 0).all()
+    assert torch.equal(output(torch.where(masked, math.nan, x_t)), out)
+    assert not torch.equal(output(torch.where(masked, x_t, x_t + 0.1)), out)
 
 
 def test_the_examples_go_with_every_process_and_with_wavelets(desk):
@@ -223,8 +223,8 @@ TIMES = {"ddpm": (0, 999), "vp": (1, 1000), "flow": (0.1, 1000), "ve": (-1152, 9
 @pytest.mark.parametrize("kind", TIMES)
 def test_what_the_page_says_of_times_is_so(kind):
     process = build.make_objective(PROCESSES[kind]()).process
-    told = process.c_noise(torch.tensor(process.ends, dtype=torch.float64))
-    assert told.tolist() == pytest.approx(list(TIMES[kind]), abs=1)
+    c_noise = process.c_noise(torch.tensor(process.ends, dtype=torch.float64))
+    assert c_noise.tolist() == pytest.approx(list(TIMES[kind]), abs=1)
 
 
 def test_what_the_page_says_of_the_call_is_so(desk):
@@ -441,7 +441,7 @@ def test_a_layout_fits_the_example_to_colour_and_to_classes(desk):
         torch.testing.assert_close(after, before.expand(-1, 3, -1, -1), rtol=0, atol=1e-5)
 
 
-def test_without_a_layout_what_differs_starts_anew(desk, monkeypatch):
+def test_without_a_layout_what_differs_starts_from_fresh_weights(desk, monkeypatch):
     old_spec = spec_of("mynet:MyNet", channels=1, options={"width": 8})
     new_spec = spec_of("mynet:MyNet", channels=3, options={"width": 8})
     weights.write_weights(desk / "old.safetensors", Weights(old_spec, {}, build.backbone(old_spec).state_dict()))

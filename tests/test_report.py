@@ -26,7 +26,7 @@ from maskdm.config.yaml_files import parse_yaml
 from maskdm.errors import InputError
 from maskdm.experiments.conclusion import conclude
 from maskdm.experiments.outcome import ComparisonSetup, Evaluation, Outcome
-from maskdm.experiments.spec import Arm, Budget, Comparison
+from maskdm.experiments.comparison import Arm, Budget, Comparison
 from maskdm.reports.charts import (
     MAX_POINTS,
     Boundary,

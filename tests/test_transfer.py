@@ -94,7 +94,7 @@ def bare(network: nn.Module) -> nn.Module:
     return network.inner if isinstance(network, Haar) else network
 
 
-def asked(network: nn.Module, images: Tensor, label: Tensor | None = None) -> Tensor:
+def output(network: nn.Module, images: Tensor, label: Tensor | None = None) -> Tensor:
     return network(images, T, label=label)
 
 
@@ -119,7 +119,7 @@ def test_the_same_model_is_the_same_model(kind, classes, tmp_path):
     assert said == [f"{len(old.state_dict())} tensors kept"]
     label = torch.tensor([0, 1, 2]) if classes else None
     x_t = torch.randn(IMAGES, 3, 8, 8)
-    assert torch.equal(asked(old, x_t, label), asked(new, x_t, label))
+    assert torch.equal(output(old, x_t, label), output(new, x_t, label))
 
 
 def test_raw_weights_are_others_than_the_average(photos_run):
@@ -141,11 +141,11 @@ def test_images_of_another_size_leave_everything_but_learned_positions(kind, tmp
     for name, tensor in bare(new).state_dict().items():
         if name not in fitted:
             assert torch.equal(tensor, bare(old).state_dict()[name]), name
-    assert asked(new, torch.randn(IMAGES, 1, 16, 8)).isfinite().all()
+    assert output(new, torch.randn(IMAGES, 1, 16, 8)).isfinite().all()
 
 
 @pytest.mark.parametrize("classes", [(), ("cat", "dog")], ids=str)
-def test_positions_are_resized_as_a_picture_and_extra_tokens_keep_theirs(classes, tmp_path):
+def test_positions_are_resized_as_an_image_and_extra_tokens_keep_theirs(classes, tmp_path):
     shared: dict[str, Any] = {"backbone": "uvit", "classes": classes}
     old, new, _ = moved(spec_of(**shared), spec_of(**shared, size=(16, 24)), tmp_path)
     rows, resized = old.position.weight, new.position.weight
@@ -158,10 +158,10 @@ def test_positions_are_resized_as_a_picture_and_extra_tokens_keep_theirs(classes
 # --- other channels --------------------------------------------------------------------------------------------------
 
 
-def test_gray_to_colour_answers_in_every_channel_what_gray_did(kind, tmp_path):
+def test_gray_to_colour_puts_out_in_every_channel_what_gray_did(kind, tmp_path):
     old, new, said = moved(spec_of(**kind), spec_of(**kind, channels=3), tmp_path)
     gray = torch.randn(IMAGES, 1, 8, 8)
-    close(asked(old, gray).expand(-1, 3, -1, -1), asked(new, gray.expand(-1, 3, -1, -1)))
+    close(output(old, gray).expand(-1, 3, -1, -1), output(new, gray.expand(-1, 3, -1, -1)))
     layout = {name for name, role in type(bare(new)).layout.items() if role not in ("positions", "labels")}
     assert names(said, "fitted") == layout
     assert not names(said, "new") | names(said, "dropped")
@@ -171,15 +171,15 @@ def test_gray_to_colour_answers_in_every_channel_what_gray_did(kind, tmp_path):
 def test_gray_to_colour_hears_every_channel_alike(kind, tmp_path):
     _, new, _ = moved(spec_of(**kind), spec_of(**kind, channels=3), tmp_path)
     colour = torch.randn(IMAGES, 3, 8, 8)
-    close(asked(new, colour), asked(new, colour.roll(1, dims=1)))
+    close(output(new, colour), output(new, colour.roll(1, dims=1)))
     other = colour + torch.randn(IMAGES, 3, 8, 8)
-    assert not torch.allclose(asked(new, colour), asked(new, other), atol=1e-3)
+    assert not torch.allclose(output(new, colour), output(new, other), atol=1e-3)
 
 
-def test_colour_to_gray_answers_the_mean_of_what_colour_did(kind, tmp_path):
+def test_colour_to_gray_puts_out_the_mean_of_what_colour_did(kind, tmp_path):
     old, new, said = moved(spec_of(**kind, channels=3), spec_of(**kind), tmp_path)
     gray = torch.randn(IMAGES, 1, 8, 8)
-    close(asked(old, gray.expand(-1, 3, -1, -1)).mean(dim=1, keepdim=True), asked(new, gray))
+    close(output(old, gray.expand(-1, 3, -1, -1)).mean(dim=1, keepdim=True), output(new, gray))
     assert said[-1] == "channels 1 instead of 3"
 
 
@@ -189,18 +189,18 @@ def test_gray_to_colour_and_back_is_nothing(kind, tmp_path):
     new = network_of(gray, seed=2)
     transfer.inherit(new, gray, write(tmp_path / "middle.safetensors", colour, middle), "ema")
     x_t = torch.randn(IMAGES, 1, 8, 8)
-    close(asked(old, x_t), asked(new, x_t))
+    close(output(old, x_t), output(new, x_t))
 
 
 @pytest.mark.parametrize(("there", "here"), [(3, 4), (4, 1), (1, 2), (2, 3)])
-def test_other_changes_of_channels_start_those_tensors_anew(kind, there, here, tmp_path):
+def test_other_changes_of_channels_start_those_tensors_from_fresh_weights(kind, there, here, tmp_path):
     fresh = network_of(spec_of(**kind, channels=here), seed=1)
     old, new, said = moved(spec_of(**kind, channels=there), spec_of(**kind, channels=here), tmp_path)
-    anew = {name for name, role in type(bare(new)).layout.items() if role not in ("positions", "labels")}
-    assert names(said, "new") == anew
+    fresh_tensors = {name for name, role in type(bare(new)).layout.items() if role not in ("positions", "labels")}
+    assert names(said, "new") == fresh_tensors
     assert not names(said, "fitted") | names(said, "dropped")
     for name, tensor in bare(new).state_dict().items():
-        origin = fresh if name in anew else old
+        origin = fresh if name in fresh_tensors else old
         assert torch.equal(tensor, bare(origin).state_dict()[name]), name
 
 
@@ -212,15 +212,15 @@ def test_classes_go_by_their_names_and_a_new_one_begins_as_none(kind, tmp_path):
     old, new, said = moved(spec_of(**kind, classes=there), spec_of(**kind, classes=here), tmp_path)
     x_t = torch.randn(IMAGES, 1, 8, 8)
 
-    def answers(network: nn.Module, number: int) -> Tensor:
-        return asked(network, x_t, torch.full((IMAGES,), number))
+    def outputs(network: nn.Module, number: int) -> Tensor:
+        return output(network, x_t, torch.full((IMAGES,), number))
 
-    before = [answers(old, number) for number in range(4)]
+    before = [outputs(old, number) for number in range(4)]
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(before, 2))
     for number, name in enumerate(here):
-        assert torch.equal(answers(new, number), before[there.index(name) if name in there else 3]), name
-    assert torch.equal(answers(new, 3), before[3])
-    assert torch.equal(asked(new, x_t), before[3])
+        assert torch.equal(outputs(new, number), before[there.index(name) if name in there else 3]), name
+    assert torch.equal(outputs(new, 3), before[3])
+    assert torch.equal(output(new, x_t), before[3])
     assert names(said, "fitted") == {"label.weight"}
     assert said[-1] == "2 classes known, 1 new, 1 dropped"
 
@@ -236,7 +236,7 @@ def test_an_unconditional_model_becomes_conditional(kind, tmp_path):
         fresh = bare(network_of(spec_of(**kind, classes=("cat", "dog")), seed=1)).position.weight
         assert torch.equal(bare(new).position.weight[1:], bare(old).position.weight)
         assert torch.equal(bare(new).position.weight[:1], fresh[:1])
-    assert asked(new, torch.randn(IMAGES, 1, 8, 8), torch.tensor([0, 1, 2])).isfinite().all()
+    assert output(new, torch.randn(IMAGES, 1, 8, 8), torch.tensor([0, 1, 2])).isfinite().all()
 
 
 def test_a_conditional_model_becomes_unconditional(kind, tmp_path):
@@ -251,18 +251,18 @@ def test_a_conditional_model_becomes_unconditional(kind, tmp_path):
 
 
 def test_a_unet_that_forgets_its_classes_is_what_it_was_but_for_none(tmp_path):
-    """Its label is only added: without, it answers as if "no class" were a row of zeros."""
+    """Its label is only added: without, its output is as if "no class" were a row of zeros."""
     old, new, _ = moved(spec_of("unet", classes=("cat", "dog")), spec_of("unet"), tmp_path)
     old.label.weight[-1] = 0
     x_t = torch.randn(IMAGES, 1, 8, 8)
-    assert torch.equal(asked(old, x_t), asked(new, x_t))
+    assert torch.equal(output(old, x_t), output(new, x_t))
 
 
 # --- other patches ---------------------------------------------------------------------------------------------------
 
 
 def enlarged(images: Tensor, patch: int, wanted: int) -> Tensor:
-    """Every patch resized for itself, as a small picture."""
+    """Every patch resized for itself, as a small image."""
     B, C, H, W = images.shape
     cells = images.unflatten(3, (W // patch, patch)).unflatten(2, (H // patch, patch)).permute(0, 2, 4, 1, 3, 5)
     cells = F.interpolate(cells.flatten(0, 2), size=(wanted, wanted), mode="bilinear", align_corners=False)
@@ -273,7 +273,7 @@ def enlarged(images: Tensor, patch: int, wanted: int) -> Tensor:
 @pytest.mark.parametrize("haar", [0, 1, 2])
 @pytest.mark.parametrize("backbone", VITS)
 @pytest.mark.parametrize(("patch", "classes"), [(8, ()), (12, ("cat",))], ids=["twice", "three times"])
-def test_an_enlarged_picture_is_answered_enlarged(backbone, haar, patch, classes, tmp_path):
+def test_an_enlarged_image_gives_an_enlarged_output(backbone, haar, patch, classes, tmp_path):
     shared: dict[str, Any] = {"backbone": backbone, "haar": haar, "channels": 2, "classes": classes}
     size = (2 * patch, 3 * patch)
     old, new, said = moved(spec_of(**shared, size=(8, 12)), spec_of(**shared, size=size, patch=patch), tmp_path)
@@ -282,7 +282,7 @@ def test_an_enlarged_picture_is_answered_enlarged(backbone, haar, patch, classes
     assert large.shape[2:] == size
     if not haar:
         close(old.embed(patchify(small, 4)), new.embed(patchify(large, patch)))
-    close(enlarged(asked(old, small), 4, patch), asked(new, large))
+    close(enlarged(output(old, small), 4, patch), output(new, large))
     assert not {"position.weight"} & names(said, "fitted")  # the grid is the same
     assert f"patches of {patch} instead of 4" in said
     assert f"images {size} instead of (8, 12)" in said
@@ -296,8 +296,8 @@ def test_size_channels_and_classes_change_at_once(backbone, tmp_path):
         tmp_path,
     )
     gray = torch.randn(IMAGES, 1, 8, 8)
-    before = asked(old, gray, torch.full((IMAGES,), 1))
-    after = asked(new, enlarged(gray, 4, 8).expand(-1, 3, -1, -1), torch.zeros(IMAGES, dtype=torch.int64))
+    before = output(old, gray, torch.full((IMAGES,), 1))
+    after = output(new, enlarged(gray, 4, 8).expand(-1, 3, -1, -1), torch.zeros(IMAGES, dtype=torch.int64))
     close(enlarged(before, 4, 8).expand(-1, 3, -1, -1), after)
     assert said[-4:] == [
         "images (16, 16) instead of (8, 8)",
@@ -313,21 +313,21 @@ def test_smaller_patches_of_the_same_images_make_a_finer_grid(backbone, tmp_path
     assert names(said, "fitted") >= {"head.weight", "head.bias"}
     assert not names(said, "new") | names(said, "dropped")
     assert said[-1] == "patches of 2 instead of 4"
-    picture = old.head.bias.view(1, 1, 4, 4)
-    half = F.interpolate(picture, size=(2, 2), mode="bilinear", antialias=True)
+    image = old.head.bias.view(1, 1, 4, 4)
+    half = F.interpolate(image, size=(2, 2), mode="bilinear", antialias=True)
     close(half.flatten(), new.head.bias)
     # The embedding of a small patch is that of the plainest large one that it could have been.
     shrink = F.interpolate(torch.eye(16).view(16, 1, 4, 4), size=(2, 2), mode="bilinear", antialias=True).view(16, 4).T
     patch = torch.randn(5, 4)
     close(old.embed(patch @ torch.linalg.pinv(shrink).T), new.embed(patch))
-    assert asked(new, torch.randn(IMAGES, 1, 8, 8)).isfinite().all()
+    assert output(new, torch.randn(IMAGES, 1, 8, 8)).isfinite().all()
 
 
 def test_patches_are_nothing_to_a_unet(tmp_path):
     old, new, said = moved(spec_of("unet"), spec_of("unet", patch=2), tmp_path)
     assert said == [f"{len(old.state_dict())} tensors kept", "patches of 2 instead of 4"]
     x_t = torch.randn(IMAGES, 1, 8, 8)
-    assert torch.equal(asked(old, x_t), asked(new, x_t))
+    assert torch.equal(output(old, x_t), output(new, x_t))
 
 
 # --- other networks and processes ------------------------------------------------------------------------------------

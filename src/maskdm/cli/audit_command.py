@@ -109,7 +109,7 @@ def call_audit(a: argparse.Namespace) -> int:
 
 def call_audit_compare(a: argparse.Namespace) -> None:
     """Prints what may be said of A against B."""
-    from maskdm.audit.paired import comparison_lines
+    from maskdm.auditing.paired import comparison_lines
     from maskdm.commands.audit import compare_audits
 
     print("\n".join(comparison_lines(compare_audits(a.a, a.b))))

@@ -40,7 +40,7 @@ def add_compare(commands: Commands) -> None:
 
 def call_compare(a: argparse.Namespace, rest: Words) -> None:
     """Compares, and prints the conclusion; or lists what is shipped."""
-    from maskdm.experiments.spec import comparison_text, comparisons
+    from maskdm.experiments.comparison import comparison_text, comparisons
 
     if a.show is not None:
         print(comparison_text(a.show), end="")

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from maskdm.audit import paired
-from maskdm.audit.audit import (
+from maskdm.auditing import paired
+from maskdm.auditing.audit import (
     SIZES,
     AuditOptions,
     Profile,
@@ -20,10 +20,10 @@ from maskdm.audit.audit import (
     read_generated,
     run_audit,
 )
-from maskdm.audit.conclusion import AuditVerdict
-from maskdm.audit.paired import AuditComparison
-from maskdm.audit.record import read_audit, save_audit
-from maskdm.audit.subject import open_subject
+from maskdm.auditing.verdict import AuditVerdict
+from maskdm.auditing.paired import AuditComparison
+from maskdm.auditing.record import read_audit, save_audit
+from maskdm.auditing.subject import open_subject
 from maskdm.commands.arguments import open_model
 from maskdm.errors import InputError
 from maskdm.files import check_folder

@@ -11,7 +11,7 @@ from maskdm.errors import InputError
 from maskdm.experiments.conclusion import Conclusion, conclude
 from maskdm.experiments.outcome import Outcome
 from maskdm.experiments.runner import describe_runs, describe_setup, resolve_runs, run_comparison
-from maskdm.experiments.spec import Comparison, override_comparison, read_comparison
+from maskdm.experiments.comparison import Comparison, override_comparison, read_comparison
 from maskdm.files import check_folder
 from maskdm.reports.comparison_page import write_comparison_page
 from maskdm.runtime.console import Console

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from maskdm.audit.attacks import PRIMARY
-from maskdm.audit.audit import Audit
-from maskdm.audit.copies import all_pixels, nearest_neighbors
-from maskdm.audit.scoring import ScoredAttack
-from maskdm.audit.statistics import Float64, effective_n, roc, share_interval
-from maskdm.audit.subgroups import MIN_GROUP_SIZE, most_exposed
+from maskdm.auditing.attacks import PRIMARY
+from maskdm.auditing.audit import Audit
+from maskdm.auditing.copies import all_pixels, nearest_neighbors
+from maskdm.auditing.scoring import ScoredAttack
+from maskdm.auditing.statistics import Float64, effective_n, roc, share_interval
+from maskdm.auditing.subgroups import MIN_GROUP_SIZE, most_exposed
 from maskdm.data.write import to_image
 from maskdm.files import write_text
 from maskdm.reports.charts import ROC_FLOOR, Chart, roc_chart, score_histogram

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from maskdm.audit import statistics
-from maskdm.audit.controls import Control
-from maskdm.audit.scoring import ScoredAttack
-from maskdm.audit.subject import RoleGroups
+from maskdm.auditing import statistics
+from maskdm.auditing.controls import Control
+from maskdm.auditing.scoring import ScoredAttack
+from maskdm.auditing.subject import RoleGroups
 
 VerdictName = Literal["LEAKAGE DETECTED", "NO LEAKAGE DETECTED BY THESE ATTACKS", "INCONCLUSIVE", "INVALID"]
 EXIT_CODES: dict[VerdictName, int] = {

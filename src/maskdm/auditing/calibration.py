@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maskdm.audit.statistics import Float64
+from maskdm.auditing.statistics import Float64
 
 COMPONENTS, SIDE = 48, 32
 PENALTIES = tuple(10.0**k for k in range(-3, 7))

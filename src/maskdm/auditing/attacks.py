@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskdm.audit.statistics import Float64
-from maskdm.audit.target import MIN_SIGMA, ModelTarget, TargetModel
+from maskdm.auditing.statistics import Float64
+from maskdm.auditing.target import MIN_SIGMA, ModelTarget, TargetModel
 
 SIGMAS = (0.09, 0.17, 0.32, 0.46)
 """The levels of noise at which models are asked, as sigma of a variance-preserving process."""

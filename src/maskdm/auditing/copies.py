@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from maskdm.audit import statistics
-from maskdm.audit.statistics import Float64
+from maskdm.auditing import statistics
+from maskdm.auditing.statistics import Float64
 from maskdm.data.labelled import LabelledImages
 
 COPY_RATIO = 1 / 3

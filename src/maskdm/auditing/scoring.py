@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from maskdm.audit import statistics
-from maskdm.audit.attacks import PRIMARY, Attack, attack_scores
-from maskdm.audit.calibration import CHUNK, DifficultyFeatures, Ridge, cross_fitted_residuals
-from maskdm.audit.statistics import Auc, Float64, OperatingPoint
-from maskdm.audit.subject import RoleGroups, Subject
-from maskdm.audit.target import TargetModel
+from maskdm.auditing import statistics
+from maskdm.auditing.attacks import PRIMARY, Attack, attack_scores
+from maskdm.auditing.calibration import CHUNK, DifficultyFeatures, Ridge, cross_fitted_residuals
+from maskdm.auditing.statistics import Auc, Float64, OperatingPoint
+from maskdm.auditing.subject import RoleGroups, Subject
+from maskdm.auditing.target import TargetModel
 from maskdm.data.labelled import LabelledImages
 from maskdm.diffusion.pixels import to_model
 

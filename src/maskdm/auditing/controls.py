@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from maskdm.audit import statistics
-from maskdm.audit.attacks import primary_attacks
-from maskdm.audit.calibration import FOLDS, DifficultyFeatures, Ridge, assign_folds
-from maskdm.audit.scoring import ScoredAttack, score_attacks
-from maskdm.audit.statistics import Auc, Float64, normal_quantile
-from maskdm.audit.subject import Subject
-from maskdm.audit.target import Memorizer, ModelTarget, TargetModel
+from maskdm.auditing import statistics
+from maskdm.auditing.attacks import primary_attacks
+from maskdm.auditing.calibration import FOLDS, DifficultyFeatures, Ridge, assign_folds
+from maskdm.auditing.scoring import ScoredAttack, score_attacks
+from maskdm.auditing.statistics import Auc, Float64, normal_quantile
+from maskdm.auditing.subject import Subject
+from maskdm.auditing.target import Memorizer, ModelTarget, TargetModel
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.pixels import to_model
 from maskdm.models import build

@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from maskdm.audit import statistics
-from maskdm.audit.record import SavedAudit
-from maskdm.audit.statistics import Float64, normal_quantile
-from maskdm.audit.subgroups import MIN_GROUP_SIZE
+from maskdm.auditing import statistics
+from maskdm.auditing.record import SavedAudit
+from maskdm.auditing.statistics import Float64, normal_quantile
+from maskdm.auditing.subgroups import MIN_GROUP_SIZE
 from maskdm.errors import InputError
 
 ERROR_TOLERANCE = 0.02

@@ -44,12 +44,12 @@ from typing import Any
 import numpy as np
 
 from maskdm import __version__
-from maskdm.audit import statistics
-from maskdm.audit.attacks import STATISTIC
-from maskdm.audit.audit import Audit
-from maskdm.audit.scoring import ScoredAttack
-from maskdm.audit.statistics import Auc, OperatingPoint
-from maskdm.audit.subject import Subject
+from maskdm.auditing import statistics
+from maskdm.auditing.attacks import STATISTIC
+from maskdm.auditing.audit import Audit
+from maskdm.auditing.scoring import ScoredAttack
+from maskdm.auditing.statistics import Auc, OperatingPoint
+from maskdm.auditing.subject import Subject
 from maskdm.errors import InputError
 from maskdm.files import make_folder, write_bytes, write_json
 

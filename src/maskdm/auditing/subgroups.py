@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maskdm.audit import statistics
-from maskdm.audit.calibration import CHUNK, downsampled
-from maskdm.audit.copies import nearest_neighbors
-from maskdm.audit.scoring import ScoredAttack
-from maskdm.audit.statistics import Auc, Float64
-from maskdm.audit.subject import Subject
+from maskdm.auditing import statistics
+from maskdm.auditing.calibration import CHUNK, downsampled
+from maskdm.auditing.copies import nearest_neighbors
+from maskdm.auditing.scoring import ScoredAttack
+from maskdm.auditing.statistics import Auc, Float64
+from maskdm.auditing.subject import Subject
 from maskdm.data.labelled import LabelledImages
 
 MIN_GROUP_SIZE = 30
