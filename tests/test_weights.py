@@ -82,8 +82,8 @@ def test_a_model_that_is_not_known_is_refused_and_the_setting_named(section, key
     model = SPEC.model_dump(mode="json")
     model[section][key] = value
     problem = refused(write(tmp_path / "w.safetensors", format=FORMAT, model=model, metadata={})).problem
-    assert section in problem
-    assert key in problem
+    assert f"{section}.{key}" in problem
+    assert "tag" not in problem
 
 
 def test_weights_are_found_in_a_run_and_in_a_checkpoint(tmp_path):

@@ -42,6 +42,10 @@ def first_fault(error: ValidationError) -> InputError:
     if isinstance(cause, ArgumentError):
         name = ".".join(part for part in (key, cause.name) if part)
         return InputError(name, cause.problem, got=cause.got, wanted=cause.wanted, remedy=cause.remedy or HELP)
+    if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        variants = VARIANTS[key]
+        got = fault["input"].get(variants.key, MISSING) if isinstance(fault["input"], dict) else fault["input"]
+        return InputError(f"{key}.{variants.key}", got=got, wanted="|".join(variants.classes), remedy=HELP)
     if fault["type"] == "missing" and not isinstance(fault["loc"][-1], int):
         owner = "mask of a mixture" if ".mixture." in key else "stage"
         return InputError(key, f"missing; every {owner} needs it")
