@@ -14,7 +14,8 @@ from torch import Tensor
 from maskdm.auditing import attacks, statistics
 from maskdm.auditing.attacks import Attack, attack_scores, linear_sigmas, normalized_eps, shared_noise, vp_mixture
 from maskdm.auditing.calibration import DifficultyFeatures, Ridge, assign_folds, cross_fitted_residuals, downsampled
-from maskdm.auditing.target import GaussianModel, Memorizer, ModelTarget
+from maskdm.auditing.closed_forms import GaussianModel, Memorizer
+from maskdm.auditing.target import ModelTarget
 from maskdm.config.process_config import DDPMConfig, EDMConfig, FlowConfig, VEConfig, VPConfig
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.models import build

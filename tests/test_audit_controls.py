@@ -12,12 +12,12 @@ from audit_cases import PASSED, flat, scored, subject
 
 from maskdm.auditing import scoring, statistics
 from maskdm.auditing.attacks import PRIMARY, primary_attacks
-from maskdm.auditing.verdict import audit_verdict
+from maskdm.auditing.closed_forms import GaussianModel, Memorizer
 from maskdm.auditing.controls import blind_control, memorizing_control, null_control, untrained_control
 from maskdm.auditing.scoring import ScoredAttack
 from maskdm.auditing.subgroups import auc_by_class, auc_of_groups, auc_of_outliers, most_exposed
 from maskdm.auditing.subject import Subject
-from maskdm.auditing.target import GaussianModel, Memorizer
+from maskdm.auditing.verdict import audit_verdict
 from maskdm.config.model_config import UViTConfig
 from maskdm.config.process_config import DDPMConfig
 from maskdm.data.labelled import LabelledImages

@@ -10,11 +10,11 @@ import pytest
 
 from maskdm.auditing import statistics
 from maskdm.auditing.attacks import standard_attacks
-from maskdm.auditing.verdict import audit_verdict, leakage_detected
 from maskdm.auditing.controls import Control, blind_control, null_control
 from maskdm.auditing.scoring import ScoredAttack, score_attacks
 from maskdm.auditing.subject import Subject, run_subject
 from maskdm.auditing.target import ModelTarget
+from maskdm.auditing.verdict import audit_verdict, leakage_detected
 from maskdm.config.resolve import resolve
 from maskdm.models.weights import load
 from maskdm.runtime.console import Console

@@ -9,11 +9,11 @@ import pytest
 from audit_cases import FAILED, PASSED, flat, scored, subject
 
 from maskdm.auditing import statistics
-from maskdm.auditing.verdict import MIN_IMAGES, audit_verdict, leakage_detected
 from maskdm.auditing.controls import blind_control, null_control
 from maskdm.auditing.copies import measure_copies
 from maskdm.auditing.scoring import ScoredAttack
 from maskdm.auditing.subgroups import auc_of_groups, auc_of_outliers, set_level_p
+from maskdm.auditing.verdict import MIN_IMAGES, audit_verdict, leakage_detected
 from maskdm.reports import audit_page
 
 

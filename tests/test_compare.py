@@ -13,9 +13,6 @@ from scipy import stats
 from maskdm.cli.main import main
 from maskdm.errors import MISSING, InputError
 from maskdm.experiments import runner, throughput
-from maskdm.experiments.conclusion import Ratio, conclude, reached, t_quantile
-from maskdm.experiments.outcome import Evaluation, Outcome
-from maskdm.experiments.runner import THROUGHPUT, Runs, resolve_runs
 from maskdm.experiments.comparison import (
     Budget,
     Comparison,
@@ -25,6 +22,9 @@ from maskdm.experiments.comparison import (
     override_comparison,
     read_comparison,
 )
+from maskdm.experiments.conclusion import Ratio, conclude, reached, t_quantile
+from maskdm.experiments.outcome import Evaluation, Outcome
+from maskdm.experiments.runner import THROUGHPUT, Runs, resolve_runs
 from maskdm.models.flops import training_flops
 from maskdm.runtime.console import Console
 from maskdm.training.prepare import Prepared

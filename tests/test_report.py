@@ -24,9 +24,9 @@ from PIL import Image
 from maskdm.config.summary import summarize_model, summarize_objective, summarize_process
 from maskdm.config.yaml_files import parse_yaml
 from maskdm.errors import InputError
+from maskdm.experiments.comparison import Arm, Budget, Comparison
 from maskdm.experiments.conclusion import conclude
 from maskdm.experiments.outcome import ComparisonSetup, Evaluation, Outcome
-from maskdm.experiments.comparison import Arm, Budget, Comparison
 from maskdm.reports.charts import (
     MAX_POINTS,
     Boundary,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from maskdm.diffusion import schedules
+from maskdm.diffusion import schedules, time_distributions
 from maskdm.diffusion.prediction import PREDICTIONS, Prediction, check_prediction
 from maskdm.diffusion.process import ContinuousProcess, DiscreteProcess, Process, noise_level
 from maskdm.diffusion.schedules import cosine, edm, flow, linear, shifted, sigmoid, ve, vp, zero_terminal
@@ -345,9 +345,9 @@ def test_another_distribution_takes_its_place():
     for make in (vp, flow, edm, ve):
         process = make(time_distribution=half)
         assert process.training_time(torch.tensor([0.5], dtype=torch.float64)).tolist() == pytest.approx([0.25])
-    mean = schedules.logit_normal(1.0, 0.5)(torch.tensor(0.5, dtype=torch.float64))
+    mean = time_distributions.logit_normal(1.0, 0.5)(torch.tensor(0.5, dtype=torch.float64))
     assert float(mean) == pytest.approx(1 / (1 + math.exp(-1)))
-    median = schedules.log_normal(1.0, 0.5)(torch.tensor(0.5, dtype=torch.float64))
+    median = time_distributions.log_normal(1.0, 0.5)(torch.tensor(0.5, dtype=torch.float64))
     assert float(median) == pytest.approx(math.e)
 
 

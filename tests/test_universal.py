@@ -24,12 +24,12 @@ from maskdm.config.model_config import JiTConfig, ModelConfig, UNetConfig, UViTC
 from maskdm.config.process_config import DDPMConfig, EDMConfig, FlowConfig, ProcessConfig, VEConfig, VPConfig
 from maskdm.config.schema import Config
 from maskdm.config.stage_config import MaskConfig, MaskPart, StageConfig
-from maskdm.models.spec import ModelSpec
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.loss import denoising_loss
 from maskdm.diffusion.patches import gather, patchify, scatter, unpatchify
 from maskdm.errors import InputError
 from maskdm.models import build, weights
+from maskdm.models.spec import ModelSpec
 from maskdm.models.weights import Weights
 from maskdm.training.batches import Batch, TrainingSet, draw_batch
 from maskdm.training.stage_masks import mask_schedules

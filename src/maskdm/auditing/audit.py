@@ -22,13 +22,13 @@ import torch
 
 from maskdm.auditing import attacks, subgroups
 from maskdm.auditing.attacks import Attack, calls_per_image
-from maskdm.auditing.verdict import AuditVerdict, audit_verdict
 from maskdm.auditing.controls import CONTROL_IMAGES, Control, run_controls
 from maskdm.auditing.copies import CopyShare, measure_copies
 from maskdm.auditing.scoring import ScoredAttack, score_attacks
 from maskdm.auditing.statistics import Auc
 from maskdm.auditing.subject import Subject, read_images
 from maskdm.auditing.target import ModelTarget
+from maskdm.auditing.verdict import AuditVerdict, audit_verdict
 from maskdm.data.dataset import default_cache
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.loss import fixed_noise, image_error

@@ -21,10 +21,11 @@ from torch import nn
 from maskdm.auditing import statistics
 from maskdm.auditing.attacks import primary_attacks
 from maskdm.auditing.calibration import FOLDS, DifficultyFeatures, Ridge, assign_folds
+from maskdm.auditing.closed_forms import Memorizer
 from maskdm.auditing.scoring import ScoredAttack, score_attacks
 from maskdm.auditing.statistics import Auc, Float64, normal_quantile
 from maskdm.auditing.subject import Subject
-from maskdm.auditing.target import Memorizer, ModelTarget, TargetModel
+from maskdm.auditing.target import ModelTarget, TargetModel
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.pixels import to_model
 from maskdm.models import build

@@ -20,10 +20,10 @@ from maskdm.auditing.audit import (
     read_generated,
     run_audit,
 )
-from maskdm.auditing.verdict import AuditVerdict
 from maskdm.auditing.paired import AuditComparison
 from maskdm.auditing.record import read_audit, save_audit
 from maskdm.auditing.subject import open_subject
+from maskdm.auditing.verdict import AuditVerdict
 from maskdm.commands.arguments import open_model
 from maskdm.errors import InputError
 from maskdm.files import check_folder

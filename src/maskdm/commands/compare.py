@@ -8,10 +8,10 @@ from pathlib import Path
 
 from maskdm.commands.arguments import Settings, settings_words
 from maskdm.errors import InputError
+from maskdm.experiments.comparison import Comparison, override_comparison, read_comparison
 from maskdm.experiments.conclusion import Conclusion, conclude
 from maskdm.experiments.outcome import Outcome
 from maskdm.experiments.runner import describe_runs, describe_setup, resolve_runs, run_comparison
-from maskdm.experiments.comparison import Comparison, override_comparison, read_comparison
 from maskdm.files import check_folder
 from maskdm.reports.comparison_page import write_comparison_page
 from maskdm.runtime.console import Console

@@ -20,8 +20,8 @@ from maskdm.config.schema import Config
 from maskdm.config.stage_config import StageConfig
 from maskdm.data.dataset import Dataset, read_dataset
 from maskdm.errors import InputError
-from maskdm.experiments.outcome import ComparisonSetup, Evaluation, Outcome
 from maskdm.experiments.comparison import PRETRAINED, Arm, Comparison, arm_config, check_alike, pretrained_config
+from maskdm.experiments.outcome import ComparisonSetup, Evaluation, Outcome
 from maskdm.experiments.throughput import describe_machine, seconds_per_image, task_key
 from maskdm.files import make_folder
 from maskdm.models.flops import training_flops

@@ -23,7 +23,7 @@ from maskdm.config.process_config import (
     VEConfig,
     VPConfig,
 )
-from maskdm.diffusion import schedules
+from maskdm.diffusion import schedules, time_distributions
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.patches import patch_grid
 from maskdm.diffusion.prediction import PREDICTIONS, Prediction, check_bounded, check_prediction, precondition
@@ -195,20 +195,20 @@ def _ddpm(config: DDPMConfig) -> DiscreteProcess:
     return schedules.zero_terminal(table) if config.zero_terminal else table
 
 
-def _logit_time(config: LogitTimeConfig) -> schedules.TimeDistribution:
+def _logit_time(config: LogitTimeConfig) -> time_distributions.TimeDistribution:
     """Distribution of a time between 0 and 1."""
     if config.distribution == "uniform":
-        return schedules.uniform_between(1e-3, 1.0)
+        return time_distributions.uniform_between(1e-3, 1.0)
     mean = 0.0 if config.time_mean is None else config.time_mean
-    return schedules.logit_normal(mean, 1.0 if config.time_std is None else config.time_std)
+    return time_distributions.logit_normal(mean, 1.0 if config.time_std is None else config.time_std)
 
 
-def _log_time(config: VEConfig | EDMConfig) -> schedules.TimeDistribution:
+def _log_time(config: VEConfig | EDMConfig) -> time_distributions.TimeDistribution:
     """Distribution of a time that is sigma."""
     if config.distribution == "uniform":
-        return schedules.log_uniform(config.sigma_min, config.sigma_max)
+        return time_distributions.log_uniform(config.sigma_min, config.sigma_max)
     mean = -1.2 if config.time_mean is None else config.time_mean
-    return schedules.log_normal(mean, 1.2 if config.time_std is None else config.time_std)
+    return time_distributions.log_normal(mean, 1.2 if config.time_std is None else config.time_std)
 
 
 def _prediction(name: str, config: ProcessConfig) -> Prediction:

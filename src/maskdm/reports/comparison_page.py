@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from maskdm.experiments.comparison import Comparison
 from maskdm.experiments.conclusion import Conclusion
 from maskdm.experiments.outcome import ComparisonSetup, Evaluation, Outcome
-from maskdm.experiments.comparison import Comparison
 from maskdm.files import write_text
 from maskdm.reports.charts import MAX_SERIES, Chart, Point, Series, line_chart
 from maskdm.reports.formatting import format_count, format_duration, format_plural
