@@ -3,9 +3,9 @@
     python benchmarks/growth.py [--rounds 5] [--most 1000000] [--output growth.json] [key=value ...]
 
 A U-ViT of width 256 and 7 blocks, batch 16. Time is the median of the rounds, all cases of a table in turn; memory is
-what one image adds (`maskdm.training.step_profiler.estimate_memory`). The last table takes batches of 64 from caches of ever more
-pictures of 64 px, mapped from a sparse file, in the shuffled order of training: the time of a batch, and of the
-shuffling at the start of an epoch.
+what one image adds (`estimate_memory`). The last table takes batches of 64 from caches of ever more images of 64 px,
+mapped from a sparse file, in the shuffled order of training: the time of a batch, and of the shuffling at the start of
+an epoch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every process, prediction, backbone and mask with every other: each learns, is saved, comes back and makes pictures.
 
-Tiny networks on pictures of 8 x 8 pixels, asked through the library as the loop asks: `batches.draw`, `denoising_loss`,
-an optimizer, `weights.write_weights`, `maskdm.load`, `maskdm.sample`. What hidden pixels may not do is looked at on the whole
-loss. The last tests are runs through `start`.
+Tiny networks on images of 8 x 8 pixels, asked through the library as the loop asks: `batches.draw`, `denoising_loss`,
+an optimizer, `weights.write_weights`, `maskdm.load`, `maskdm.sample`. What masked pixels may not do is tested on the
+whole loss. The last tests are runs through `start`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models in closed form, attacked like any other: one that has memorized its images, and one that knows none of them."""
+"""Models in closed form, attacked like any other: one that has memorized its images, and one that knows none."""
 
 from __future__ import annotations
 
