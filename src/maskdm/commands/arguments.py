@@ -1,4 +1,4 @@
-"""Arguments that several commands share: settings, a model, a backbone class, numbers of images."""
+"""Arguments that several commands share: settings, a model, a backbone class."""
 
 from __future__ import annotations
 
@@ -124,8 +124,3 @@ def open_model(
 def is_model(path: Path) -> bool:
     """Whether a path is a run or a weights file, rather than images."""
     return is_run(path) or path.suffix == ".safetensors"
-
-
-def plural_images(number: int) -> str:
-    """1 image; 1,234 images."""
-    return "1 image" if number == 1 else f"{number:,} images"

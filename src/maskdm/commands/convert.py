@@ -34,6 +34,9 @@ def convert(
     Raises:
         InputError: another source, a file that is no such checkpoint, heads that do not divide its width, a place that
             cannot be written to.
+
+    Example:
+        >>> convert("official", "model-20.pt", "celeba.safetensors", heads=8)
     """
     if source != "official":
         raise InputError("source", got=source, wanted="official")

@@ -89,6 +89,10 @@ def demo(output_dir: str | Path = "demo", *, settings: Settings | None = None, q
 
     Raises:
         InputError: scikit-learn is not installed, or a folder that cannot be made.
+
+    Example:
+        >>> demo("demo").report
+        PosixPath('demo/00000-digits/report.html')
     """
     output_dir, console = Path(output_dir), Console(quiet=quiet)
     images, labels = digits()

@@ -70,6 +70,10 @@ def info(model: str | Path) -> Info:
 
     Raises:
         InputError: neither a run nor weights, or weights that are damaged.
+
+    Example:
+        >>> info("runs/00000-photos").run.finished
+        True
     """
     path = Path(model)
     if not is_run(path):

@@ -18,5 +18,9 @@ def report(run: str | Path) -> Path:
 
     Raises:
         InputError: it is no run.
+
+    Example:
+        >>> report("runs/00000-photos")
+        PosixPath('runs/00000-photos/report.html')
     """
     return write_run_page(Path(run))

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maskdm.commands.arguments import Precision, open_model, plural_images
+from maskdm.commands.arguments import Precision, open_model
 from maskdm.data.decode import Transform, decode_file
 from maskdm.data.write import save_grid, save_images, save_npz
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.pixels import to_model, to_uint8_nhwc
 from maskdm.errors import InputError, StorageError, within
 from maskdm.files import check_folder, make_folder
+from maskdm.reports.formatting import format_plural
 from maskdm.runtime.console import Console
 from maskdm.runtime.distributed import Runtime, init_distributed
 from maskdm.sampling import edit
@@ -311,7 +311,7 @@ def _image(image: Image, denoiser: Denoiser) -> Tensor:
         if tuple(image.shape) != wanted:
             raise InputError("init", got=tuple(image.shape), wanted=f"the shape of the model's images, {wanted}")
         return image.float().mul(2).sub(1)
-    return to_model(_read(Path(image), denoiser.channels, denoiser.image_size)[None])[0]
+    return to_model(decode_file(Path(image), Transform(*denoiser.image_size, denoiser.channels))[None])[0]
 
 
 def _hole(mask: Image, denoiser: Denoiser) -> Tensor:
@@ -321,17 +321,13 @@ def _hole(mask: Image, denoiser: Denoiser) -> Tensor:
             raise InputError("inpaint", got=tuple(mask.shape), wanted=f"the model's (H, W), {denoiser.image_size}")
         hole = mask > 0.5
     else:
-        hole = torch.from_numpy(_read(Path(mask), 1, denoiser.image_size)[..., 0] > 127)
+        hole = torch.from_numpy(decode_file(Path(mask), Transform(*denoiser.image_size, 1))[..., 0] > 127)
     if not hole.any():
         name = "its mask" if isinstance(mask, Tensor) else str(mask)
         raise InputError(
             "inpaint", f"{name} is white nowhere, so there is nothing to regenerate", remedy="paint a part of it white"
         )
     return hole
-
-
-def _read(path: Path, channels: int, size: tuple[int, int]) -> np.ndarray:
-    return decode_file(path, Transform(*size, channels))
 
 
 def _names(seeds: Sequence[int], num: int) -> list[str]:
@@ -351,9 +347,9 @@ def _save(output: Path, unit: Tensor, names: list[str]) -> str:
     try:
         if output.suffix == ".npz":
             save_npz(output, images)
-            return f"{plural_images(len(images))} in {output}"
+            return f"{format_plural(len(images), 'image')} in {output}"
         save_images(images, output, names)
         save_grid(images, output / "grid.png")
-        return f"{plural_images(len(images))} in {output}, side by side in {output / 'grid.png'}"
+        return f"{format_plural(len(images), 'image')} in {output}, side by side in {output / 'grid.png'}"
     except StorageError as error:
         raise InputError("output", str(error), remedy="choose another place") from None
