@@ -59,7 +59,7 @@ def write_weights(path: Path, weights: Weights) -> None:
     header = {"maskdm": json.dumps(described)}
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.tensors.items()}
     with replacing(path) as temporary:
-        write_tensors(temporary, tensors, header)
+        _save(temporary, tensors, header)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None = None) -> None:
@@ -69,9 +69,17 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]
         StorageError: it cannot be written.
     """
     try:
+        _save(path, tensors, header)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, str] | None) -> None:
+    """safetensors' `save_file`, which has an error of its own for a full disk."""
+    try:
         save_file(tensors, path, header)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"cannot write {path}: {' '.join(str(error).split())}") from None
+    except SafetensorError as error:
+        raise OSError(" ".join(str(error).split())) from None
 
 
 def read_weights(path: Path) -> Weights:
