@@ -121,7 +121,7 @@ def test_killed_at_20_random_moments_a_run_ends_with_the_same_weights(digits_npz
     assert child.exitcode == 0
     length = time.monotonic() - began
 
-    moments, kills, finished = random.Random(0), 0, False
+    moments, kills, ends, finished = random.Random(0), 0, 0, False
     while not finished:
         child = forks.Process(target=train_in_child, args=(digits_npz, tmp_path / "killed"))
         child.start()
@@ -134,8 +134,9 @@ def test_killed_at_20_random_moments_a_run_ends_with_the_same_weights(digits_npz
             child.join()
             kills += 1
         if finished and kills < 20:  # it got through early; kill another run of the same settings
-            max((tmp_path / "killed").iterdir()).rename(tmp_path / f"done-{kills}")
-            assert_same_weights(tmp_path / "whole" / "00000-t", tmp_path / f"done-{kills}")
+            ends += 1
+            done = max((tmp_path / "killed").iterdir()).rename(tmp_path / f"done-{ends}")
+            assert_same_weights(tmp_path / "whole" / "00000-t", done)
             finished = False
     whole = tmp_path / "whole" / "00000-t"
     for killed in (tmp_path / "killed").iterdir():  # several where a kill met a run that had just ended
