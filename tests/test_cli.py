@@ -381,7 +381,7 @@ def test_ctrl_c_before_there_is_anything_to_save(digits_npz, tiny, tmp_path, mon
 
     monkeypatch.setattr("maskdm.training.prepare.read_dataset", interrupt)
     assert main(["train", "--data", str(digits_npz), "--output-dir", str(tmp_path / "runs"), *tiny]) == 130
-    assert capsys.readouterr().err == "maskdm: interrupted before anything was to be saved\n"
+    assert capsys.readouterr().err == "maskdm: interrupted; nothing had been saved\n"
     assert snapshot(tmp_path) == {}
 
 

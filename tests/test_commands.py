@@ -562,3 +562,19 @@ def test_convert(tmp_path):
 def test_an_argument_is_shown_as_it_is_typed_and_a_setting_stays(typed, shown, digits_run, capsys):
     assert main([word.format(run=digits_run) for word in typed]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"maskdm: error: {shown}")
+
+
+def test_one_label_is_one_class_and_no_row_of_letters(photos_run):
+    options = {"seeds": [0, 1], "steps": 2, "quiet": True}
+    assert torch.equal(
+        maskdm.sample(photos_run, labels="cat", **options), maskdm.sample(photos_run, labels=["cat"], **options)
+    )
+    with pytest.raises(maskdm.ArgumentError) as caught:
+        maskdm.sample(photos_run, labels="cow", **options)
+    assert (caught.value.name, caught.value.got) == ("labels", "cow")
+
+
+def test_an_unknown_setting_of_a_mapping_is_in_the_settings(digits_npz, tmp_path):
+    with pytest.raises(maskdm.InputError, match="settings") as caught:
+        maskdm.train(digits_npz, settings={"model.widht": 3}, output_dir=tmp_path, quiet=True)
+    assert "command line" not in str(caught.value)

@@ -434,7 +434,7 @@ def test_a_class_that_is_called_like_a_number_or_none_is_meant_by_its_name():
 @pytest.mark.parametrize("label", ["bird", "Cat", 3, "3", -1, "-1", "1.5", ""])
 def test_a_label_that_the_model_does_not_have_is_refused(label):
     denoiser, _ = labelled("cat", "dog", "7")
-    with pytest.raises(ArgumentError, match=r"wanted a name of cat, dog, 7, a number 0 to 2, or none") as error:
+    with pytest.raises(ArgumentError, match=r"wanted one of cat, dog, 7, a number 0 to 2, or none") as error:
         denoiser.labels([label])
     assert (error.value.name, error.value.got) == ("labels", label)
 

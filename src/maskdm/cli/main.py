@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         return _fail(f"interrupted: {error}; to resume, run the same command again", error.code)
     except KeyboardInterrupt:
-        return _fail("interrupted before anything was to be saved", 130)
+        return _fail("interrupted; nothing had been saved", 130)
     except StorageError as error:
         return _fail(f"error: {error}; what was saved before is intact", 1)
     except BrokenPipeError:

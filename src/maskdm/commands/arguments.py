@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from maskdm.config.resolve import resolve
+from maskdm.config.resolve import COMMAND_LINE, resolve
 from maskdm.config.schema import Config
 from maskdm.errors import InputError, within
 from maskdm.models import build
@@ -65,11 +65,13 @@ def read_settings(
             `Config`.
     """
     words = [*([] if data is None else [f"data.path={data}"]), *settings_words(settings)]
+    origin = "settings" if isinstance(settings, Mapping) else COMMAND_LINE
     if isinstance(config, Config):
         if recipe is not None:
             raise InputError("recipe", "is given with a Config, which has every setting", remedy="leave one out")
-        return resolve(base=config, overrides=words) if words else config
-    return resolve(recipe=recipe, file=None if config is None else Path(config), overrides=words)
+        return resolve(base=config, overrides=words, origin=origin) if words else config
+    file = None if config is None else Path(config)
+    return resolve(recipe=recipe, file=file, overrides=words, origin=origin)
 
 
 def require_data(config: Config) -> None:

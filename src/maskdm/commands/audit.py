@@ -12,6 +12,7 @@ from torch import nn
 from maskdm.auditing import paired
 from maskdm.auditing.audit import (
     SIZES,
+    AuditCost,
     AuditOptions,
     Profile,
     check_audit_arguments,
@@ -141,24 +142,23 @@ def audit(
         features=load_audit_features(features, subject, runtime.device, console),
     )
     cost = estimate_cost(denoiser, subject, options)
-    roles = cost.subject
-    console.say(
-        f"{len(roles.members):,} members, {len(roles.heldout):,} held out, {len(roles.calibration):,} for calibration; "
-        f"{cost.calls:,} calls of the network, about {format_duration(cost.seconds)}"
-    )
+    console.say(_describe_cost(cost))
     if estimate:
         return AuditResult(None, {}, None, 0, cost.calls, cost.seconds)
     found = run_audit(denoiser, cost.subject, cost.size, options, console)
     record = save_audit(folder, found, command or "")
     report = write_audit_pages(folder, found, record, include_training_images=include_training_images)
     console.say(f"report  {report}")
-    return AuditResult(
-        verdict=found.verdict,
-        record=record,
-        report=report,
-        exit_code=found.verdict.exit_code_above(fail_above_auc),
-        calls=cost.calls,
-        seconds=cost.seconds,
+    exit_code = found.verdict.exit_code_above(fail_above_auc)
+    return AuditResult(found.verdict, record, report, exit_code, cost.calls, cost.seconds)
+
+
+def _describe_cost(cost: AuditCost) -> str:
+    """How many images, and how long they take."""
+    roles = cost.subject
+    return (
+        f"{len(roles.members):,} members, {len(roles.heldout):,} held out, {len(roles.calibration):,} for calibration; "
+        f"{cost.calls:,} calls of the network, about {format_duration(cost.seconds)}"
     )
 
 

@@ -116,13 +116,7 @@ def evaluate(
     check_evaluation(
         features=features, features_weights=features_weights, num=num, batch_size=batch_size, bootstrap=bootstrap
     )
-    if not path.exists():
-        raise InputError("subject", f"{path} does not exist", remedy="give a run, a .safetensors file, or images")
-    if Path(weights).is_file():
-        remedy = "weights of the features are features_weights"
-        raise InputError("weights", got=weights, wanted="ema, raw, or either of a stage (pretrain-ema)", remedy=remedy)
-    if output is not None:
-        check_folder(Path(output).parent, "output")
+    _check_paths(path, weights, output)
     with closing(init_distributed(device)) as runtime:
         console = Console(quiet=quiet, main=runtime.main)
         with runtime.main_first():
@@ -157,13 +151,21 @@ def evaluate(
             result = _score(generated, real, measure, bootstrap, console)
             against = "held-out images" if reference is None else Path(reference).name
             title = f"{weights} weights in {measure.name}, {len(generated):,} images against {against}"
-            run = path if is_run(path) else None
-            files = _write(result, run, None if output is None else Path(output), title, command or "")
-            for file in files:
-                console.say(f"{'report' if file.suffix == '.html' else 'scores'}  {file}")
+            files = _write(result, path, None if output is None else Path(output), title, command or "", console)
             result = replace(result, files=files)
         runtime.barrier()
     return result
+
+
+def _check_paths(path: Path, weights: str, output: str | Path | None) -> None:
+    """Refuses, before anything is computed, what is not there and what could not be written."""
+    if not path.exists():
+        raise InputError("subject", f"{path} does not exist", remedy="give a run, a .safetensors file, or images")
+    if Path(weights).is_file():
+        remedy = "weights of the features are features_weights"
+        raise InputError("weights", got=weights, wanted="ema, raw, or either of a stage (pretrain-ema)", remedy=remedy)
+    if output is not None:
+        check_folder(Path(output).parent, "output")
 
 
 def _reference(subject: Path, reference: str | Path | None, denoiser: Denoiser | None, console: Console) -> Reference:
@@ -196,16 +198,18 @@ def _score(
 
 
 def _write(
-    result: EvaluationResult, run: Path | None, output: Path | None, title: str, command: str
+    result: EvaluationResult, subject: Path, output: Path | None, title: str, command: str, console: Console
 ) -> tuple[Path, ...]:
     """Scores of a run for its page, and for programs in `output`; what was written."""
     files = []
-    if run is not None:
-        files.append(keep_scores(run, result.scores, title=title, command=command, note=result.note))
-        files.append(write_run_page(run))
+    if is_run(subject):
+        files.append(keep_scores(subject, result.scores, title=title, command=command, note=result.note))
+        files.append(write_run_page(subject))
     if output is not None:
         write_scores(
             output, result.scores, features=result.features, note=result.note, command=command, version=__version__
         )
         files.append(output)
+    for file in files:
+        console.say(f"{'report' if file.suffix == '.html' else 'scores'}  {file}")
     return tuple(files)

@@ -110,12 +110,14 @@ class Denoiser:
         out = self.forward(x_t, time, label=label)
         return self.prediction.invert(out, x_t, *self.alpha_sigma(time, x_t.dtype))
 
-    def labels(self, names: Sequence[str | int]) -> list[int]:
-        """Class names or numbers -> labels; the word "none" asks for the unconditional output.
+    def labels(self, names: str | Sequence[str | int]) -> list[int]:
+        """Class names or numbers, or one name -> labels; the word "none" asks for the unconditional output.
 
         Raises:
             ArgumentError: no name at all, or the model has no classes, or not this one.
         """
+        if isinstance(names, str):  # one name, no row of letters
+            names = [names]
         if not len(names):
             raise ArgumentError("labels", got=[], wanted="at least one", remedy="leave them out, or name one")
         if not self.class_names:
@@ -125,6 +127,6 @@ class Denoiser:
         for label in names:
             if str(label) not in numbers:
                 known = ", ".join(self.class_names[:12]) + (", ..." if len(self.class_names) > 12 else "")
-                wanted = f"a name of {known}, a number 0 to {self.unconditional - 1}, or none"
+                wanted = f"one of {known}, a number 0 to {self.unconditional - 1}, or none"
                 raise ArgumentError("labels", got=label, wanted=wanted)
         return [numbers[str(label)] for label in names]

@@ -97,7 +97,7 @@ def sampling_config(
     spacing: str | None = None,
     shift: float = 1.0,
     seeds: Sequence[int] = range(64),
-    labels: Sequence[str | int] | None = None,
+    labels: str | Sequence[str | int] | None = None,
     guidance: float = 1.0,
     guidance_interval: tuple[float, float] = ALWAYS,
     guide: Denoiser | None = None,
