@@ -42,6 +42,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(autouse=True)
+def short_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison measures every stage for a moment instead of seconds: tests ask for runs, not for their speed."""
+    monkeypatch.setattr("maskdm.experiments.throughput.SECONDS", 0.02)
+
+
 @pytest.fixture
 def tiny() -> list[str]:
     """Settings that make the two default stages take well under a second together."""

@@ -620,7 +620,6 @@ def test_a_message_about_samplers_names_those_that_there_are():
             for interval in ((0.8, 0.2), (-0.1, 1.0), (0.0, 1.1), (0.5, 0.5), (math.nan, 1.0))
         ],
     ],
-    ids=str,
 )
 def test_what_cannot_be_sampled_is_refused_by_name(arguments, name):
     with pytest.raises(ArgumentError) as error:
