@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from data_helpers import png, refused
 
-from maskdm.data.source import SUFFIXES, Source
+from maskdm.data.names import SUFFIXES
+from maskdm.data.source import Source
 from maskdm.data.sources import open_source, resolved_path
 
 
