@@ -82,7 +82,8 @@ def own_grids(names: Collection[str]) -> set[str]:
 def unread_files(names: Iterable[str]) -> str:
     """How many files there are of each suffix, litter left out: "12 .txt, 1 without suffix"; "" for none."""
     counts = Counter(suffix_of(name) for name in names if not any(map(is_litter, name.split("/"))))
-    said = [f"{count:,} {'.' + suffix if suffix else 'without suffix'}" for suffix, count in counts.most_common()]
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0] == "", pair[0]))
+    said = [f"{count:,} {'.' + suffix if suffix else 'without suffix'}" for suffix, count in ordered]
     if len(said) > _NAMED_SUFFIXES:
         said = [*said[:_NAMED_SUFFIXES], f"{len(said) - _NAMED_SUFFIXES} more suffixes"]
     return ", ".join(said)
