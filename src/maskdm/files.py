@@ -180,8 +180,12 @@ def check_folder(folder: Path, name: str) -> None:
         name: of the argument that gave it.
 
     Raises:
-        InputError: a file is in the way, or the folder cannot be written to.
+        InputError: a file is in the way, the folder cannot be written to, or its path is not UTF-8, with which
+            safetensors could write weights and not read them.
     """
+    if not is_utf8(str(folder.absolute())):
+        got = readable(str(folder.absolute()))
+        raise InputError(name, got=got, wanted="a path in UTF-8", remedy="choose another folder, or rename this one")
     parent = folder
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from maskdm.data.source import Source
-from maskdm.errors import StorageError, shown
-from maskdm.files import write_text
+from maskdm.errors import InputError, StorageError, shown
+from maskdm.files import make_folder, write_text
 from maskdm.runtime.console import Console
 
 _NAMED = 10
@@ -24,7 +24,7 @@ def say_left_out(source: Source, bad: Sequence[tuple[str, str]], folder: Path | 
     Args:
         source: the images, listed.
         bad: name and reason of each image that could not be read.
-        folder: where the list is kept; None keeps none, and says everything every time.
+        folder: of the cache, where lists are kept in left-out; None keeps none, and says everything every time.
         console: hears of it.
     """
     left_out = [*source.left_out, *bad]
@@ -32,7 +32,7 @@ def say_left_out(source: Source, bad: Sequence[tuple[str, str]], folder: Path | 
         return
     lines = [str(source.path), *source.remarks, *(f"{shown(name)}: {reason}" for name, reason in left_out)]
     text = "\n".join(lines) + "\n"
-    path = None if folder is None else folder / f"left-out-{_digest(text)}.txt"
+    path = None if folder is None else folder / "left-out" / f"{_digest(text)}.txt"
     count = f"left out {len(left_out):,} {'image' if len(left_out) == 1 else 'images'}"
     if path is not None and path.exists():
         if left_out:
@@ -41,7 +41,8 @@ def say_left_out(source: Source, bad: Sequence[tuple[str, str]], folder: Path | 
     for remark in source.remarks:
         console.say(f"{source.path}: {remark}")
     if path is not None:
-        with suppress(StorageError):
+        with suppress(InputError, StorageError):
+            make_folder(path.parent)
             write_text(path, text, private=True)
     if left_out:
         named = ", ".join(f"{shown(name)} ({reason})" for name, reason in left_out[:_NAMED])
