@@ -77,7 +77,7 @@ def main() -> None:
             columns.append(f"{values.mean():12.4f} ± {values.std(ddof=1) if len(values) > 1 else 0:.4f}")
         print(f"{name:36} {columns[0]:>20} {columns[1]:>20}")
     if arguments.output:
-        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+        arguments.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def main() -> None:
     for row in rows_of_data:
         print(f"| {row['pictures']:,} | {1e3 * row['batch_seconds']:.3f} | {1e3 * row['epoch_seconds']:.2f} |")
     if a.output:
-        a.output.write_text(json.dumps(found, indent=2) + "\n")
+        a.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--plot", type=Path, metavar="SVG")
     a = parser.parse_args()
-    points = [Point(**each) for each in json.loads(a.show.read_text())] if a.show else measured(a)
+    points = [Point(**each) for each in json.loads(a.show.read_text(encoding="utf-8"))] if a.show else measured(a)
     found = [name for name in arms(1) if any(p.arm == name for p in points)]
     print("\n".join(table(points, found, sorted({p.seed for p in points}))))
     if a.plot is not None:
@@ -217,7 +217,7 @@ def measured(a: argparse.Namespace) -> list[Point]:
                 for p in points[-PARTS:]:
                     print(f"{p.arm:14} seed {p.seed} part {p.part}: held-out {p.heldout_error:.4f}, AUC {p.auc:.3f}")
                 if a.output is not None:
-                    a.output.write_text(json.dumps([asdict(p) for p in points], indent=2) + "\n")
+                    a.output.write_text(json.dumps([asdict(p) for p in points], indent=2) + "\n", encoding="utf-8")
     return points
 
 

@@ -131,7 +131,7 @@ def main() -> None:
         for name, images in found.items():
             print(f"  {name:12} {images:12,.0f} images/s  {images / found['DataLoader']:8.1f} x", flush=True)
     if a.output:
-        a.output.write_text(json.dumps(results, indent=2) + "\n")
+        a.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

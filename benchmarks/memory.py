@@ -80,7 +80,7 @@ def main() -> None:
                 flush=True,
             )
     if a.output:
-        a.output.write_text(json.dumps(rows, indent=2) + "\n")
+        a.output.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

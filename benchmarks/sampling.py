@@ -79,7 +79,7 @@ def main() -> None:
         arithmetic = "float32" if precision == "no" else "bf16"
         print(f"| {sampler} | {steps} | {arithmetic} | {mean:.4f} ± {deviation:.4f} | {seconds:.1f} |", flush=True)
     if a.output:
-        a.output.write_text(json.dumps(rows, indent=2) + "\n")
+        a.output.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def main() -> None:
                     results.setdefault(f"{process} | {backbone} | {arm}", []).append(found)
                     print(f"seed {seed}, {process}, {backbone}, {arm}: {found}", flush=True)
                     if a.output:
-                        a.output.write_text(json.dumps(results, indent=2) + "\n")
+                        a.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     table(results)
 
 

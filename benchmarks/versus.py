@@ -189,7 +189,7 @@ def main() -> None:
     peaks = {name: matrix_peak(Runtime(runtime.device, name)) / 1e9 for name in ("no", runtime.precision)}
     print("matrix product: " + ", ".join(f"{name.replace('no', 'fp32')} {v:,.0f} GFLOP/s" for name, v in peaks.items()))
     if a.output:
-        a.output.write_text(json.dumps({"rows": rows, "matrix_gflops": peaks}, indent=2) + "\n")
+        a.output.write_text(json.dumps({"rows": rows, "matrix_gflops": peaks}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

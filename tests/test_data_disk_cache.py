@@ -39,7 +39,7 @@ def numbers(images: ImageSet) -> list[int]:
 
 
 def entry_of(path: Path) -> Path:
-    (entry,) = (path.parent / "cache").iterdir()
+    (entry,) = (found for found in (path.parent / "cache").iterdir() if found.name != "left-out")
     return entry
 
 

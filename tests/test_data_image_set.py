@@ -137,7 +137,7 @@ def test_taking_rows_into_memory(folder: Path) -> None:
 def test_bad_images_are_left_out_and_named(folder: Path) -> None:
     (folder / "cat/01.png").write_bytes(b"no image")  # found by the first pass
     truncate(folder / "dog/04.png")  # found by the second
-    for _ in range(2):  # decoded, then from the cache
+    for first in (True, False):  # decoded, then from the cache
         console = Listener()
         images = load(folder, console)
         assert numbers(images) == [3, 5, 7, 9, 11, 0, 2, 6, 8, 10]
@@ -147,8 +147,10 @@ def test_bad_images_are_left_out_and_named(folder: Path) -> None:
         assert len(images.labels) == len(images.sha256_px) == len(images.source_sizes) == 10
         (line,) = console.said
         assert "left out 2 images" in line
-        assert "'cat/01.png' (not an image" in line
-        assert "'dog/04.png'" in line
+        assert ("'cat/01.png' (not an image" in line) == first  # told at length once
+        assert ("'dog/04.png'" in line) == first
+    listed = Path(line.partition("as before: ")[2]).read_text(encoding="utf-8").splitlines()
+    assert [entry.partition(":")[0] for entry in listed[1:]] == ["'cat/01.png'", "'dog/04.png'"]
 
 
 def test_at_most_ten_are_named(folder: Path) -> None:
@@ -159,7 +161,9 @@ def test_at_most_ten_are_named(folder: Path) -> None:
     (line,) = console.said
     assert line.startswith("warning: left out 13 images")
     assert line.count("bad") == 10
-    assert line.endswith("and 3 more")
+    more, _, path = line.rpartition("; all are in ")
+    assert more.endswith("and 3 more")
+    assert len(Path(path).read_text(encoding="utf-8").splitlines()) == 1 + 13
     assert "\n" not in line
 
 

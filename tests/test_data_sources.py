@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from data_helpers import png, refused
 
-from maskdm.data.source import SUFFIXES, Source
+from maskdm.data.names import SUFFIXES
+from maskdm.data.source import Source
 from maskdm.data.sources import open_source, resolved_path
 
 
@@ -68,7 +69,11 @@ def test_names_are_relative_sorted_and_only_of_images(kind: str, tmp_path: Path)
         (["root/cat/1.png", "root/dog/1.png"], ["cat", "dog"]),
         (["a/b/cat/1.png", "a/b/dog/1.png"], ["cat", "dog"]),
         (["cat/1.png", "cat/2.png"], [None, None]),  # one class is none
-        (["cat/1.png", "dog/1.png", "stray.png"], [None, None, None]),
+        (["cat/1.png", "dog/1.png", "1.png", "2.png"], [None] * 4),  # too many without a class to leave them out
+        (["train/cat/1.png", "train/dog/1.png", "test/cat/1.png"], ["cat", "cat", "dog"]),
+        (["all/Train/cat/1.png", "all/val/dog/1.png"], ["cat", "dog"]),
+        (["train/1.png", "test/1.png"], [None, None]),
+        (["train/cat/1.png", "plane/cat/1.png"], ["plane", "train"]),
         (["1.png", "2.png"], [None, None]),
         (["ab/1.png", "abc/1.png"], ["ab", "abc"]),  # folders in common, not letters
     ],
@@ -152,7 +157,7 @@ def test_another_kind_of_file(tmp_path: Path) -> None:
 @both
 def test_without_any_image(kind: str, tmp_path: Path) -> None:
     path = make(kind, tmp_path, ["a.txt", ".b.png", "c.heic"])
-    seen = "3 files were seen, none of a kind that is read (png, jpg, jpeg, webp, bmp, tif, tiff, gif)"
+    seen = "3 files were seen, none of a kind that is read (png, jpg, jpeg, jpe, jfif, webp, bmp, tif, tiff, gif)"
     with refused(path, f"holds no image: {seen}", remedy="give the folder"):
         open_source(path)
 

@@ -105,7 +105,7 @@ def test_content_is_on_disk_before_it_takes_its_place(durable, flushed, tmp_path
     seen: list[str] = []
 
     def flush(temporary: Path) -> None:
-        seen.extend([path.read_text(), temporary.read_text()])
+        seen.extend([path.read_text(), temporary.read_text(encoding="utf-8")])
 
     monkeypatch.setattr(files, "flush", flush)
     with replacing(path, durable=durable) as temporary:

@@ -424,6 +424,7 @@ def test_sampling_leaves_the_global_random_state_alone():
 def test_labels_are_names_or_numbers_or_none():
     denoiser, _ = labelled("cat", "dog", "7")
     assert denoiser.labels(["dog", "cat", 1, "0", "7", 7, "none"]) == [1, 0, 1, 0, 2, 2, 3]
+    assert denoiser.labels(" dog, cat,1,none ") == [1, 0, 1, 3]
 
 
 def test_a_class_that_is_called_like_a_number_or_none_is_meant_by_its_name():
@@ -444,6 +445,17 @@ def test_a_message_about_labels_does_not_list_a_thousand_names():
     with pytest.raises(ArgumentError) as error:
         denoiser.labels(["bird"])
     assert len(str(error.value)) < 300
+
+
+def test_names_of_classes_with_commas():
+    denoiser, _ = labelled("tabby, tabby cat", "dog")
+    assert denoiser.labels("tabby, tabby cat") == [0]
+    assert denoiser.labels('dog, "tabby, tabby cat",none') == [1, 0, 2]
+    assert denoiser.labels(["tabby, tabby cat", "dog"]) == [0, 1]
+    with pytest.raises(ArgumentError) as caught:
+        denoiser.labels("dog, tabby, tabby cat")
+    assert caught.value.got == "tabby"
+    assert "double quotes" in caught.value.remedy
 
 
 def test_labels_take_turns():

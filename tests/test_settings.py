@@ -25,6 +25,7 @@ from maskdm.config.stage_config import LENGTHS
 from maskdm.config.validate import HELP
 from maskdm.config.yaml_files import read_yaml, write_yaml
 from maskdm.errors import InputError
+from maskdm.files import expanded
 from maskdm.models import build
 from maskdm.models.spec import ModelSpec
 
@@ -729,7 +730,7 @@ def test_any_absolute_path_reads_back_the_same(text, tmp_path_factory):
 def assert_reads_back(text: str, folder: Path) -> None:
     tree = to_dict(DEFAULTS)
     config = to_config(tree | {"data": tree["data"] | {"path": text, "group_by": text}})
-    assert config.data.path == text
+    assert config.data.path == expanded(text)
     write_yaml(folder / "config.yaml", config)
     assert resolve(file=folder / "config.yaml") == config
 

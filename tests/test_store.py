@@ -44,7 +44,7 @@ def test_a_mapped_cache_is_not_read_ahead(tmp_path):
     images = np.load(tmp_path / "images.npy", mmap_mode="r")
 
     def at_random() -> bool:
-        maps = Path("/proc/self/smaps").read_text().split(str(tmp_path / "images.npy"))[1]
+        maps = Path("/proc/self/smaps").read_text(encoding="utf-8").split(str(tmp_path / "images.npy"))[1]
         return " rr " in next(line for line in maps.splitlines() if line.startswith("VmFlags"))
 
     assert not at_random()

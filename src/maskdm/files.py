@@ -13,6 +13,7 @@ import platform
 import re
 import secrets
 import shutil
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +24,30 @@ from maskdm.errors import InputError, StorageError
 PRIVATE = 0o600
 """Mode of a file that says who was in a training set."""
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # on a shared disk: a PID says nothing on another machine
+_NOT_TEXT = re.compile("[\\ud800-\\udfff]")
 _TEMPORARY = re.compile(r"\..+\.tmp-(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}(\.[A-Za-z0-9]+)?")
+
+
+def expanded(path: str) -> str:
+    """A path with the home directory for `~` or `~user` at its beginning; other text as it is."""
+    return os.path.expanduser(path)  # noqa: PTH111 -- unlike `Path.expanduser`, leaves unknown users alone
+
+
+def readable(text: str) -> str:
+    """Text in NFC that every file can hold: bytes that are no UTF-8 (surrogate escapes) become \\xe9."""
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", _NOT_TEXT.sub(_escaped, text))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a file of text can hold it, unlike bytes of a path that are no UTF-8."""
+    return text.isascii() or _NOT_TEXT.search(text) is None
 
 
 def temporary_name(path: Path) -> Path:
@@ -156,8 +180,12 @@ def check_folder(folder: Path, name: str) -> None:
         name: of the argument that gave it.
 
     Raises:
-        InputError: a file is in the way, or the folder cannot be written to.
+        InputError: a file is in the way, the folder cannot be written to, or its path is not UTF-8, with which
+            safetensors could write weights and not read them.
     """
+    if not is_utf8(str(folder.absolute())):
+        got = readable(str(folder.absolute()))
+        raise InputError(name, got=got, wanted="a path in UTF-8", remedy="choose another folder, or rename this one")
     parent = folder
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent

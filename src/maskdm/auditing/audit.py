@@ -34,7 +34,6 @@ from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.loss import fixed_noise, image_error
 from maskdm.diffusion.pixels import to_model, to_uint8_nhwc
 from maskdm.errors import InputError, within
-from maskdm.evaluation.evaluate import without_grid
 from maskdm.evaluation.features import Features, get_features
 from maskdm.models.spec import ModelSpec
 from maskdm.runtime.console import Console
@@ -177,7 +176,7 @@ def read_generated(data: str | Path, spec: ModelSpec, console: Console) -> np.nd
     Raises:
         InputError: they cannot be read.
     """
-    return without_grid(read_images(str(data), spec, console))
+    return read_images(str(data), spec, console).take().images
 
 
 def load_audit_features(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from maskdm.cli.audit_command import add_audit, add_audit_compare
 from maskdm.cli.compare_command import add_compare
 from maskdm.cli.eval_command import add_eval
 from maskdm.cli.model_commands import add_demo, add_import, add_info, add_report
-from maskdm.cli.parsing import Parser, as_typed
+from maskdm.cli.parsing import Parser, as_typed, with_home
 from maskdm.cli.renamed import check_renamed
 from maskdm.cli.sample_command import add_sample
 from maskdm.cli.speed_commands import add_bench, add_plan
@@ -39,7 +40,8 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0, 1 (training failed), 2 (bad input), 130 (Ctrl-C)."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    _print_anything()
+    words = with_home(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
     if not words:
         parser.print_help()
@@ -94,6 +96,13 @@ def _one_command(words: list[str]) -> list[str]:
 
 def _typed(words: list[str]) -> list[str]:
     return [*words[0].split(" "), *words[1:]] if words[0] == "audit compare" else words
+
+
+def _print_anything() -> None:
+    """Paths and names may hold what the terminal's encoding has not: printed as \\xe9 instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(line: str, code: int) -> int:

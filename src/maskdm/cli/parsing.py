@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
 from maskdm.errors import ArgumentError, InputError
+from maskdm.files import expanded
 
 MOST_NUMBERS = 1_000_000
 
@@ -63,6 +65,12 @@ def add_machine(p: argparse.ArgumentParser) -> None:
     """Where a model runs, and on how many images at once."""
     p.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once (default: 64)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+
+
+def with_home(words: Sequence[str]) -> list[str]:
+    """Words as typed, with the home directory for `~` after `=`, where shells leave it: --data=~/x."""
+    matches = ((word, re.fullmatch(r"(--?[\w-]+=|[A-Za-z_][\w.-]*=)(~.*)", word, re.DOTALL)) for word in words)
+    return [word if match is None else match[1] + expanded(match[2]) for word, match in matches]
 
 
 def numbers(text: str, name: str) -> list[int]:

@@ -31,7 +31,8 @@ def add_sample(commands: Commands) -> None:
     p.add_argument(
         "--labels",
         metavar="A,B",
-        help="class names or numbers, or none; taken in turn (default: all in turn; edits: none)",
+        help="class names or numbers, or none; taken in turn (default: all in turn; edits: none); a name that has "
+        "commas is put into double quotes",
     )
     _add_sampler(p)
     _add_guidance(p)
@@ -108,7 +109,7 @@ def call_sample(a: argparse.Namespace) -> None:
         a.model,
         a.num,
         seeds=seeds,
-        labels=[word.strip() for word in a.labels.split(",")] if a.labels is not None else None,
+        labels=a.labels,
         steps=a.steps,
         sampler=a.sampler,
         eta=a.eta,

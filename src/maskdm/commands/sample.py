@@ -100,8 +100,8 @@ def sample(
         model: what `maskdm.load` gives, a run's folder, or a weights file.
         num: how many; by default one for each seed, and 64 where no seeds are given (16 for edits).
         seeds: image i uses seed i, and starts again from the first when they run out; default 0, 1, 2, ...
-        labels: class names or numbers (or "none"), or one name, likewise; by default all classes in turn, for edits
-            none.
+        labels: class names or numbers (or "none"), or text with commas between them, likewise; by default all classes
+            in turn, for edits none.
         steps: steps of each image; the network is called once in each (heun: twice).
         sampler: ddim, ancestral, euler, heun, dpm++ or dpm++sde.
         eta: fresh noise of ddim, ancestral and dpm++, 0 (none) to 1 (as much as DDPM).

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from maskdm.config.model_config import MODEL_VARIANTS, ModelConfig, UViTConfig
 from maskdm.config.process_config import PROCESS_VARIANTS, DDPMConfig, ProcessConfig
-from maskdm.config.section import Count, Positive, Probability, Section, Share, Side
+from maskdm.config.section import Count, PathText, Positive, Probability, Section, Share, Side
 from maskdm.config.stage_config import StageConfig, default_stages
 from maskdm.errors import ArgumentError
 
@@ -22,9 +22,14 @@ Where = Literal["auto", "device", "ram", "map", "stream"]
 class DataConfig(Section):
     """Where the images come from and how they become arrays."""
 
-    path: str = ""
+    path: PathText = ""
     """A folder (searched recursively), a .zip, a .tar or a folder of them, an .npz with `images` and perhaps `labels`,
-    or hf:NAME, hf:NAME:SPLIT, a Hugging Face data set. Flag: --data."""
+    or hf:NAME, hf:NAME:SPLIT, hf:NAME:CONFIG:SPLIT, a Hugging Face data set (docs/data.md). Flag: --data."""
+    image_column: str = "auto"
+    """Of a Hugging Face data set, the column of images. auto: `image` if there is one, else the first."""
+    label_column: str = "auto"
+    """Of a Hugging Face data set, the column of classes, numbers or words; none uses none. auto: the first of classes
+    (ClassLabel), else one called label, labels, class, cls, class_name, category or fine_label."""
     image_size: Side | tuple[Side, Side] | Literal["auto"] = "auto"
     """Pixels: N, or [height, width]. auto: the size all images share, up to 128 px, else 64. Flag: --image-size."""
     channels: Literal["auto", 1, 2, 3, 4] = "auto"
@@ -35,7 +40,7 @@ class DataConfig(Section):
     """Probability that a training image is mirrored left to right."""
     on_bad_image: Literal["skip", "fail"] = "skip"
     """What a damaged file does: it is named and left out, or it ends the run before it begins."""
-    group_by: str | None = None
+    group_by: PathText | None = None
     """Images of one group stay on one side of the split: folder, a .csv with columns path and group, or a regular
     expression whose one group is searched in the path, e.g. `([^/-]+)[^/]*$`."""
     heldout_by: str | None = None
@@ -45,10 +50,10 @@ class DataConfig(Section):
     """Share of the images never trained on, for the held-out error and the audit (at most 10,000)."""
     calibration: Share = 0.05
     """Share of the images never trained on, set aside to calibrate the audit (at most 5,000)."""
-    salt: str = "machine"
+    salt: PathText = "machine"
     """Key of the random split: machine (a secret kept beside the cache, so that runs on this machine share their
     split), public (a published one, for public images only), or the path of a file with at least 16 bytes."""
-    cache_dir: str = "auto"
+    cache_dir: PathText = "auto"
     """Where decoded images are kept. auto: $MASKDM_CACHE, else ~/.cache/maskdm."""
     store: Where = "auto"
     """Where decoded images lie while training: on the GPU, in memory, mapped from the cache on disk, or nowhere
@@ -100,7 +105,7 @@ class EvalConfig(Section):
     """Images in a grid, seeds 0, 1, ...; 0 for no grids."""
     sample_steps: Positive = 25
     """Steps for each, by the default sampler of maskdm sample."""
-    scores: str | None = None
+    scores: PathText | None = None
     """Features in which generated images are compared with the held-out ones while training, as by maskdm eval: pixels,
     inception, dinov2, clip, encoder, or a file; null for none."""
     scores_every: Positive = 1_000_000

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from maskdm.files import expanded
 
 Positive = Annotated[int, Field(gt=0)]
 Side = Annotated[int, Field(gt=0, le=65_536)]
@@ -16,6 +18,9 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+PathText = Annotated[str, AfterValidator(expanded)]
+"""Text that is a path, or may be one: `~` at its beginning is the home directory, which no shell says for `key=~/x`."""
 
 Tree = dict[str, Any]
 """Settings as plain values, as they stand in a file; perhaps only some of a section."""

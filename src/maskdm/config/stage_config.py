@@ -6,7 +6,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from maskdm.config.section import Count, NonNegativeFloat, Positive, PositiveFloat, Probability, Section, Share
+from maskdm.config.section import (
+    Count,
+    NonNegativeFloat,
+    PathText,
+    Positive,
+    PositiveFloat,
+    Probability,
+    Section,
+    Share,
+)
 from maskdm.errors import ArgumentError
 
 MaskName = Literal["none", "patch", "block", "crop", "route"]
@@ -101,7 +110,7 @@ class StageConfig(Section):
     """Probability that a label is replaced by "no class", which trains the unconditional model."""
     mask: MaskConfig = MaskConfig()
     """What is masked."""
-    init_from: str = "previous"
+    init_from: PathText = "previous"
     """previous (the stage before; fresh weights for the first), none (fresh), or the path of a run or weights file."""
     weights: Literal["ema", "raw"] = "ema"
     """Which weights of `init_from` to start from."""

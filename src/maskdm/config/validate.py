@@ -12,6 +12,7 @@ from maskdm.config.keys import all_keys, levelled, setting_type
 from maskdm.config.schema import VARIANTS
 from maskdm.config.section import Section, Tree
 from maskdm.errors import MISSING, ArgumentError, InputError
+from maskdm.files import is_utf8, readable
 
 S = TypeVar("S", bound=Section)
 HELP = "see maskdm train --settings"
@@ -24,11 +25,22 @@ def validate(section: type[S], tree: Tree) -> S:
     Raises:
         InputError: a value of the wrong type or out of its range, or values that do not go together.
     """
+    _require_text(tree)
     try:
         # Through JSON: only there do lists count as tuples while "3" still is no number.
         return section.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise first_fault(error) from None
+
+
+def _require_text(value: object, key: str = "") -> None:
+    """Refuses bytes that are no UTF-8, such as those of a path, which no file of settings could hold."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _require_text(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and not is_utf8(value):
+        remedy = "rename it, or give a link to it that is called otherwise"
+        raise InputError(key, got=readable(value), wanted="text in UTF-8", remedy=remedy)
 
 
 def first_fault(error: ValidationError) -> InputError:

@@ -51,7 +51,7 @@ def read_dataset(config: DataConfig, console: Console) -> Dataset:
     cache = cache_dir(config)
     with within("data."):
         images = load_images(
-            open_source(config.path),
+            open_source(config.path, image_column=config.image_column, label_column=config.label_column),
             cache_dir=cache,
             console=console,
             image_size=config.image_size,
@@ -76,7 +76,7 @@ def _roles(config: DataConfig, images: ImageSet, groups: list[str] | None, salt:
 
 def cache_dir(config: DataConfig) -> Path:
     """Where decoded images are kept."""
-    return default_cache() if config.cache_dir == "auto" else Path(config.cache_dir).expanduser()
+    return default_cache() if config.cache_dir == "auto" else Path(config.cache_dir)
 
 
 def default_cache() -> Path:

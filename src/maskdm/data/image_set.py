@@ -21,6 +21,7 @@ from PIL import ImageColor
 from maskdm.data.decode import MODES, BadImage, Content, Pixels, Transform, decode, probe
 from maskdm.data.disk_cache import Decoded, Entry, find_or_build
 from maskdm.data.labelled import LabelledImages
+from maskdm.data.left_out import say_left_out
 from maskdm.data.source import Item, Source, one_line
 from maskdm.data.stream import ImageArray, Streamed
 from maskdm.data.workers import in_order
@@ -33,8 +34,6 @@ MIN_IMAGES = 8
 AUTO_SIZE = 64
 AUTO_KEEPS = 128
 """With `image_size: auto`, images that share one size keep it up to this long side; all others become AUTO_SIZE."""
-
-_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,9 @@ class _Scan:
     reason: str | None = None
 
 
+_MAY_BE_LEFT_OUT = "repair or remove it, or set data.on_bad_image to skip"
+
+
 class _Rejects:
     """The images that cannot be read, with the reasons; the first one ends it all where none may be left out."""
 
@@ -107,11 +109,13 @@ class _Rejects:
             raise ArgumentError("on_bad_image", got=on_bad_image, wanted="skip or fail")
         self.reasons: dict[str, str] = {}
         self._source, self._fail = source, on_bad_image == "fail"
+        for name, reason in source.left_out[:1] if self._fail else ():
+            raise InputError(f"{source.path}/{name}", f"is left out ({reason})", remedy=_MAY_BE_LEFT_OUT)
 
     def add(self, scan: _Scan, reason: str) -> None:
         if self._fail:
-            remedy = "repair or remove it, or set data.on_bad_image to skip"
-            raise InputError(self._source.where(scan.item), f"cannot be read ({reason})", remedy=remedy)
+            problem = f"cannot be read ({reason})"
+            raise InputError(self._source.where(scan.item), problem, remedy=_MAY_BE_LEFT_OUT)
         self.reasons[scan.item.name] = reason
 
     def __contains__(self, scan: _Scan) -> bool:
@@ -174,7 +178,7 @@ def load_images(
         rejects.add(readable[position], reason)
     _require_enough(source, len(scans) - len(rejects.reasons), rejects)
     found = _assemble(source, scans, rejects, transform, entry)
-    _warn_of_bad(found, console)
+    say_left_out(source, found.bad, cache_dir if keep else None, console)
     return found
 
 
@@ -338,12 +342,3 @@ def _require_enough(source: Source, good: int, rejects: _Rejects) -> None:
             wanted=f"at least {MIN_IMAGES}, and better a few thousand",
             remedy="add more",
         )
-
-
-def _warn_of_bad(found: ImageSet, console: Console) -> None:
-    if not found.bad:
-        return
-    named = ", ".join(f"{shown(name)} ({reason})" for name, reason in found.bad[:_NAMED])
-    more = f", and {len(found.bad) - _NAMED} more" if len(found.bad) > _NAMED else ""
-    noun = "image" if len(found.bad) == 1 else "images"
-    console.warn(f"left out {len(found.bad)} {noun} that cannot be read: {named}{more}")

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import tarfile
 import threading
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maskdm.data.decode import Content, Pixels
-from maskdm.data.labels import labels_of_arrays, labels_of_files, labels_of_integers, labels_of_words
-from maskdm.data.source import SUFFIXES, Item, Source, is_image_name, one_line
-from maskdm.errors import InputError, shown
+from maskdm.data.decode import Pixels
+from maskdm.data.labels import labels_of_arrays
+from maskdm.data.listing import list_files
+from maskdm.data.names import is_image_name, is_litter, suffix_of, tidy_path
+from maskdm.data.source import Item, Source, one_line
+from maskdm.errors import InputError
+from maskdm.files import readable
 
 # --- folders ---------------------------------------------------------------------------------------------------------
 
@@ -27,15 +32,19 @@ def open_folder(path: Path) -> Source:
     Raises:
         InputError: a folder cannot be listed, there is no image, or a file of labels is wrong.
     """
-    files = list(_files_below(path))
-    shards = sorted(name for name in files if name.lower().endswith(".tar"))
-    if shards and not any(is_image_name(name) for name in files):
-        return open_tars(path, {name.removesuffix(name[-4:]): path / name for name in shards})
-    return _listed(path, files, lambda name: (path / name).read_bytes())
+    stored = dict(_files_below(path))
+    shards = sorted(name for name in stored if suffix_of(name) == "tar")
+    if shards and not any(map(is_image_name, stored)):
+        others = [name for name in stored if name not in set(shards)]
+        return open_tars(path, {name[: -len(".tar")]: path / stored[name] for name in shards}, others)
+    return list_files(path, stored, lambda file: (path / stored[file]).read_bytes())
 
 
-def _files_below(root: Path) -> Iterator[str]:
-    """Relative names of all files, symbolic links followed, each folder entered once."""
+def _files_below(root: Path) -> Iterator[tuple[str, str]]:
+    """Relative paths of all files, as UTF-8 and as this system writes them; litter is not entered.
+
+    Symbolic links are followed, and each folder is entered once.
+    """
 
     def refuse(error: OSError) -> None:
         raise InputError(
@@ -51,26 +60,11 @@ def _files_below(root: Path) -> Iterator[str]:
             subfolders.clear()
             continue
         entered.add((status.st_dev, status.st_ino))
-        subfolders.sort()
+        subfolders[:] = sorted(each for each in subfolders if not is_litter(each))
         relative = Path(folder).relative_to(root)
-        yield from ((relative / file).as_posix() for file in files)
-
-
-def _listed(path: Path, files: Sequence[str], reader: Callable[[str], Content]) -> Source:
-    """The images among `files`, with labels of a file or of their folders."""
-    names = sorted(name for name in files if is_image_name(name))
-    if not names:
-        raise InputError(
-            str(path),
-            f"holds no image: {len(files)} files were seen, none of a kind that is read ({', '.join(SUFFIXES)})",
-            remedy="give the folder, .zip, .tar or .npz that holds the images",
-        )
-    labels, class_names = labels_of_files(path, names, files, reader)
-    return Source(path, _items(names, labels), class_names, reader)
-
-
-def _items(names: Sequence[str], labels: Sequence[int | None]) -> tuple[Item, ...]:
-    return tuple(Item(name, label) for name, label in zip(names, labels, strict=True))
+        for file in files:
+            found = (relative / file).as_posix()
+            yield os.fsencode(found).decode("utf-8", "surrogateescape"), found
 
 
 # --- zips ------------------------------------------------------------------------------------------------------------
@@ -83,7 +77,7 @@ def open_zip(path: Path) -> Source:
         InputError: it is damaged or encrypted, there is no image, or a file of labels is wrong.
     """
     archive = _Zip(path)
-    return _listed(path, archive.names, archive.read)
+    return list_files(path, archive.names, archive.read)
 
 
 class _Zip:
@@ -95,17 +89,17 @@ class _Zip:
         except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             problem = f"cannot be opened as a zip ({one_line(error)})"
             raise InputError(str(path), problem, remedy="pack the images into a new zip") from error
-        members = [member for member in self._zip.infolist() if not member.is_dir()]
+        members = self._zip.infolist()
         if any(member.flag_bits & 1 for member in members):
             self._zip.close()
             remedy = "unpack it and give the folder, or a zip without password"
             raise InputError(str(path), "is encrypted", remedy=remedy)
-        self._members = {member.filename: member for member in members}
+        self._members = _members_of(members)
         self._lock = threading.Lock()
 
     @property
     def names(self) -> list[str]:
-        """Of all files."""
+        """Tidy paths of all files."""
         return list(self._members)
 
     def read(self, name: str) -> bytes:
@@ -123,57 +117,119 @@ class _Zip:
             raise OSError(f"damaged in the zip: {one_line(error)}") from error
 
 
+def _members_of(members: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """The files by their tidy paths."""
+    paths = [_zip_path(member) for member in members]
+    slashes = any("/" in path for path in paths)
+    found = {}
+    for path, member in zip(paths, members, strict=True):
+        backslashes = member.create_system == _DOS or not slashes  # zips of Windows may have them for slashes
+        if not (path.endswith("/") or (backslashes and path.endswith("\\"))):
+            found[tidy_path(path, backslashes=backslashes)] = member
+    return found
+
+
+_DOS, _UTF8 = 0, 0x800
+
+
+def _zip_path(member: zipfile.ZipInfo) -> str:
+    """As it was meant: many tools of macOS and Unix store UTF-8 without saying so, and `zipfile` reads it as cp437."""
+    path = member.filename
+    if path.isascii() or member.flag_bits & _UTF8:
+        return path
+    try:
+        meant = path.encode("cp437").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # of another field, which is Unicode
+        return path
+    return path if readable(meant) != unicodedata.normalize("NFC", meant) and member.create_system == _DOS else meant
+
+
 # --- tars ------------------------------------------------------------------------------------------------------------
 
 
-def open_tars(path: Path, tars: Mapping[str, Path]) -> Source:
-    """Lists the images in .tar files; labels of the .cls files of a webdataset, or of folders in a single tar.
+def open_tars(path: Path, tars: Mapping[str, Path], others: Iterable[str] = ()) -> Source:
+    """Lists the images in .tar files, with labels of a webdataset, or of folders in a single tar.
 
     Args:
         path: what the user gave.
         tars: the files, by what is put before the names of their members.
+        others: files beside them.
 
     Raises:
-        InputError: a tar cannot be read, there is no image, or an image has no .cls file where others have.
+        InputError: a tar cannot be read, there is no image, or some images have no class where others have.
     """
     archive = _Tars(tars)
-    of_class = {name[:-4]: name for name in archive.places if name.lower().endswith(".cls")}
-    if not of_class and len(tars) == 1:
-        return _listed(path, list(archive.places), archive.read)
-    names = sorted(name for name in archive.places if is_image_name(name))
-    if not names:
-        raise InputError(str(path), f"holds no image of a kind that is read ({', '.join(SUFFIXES)})")
-    if not of_class:  # shards are no classes
-        return Source(path, _items(names, [None] * len(names)), (), archive.read)
-    keys = [_key_of(name) for name in names]
-    missing = [name for name, key in zip(names, keys, strict=True) if key not in of_class]
-    if missing:
-        raise InputError(
-            str(path),
-            f"has no .cls file for {len(missing)} of {len(names)} images, the first {shown(missing[0])}",
-            remedy="add them, or leave all of them out",
-        )
-    words = [archive.read(of_class[key]).decode("utf-8", "replace").strip() for key in keys]
-    numbered = all(map(str.isdigit, words))
-    labels, class_names = labels_of_integers([int(word) for word in words]) if numbered else labels_of_words(words)
-    return Source(path, _items(names, labels), class_names, archive.read)
+    return list_files(
+        path,
+        archive.places,
+        archive.read,
+        tars=len(tars),
+        left_out=archive.left_out,
+        remarks=archive.remarks,
+        others=others,
+    )
+
+
+_AFTER_THE_END = 1 << 20
+_MOST_LINKS = 10  # from one to the next
 
 
 class _Tars:
-    """Reads members of tars from any number of threads: their places are known, and nothing is read in order."""
+    """Reads members of tars from any number of threads: their places are known, and nothing is read in order.
+
+    Attributes:
+        places: the file, offset and size of each member, by its tidy path.
+        left_out: images that cannot be read, with the reasons.
+        remarks: on whole tars.
+    """
 
     def __init__(self, tars: Mapping[str, Path]) -> None:
         self.places: dict[str, tuple[Path, int, int]] = {}
+        self.left_out: list[tuple[str, str]] = []
+        self.remarks: list[str] = []
         for prefix, file in tars.items():
             try:
-                with tarfile.open(file, "r:") as archive:
-                    for member in archive:
-                        if member.isreg() and not member.sparse:
-                            name = f"{prefix}/{member.name}" if prefix else member.name
-                            self.places[name.removeprefix("./")] = (file, member.offset_data, member.size)
+                # Names are UTF-8 whatever this system's are.
+                with tarfile.open(file, "r:", encoding="utf-8", errors="surrogateescape") as archive:
+                    members = list(archive)
+                    self._check_end(file, archive.offset)
             except (OSError, tarfile.TarError, EOFError) as error:
                 problem = f"cannot be read as a tar ({one_line(error)})"
                 raise InputError(str(file), problem, remedy="pack it again, and do not compress it") from error
+            self._add(f"{prefix}/" if prefix else "", file, members)
+
+    def _check_end(self, file: Path, offset: int) -> None:
+        """`tarfile` takes a damaged header for the end; behind the true one, marked by zeros, there may be more."""
+        with file.open("rb") as handle:
+            handle.seek(offset)
+            end = handle.read(tarfile.BLOCKSIZE)
+            if end.strip(b"\0"):
+                raise tarfile.ReadError(f"damaged at byte {offset:,}")
+            if handle.read(_AFTER_THE_END).strip(b"\0"):
+                self.remarks.append(f"{file.name} goes on after its end, as tars joined by cat do: unpack such a file")
+
+    def _add(self, prefix: str, file: Path, members: Sequence[tarfile.TarInfo]) -> None:
+        links = {}
+        for member in members:
+            path = tidy_path(member.name)
+            if member.isreg() and not member.sparse:
+                self.places[prefix + path] = (file, member.offset_data, member.size)
+            elif member.islnk() or member.issym():
+                folder = posixpath.dirname(path) if member.issym() else ""
+                links[prefix + path] = prefix + posixpath.normpath(posixpath.join(folder, tidy_path(member.linkname)))
+            elif not member.isdir():
+                self._leave_out(prefix + path, "stored as a sparse file" if member.isreg() else "not a regular file")
+        for path, target in links.items():
+            for _ in range(_MOST_LINKS):
+                target = links.get(target, target)
+            if target in self.places:
+                self.places[path] = self.places[target]
+            else:
+                self._leave_out(path, "a link to a file that is not in the tar")
+
+    def _leave_out(self, path: str, reason: str) -> None:
+        if is_image_name(path):
+            self.left_out.append((readable(path), reason))
 
     def read(self, name: str) -> bytes:
         """A member's bytes. Raises OSError if they are not all there."""
@@ -184,12 +240,6 @@ class _Tars:
         if len(content) < size:
             raise OSError("the tar ends too early")
         return content
-
-
-def _key_of(name: str) -> str:
-    """What an image and its class share: the name up to the first dot of its last part."""
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + file.split(".", 1)[0]
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------
@@ -214,7 +264,8 @@ def open_npz(path: Path) -> Source:
     digits = len(str(len(images) - 1))
     names = [f"{row:0{digits}d}" for row in range(len(images))]  # padded: names sort as rows
     labels, class_names = labels_of_arrays(path, arrays, len(images))
-    return Source(path, _items(names, labels), class_names, lambda name: images[int(name)])
+    items = tuple(Item(name, label) for name, label in zip(names, labels, strict=True))
+    return Source(path, items, class_names, lambda name: images[int(name)])
 
 
 def _arrays_of(path: Path) -> dict[str, np.ndarray[Any, Any]]:

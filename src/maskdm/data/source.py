@@ -12,16 +12,13 @@ from pathlib import Path
 
 from maskdm.data.decode import Content
 
-SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif")
-"""Of files that are taken for images, in lower or upper case."""
-
 
 @dataclass(frozen=True)
 class Item:
     """One image.
 
     Attributes:
-        name: a POSIX path relative to the source, or a row's number.
+        name: a POSIX path relative to the source in the form of `maskdm.data.names`, or a row's number.
         label: an index into the source's `class_names`, or None.
     """
 
@@ -38,12 +35,16 @@ class Source:
         items: the images in order of their names.
         class_names: that labels index; () without labels.
         reader: gives an image's content by its name.
+        left_out: names of what looks like an image and is none of the set, each with the reason.
+        remarks: what else there is to say of its files, a sentence each.
     """
 
     path: Path
     items: tuple[Item, ...]
     class_names: tuple[str, ...]
     reader: Callable[[str], Content]
+    left_out: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def read(self, item: Item) -> Content:
         """The bytes of an image's file, or its pixels where the source holds arrays; safe in threads.
@@ -56,15 +57,6 @@ class Source:
     def where(self, item: Item) -> str:
         """An image's full name, for messages."""
         return str(self.path / item.name)
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for an image: by its suffix, hidden files and folders left out."""
-    parts = name.split("/")
-    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
-        return False
-    _, dot, suffix = parts[-1].rpartition(".")
-    return bool(dot) and suffix.lower() in SUFFIXES
 
 
 def one_line(error: BaseException) -> str:

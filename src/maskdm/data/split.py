@@ -24,9 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
+from maskdm.data.names import tidy_path
 from maskdm.data.source import one_line
 from maskdm.errors import ArgumentError, InputError, shown
-from maskdm.files import write_once
+from maskdm.files import readable, write_once
 
 Role = Literal["member", "heldout", "calibration", "excluded"]
 """`excluded` are the images that could not be read."""
@@ -264,7 +265,7 @@ def _groups_of_csv(names: Sequence[str], path: Path) -> list[str]:
             rows = csv.DictReader(file, strict=True)
             if not {"path", "group"} <= set(rows.fieldnames or ()):
                 raise InputError(str(path), f"has the columns {rows.fieldnames or []}", wanted=wanted)
-            group_of = {row["path"]: row["group"] for row in rows}
+            group_of = {readable(tidy_path(row["path"] or "")): row["group"] for row in rows}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(str(path), f"cannot be read ({one_line(error)})", wanted=wanted) from error
     missing = [name for name in names if not group_of.get(name)]

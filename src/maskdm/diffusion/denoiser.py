@@ -5,6 +5,7 @@ Samplers see nothing else: from x_t and t it estimates the image and the noise t
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -111,13 +112,15 @@ class Denoiser:
         return self.prediction.invert(out, x_t, *self.alpha_sigma(time, x_t.dtype))
 
     def labels(self, names: str | Sequence[str | int]) -> list[int]:
-        """Class names or numbers, or one name -> labels; the word "none" asks for the unconditional output.
+        """Class names or numbers -> labels; the word "none" asks for the unconditional output.
+
+        Text is one name, or several as on a line of CSV: `cat, dog`, or `"tabby, tabby cat", dog`.
 
         Raises:
             ArgumentError: no name at all, or the model has no classes, or not this one.
         """
-        if isinstance(names, str):  # one name, no row of letters
-            names = [names]
+        if isinstance(names, str):  # no row of letters
+            names = [names.strip()] if names.strip() in self.class_names else _separated(names)
         if not len(names):
             raise ArgumentError("labels", got=[], wanted="at least one", remedy="leave them out, or name one")
         if not self.class_names:
@@ -128,5 +131,12 @@ class Denoiser:
             if str(label) not in numbers:
                 known = ", ".join(self.class_names[:12]) + (", ..." if len(self.class_names) > 12 else "")
                 wanted = f"one of {known}, a number 0 to {self.unconditional - 1}, or none"
-                raise ArgumentError("labels", got=label, wanted=wanted)
+                commas = any("," in name for name in self.class_names)
+                remedy = "put a name that has commas into double quotes" if commas else ""
+                raise ArgumentError("labels", got=label, wanted=wanted, remedy=remedy)
         return [numbers[str(label)] for label in names]
+
+
+def _separated(text: str) -> list[str]:
+    """`"tabby, tabby cat", dog` -> its two words."""
+    return [word.strip() for word in next(csv.reader([text], skipinitialspace=True), [])]

@@ -10,7 +10,6 @@ import torch
 
 from maskdm.config.schema import DataConfig
 from maskdm.data.dataset import default_cache, load_image_set, read_dataset
-from maskdm.data.image_set import ImageSet
 from maskdm.data.labelled import LabelledImages
 from maskdm.data.manifest import read_manifest
 from maskdm.diffusion.denoiser import Denoiser
@@ -222,10 +221,4 @@ def load_generated(path: Path, reference: Reference, console: Console) -> np.nda
         InputError: there are none.
     """
     with within(""):
-        return without_grid(load_image_set(str(path), console, reference.shape))
-
-
-def without_grid(images: ImageSet) -> np.ndarray:
-    """All images of a set, (N, H, W, C) uint8, but for the grid that `maskdm sample` lays beside those it made."""
-    sampled = any(name.startswith("seed-") for name in images.names)
-    return images.images[np.flatnonzero([not (sampled and name == "grid.png") for name in images.names])]
+        return load_image_set(str(path), console, reference.shape).take().images

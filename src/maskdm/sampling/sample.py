@@ -111,7 +111,8 @@ def sampling_config(
         spacing: of the times: uniform, karras or logsnr; by default the usual one of the process.
         shift: more than 1 puts more of the steps where there is much noise.
         seeds: image i uses seed i, and starts again from the first when they run out.
-        labels: class names or numbers (or "none"), likewise; default, for a model with classes, one after another.
+        labels: class names or numbers (or "none"), or text with commas between them, likewise; default, for a model
+            with classes, one after another.
         guidance: weight of guidance; 1 is none.
         guidance_interval: noise levels (0 clean, 1 noise) between which it is applied.
         guide: a weaker model to be guided away from, instead of the unconditional output (autoguidance).
