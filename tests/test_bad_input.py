@@ -257,10 +257,6 @@ OTHERS: Table = {
         "train --resume latest --output-dir empty",
         ["--resume", "no run in empty", "'latest'"],
     ),
-    "resume with other images": (
-        "train --resume {run} --data {digits}",
-        ["data.path", "not those this run began with"],
-    ),
     "resume with other settings": (
         "train --resume {run} --data {digits} model.depth=5",
         ["other settings", " -> ", "init_from"],
