@@ -111,7 +111,7 @@ def recorded_config(checkpoint: Path) -> str | None:
 def check_checkpoint(checkpoint: Path) -> None:
     """Compares every file with what was written; one of an earlier version has no record of that.
 
-    The price is that of reading the files once, at the speed of SHA-256: about 1.4 GB a second on one core.
+    The price is that of reading the files once, at the speed of SHA-256: about 1 GB a second on one core.
 
     Raises:
         InputError: a file is missing, or a bit of it is another.
