@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from maskdm.files import (
     alive,
     append_line,
     check_folder,
+    digest,
+    flush,
     make_folder,
     orphaned,
     publish,
@@ -71,6 +75,8 @@ def test_lines_are_appended(tmp_path):
     append_line(tmp_path / "log", "one")
     append_line(tmp_path / "log", "α\udcff")
     assert (tmp_path / "log").read_bytes() == b"one\n\xce\xb1\xff\n"
+    with pytest.raises(StorageError, match=r"cannot write .*log: No such file or directory"):
+        append_line(tmp_path / "missing" / "log", "one")
 
 
 def test_private_files_are_for_their_owner_alone_at_every_moment(tmp_path):
@@ -90,6 +96,15 @@ def test_without_private_the_mode_is_the_usual_one(tmp_path):
     (tmp_path / "usual").write_text("")
     write_text(tmp_path / "a", "")
     assert mode(tmp_path / "a") == mode(tmp_path / "usual")
+
+
+def test_a_writer_that_makes_its_file_for_the_owner_alone_changes_no_mode(tmp_path):
+    (tmp_path / "usual").write_text("")
+    with replacing(tmp_path / "a") as temporary:
+        handle = os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600)  # as tempfile does, and safetensors with it
+        os.close(handle)
+    assert mode(tmp_path / "a") == mode(tmp_path / "usual") != 0o600
+    assert names(tmp_path) == ["a", "usual"]
 
 
 def test_temporary_names_are_unique_hidden_and_keep_the_suffix(tmp_path):
@@ -268,6 +283,18 @@ def test_sweep_removes_what_the_dead_of_this_machine_left(tmp_path, dead):
     sweep(tmp_path / "nowhere")  # nothing to do
 
 
+def test_sweep_removes_what_another_machine_left_a_day_ago(tmp_path, monkeypatch):
+    left = tmp_path / f".a.tmp-{'0' * 8}-1-0123abcd"
+    left.write_text("x")
+    (tmp_path / ".a.tmp-notes").write_text("x")
+    sweep(tmp_path)
+    assert left.exists()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 25 * 60 * 60)
+    sweep(tmp_path)
+    assert names(tmp_path) == [".a.tmp-notes"]
+
+
 def test_who_is_alive(dead, monkeypatch):
     assert alive(os.getpid())
     assert not alive(dead)
@@ -301,8 +328,45 @@ def test_publishing_copies_where_there_are_no_links(tmp_path, monkeypatch):
     assert (tmp_path / "target").read_text() == "new"
     assert not (tmp_path / "target").samefile(tmp_path / "source")
     assert names(tmp_path) == ["source", "target"]
-    with pytest.raises(StorageError, match=r"cannot write .*once: Operation not permitted"):
-        write_once(tmp_path / "once", b"")  # could not be had without replacing another's
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.ENOSYS])
+def test_writing_once_without_links_the_first_wins_too(number, tmp_path, monkeypatch):
+    def none(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "hardlink_to", none)
+    for content in (b"first", b"second"):
+        write_once(tmp_path / "once", content, private=True)
+    assert (tmp_path / "once").read_bytes() == b"first"
+    assert mode(tmp_path / "once") == 0o600
+    assert names(tmp_path) == ["once"]
+
+
+def test_writing_once_on_a_full_disk_is_an_error(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "hardlink_to", full)
+    with pytest.raises(StorageError, match=r"cannot write .*once: No space left on device"):
+        write_once(tmp_path / "once", b"")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_disk_that_flushes_nothing_is_written_to(number, tmp_path, monkeypatch):
+    def none(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", none)
+    write_text(tmp_path / "a", "whole")
+    flush(tmp_path)
+    assert (tmp_path / "a").read_text() == "whole"
+
+
+def test_the_digest_of_a_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gc
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,18 +15,28 @@ from pathlib import Path
 import pytest
 import torch
 
+from maskdm import files
 from maskdm.config.resolve import resolve
 from maskdm.config.schema import Config
 from maskdm.errors import InputError
+from maskdm.files import digest
 from maskdm.runtime.distributed import Runtime
 from maskdm.training.events import EndEvent, StoppedEvent
+from maskdm.training.find_run import _flat, differences, find_resumable, find_run, same_settings
+from maskdm.training.progress import Progress, write_state
 from maskdm.training.read_run import is_finished, list_runs, read_config, read_history
-from maskdm.training.runs import Run, _differences, _flat, find_resumable, find_unfinished, open_run, write_env
+from maskdm.training.runs import Run, begin_run, resume_run, write_env
 
 CONFIG = resolve()
 OTHER = resolve(overrides=["stages.0.lr=1e-3"])
 STOPPED = StoppedEvent(stage="pretrain", step=3, images=24, reason="interrupted")
 END = EndEvent(stage="finetune", step=9, images=72, seconds=1.5)
+
+
+def open_run(output_dir: Path, name: str, config: Config, resume: str | None) -> Run:
+    """As training does."""
+    found = find_run(output_dir, config, resume)
+    return resume_run(found, config) if found else begin_run(output_dir, name, config)
 
 
 def make(output_dir: Path, config: Config = CONFIG, *, name: str = "a", ended: bool = False) -> Path:
@@ -104,7 +118,7 @@ def test_a_folder_in_which_nothing_can_be_made(tmp_path):
 def test_the_same_settings_find_their_unfinished_run(tmp_path):
     first = make(tmp_path)
     make(tmp_path, OTHER)
-    assert find_unfinished(tmp_path, CONFIG) == first
+    assert find_run(tmp_path, CONFIG, None) == first
     run = open_run(tmp_path, "b", CONFIG, None)
     assert run.resumed
     assert run.path == first
@@ -114,8 +128,8 @@ def test_the_same_settings_find_their_unfinished_run(tmp_path):
 
 def test_other_settings_begin_a_run(tmp_path):
     make(tmp_path)
-    assert find_unfinished(tmp_path, OTHER) is None
-    assert find_unfinished(tmp_path / "elsewhere", CONFIG) is None
+    assert find_run(tmp_path, OTHER, None) is None
+    assert find_run(tmp_path / "elsewhere", CONFIG, None) is None
     run = open_run(tmp_path, "b", OTHER, None)
     assert not run.resumed
     assert run.path.name == "00001-b"
@@ -125,9 +139,9 @@ def test_other_settings_begin_a_run(tmp_path):
 def test_of_several_runs_of_the_same_settings_the_newest_counts(tmp_path):
     make(tmp_path)
     newest = make(tmp_path)
-    assert find_unfinished(tmp_path, CONFIG) == newest
-    make(tmp_path, ended=True)
-    assert find_unfinished(tmp_path, CONFIG) is None  # it was done again, and done
+    assert find_run(tmp_path, CONFIG, None) == newest
+    finished = make(tmp_path, ended=True)
+    assert find_run(tmp_path, CONFIG, None) == finished  # it was done again, and done
 
 
 def test_never_begins_another(tmp_path):
@@ -143,7 +157,7 @@ def test_a_run_whose_settings_cannot_be_read_stands_in_nobodys_way(tmp_path, tex
     mine = make(tmp_path)
     damaged = make(tmp_path, name="of-another-version")
     (damaged / "config.yaml").write_text(text)
-    assert find_unfinished(tmp_path, CONFIG) == mine
+    assert find_run(tmp_path, CONFIG, None) == mine
 
 
 def test_resume_latest_and_by_path(tmp_path):
@@ -175,12 +189,10 @@ def test_resuming_with_other_settings_names_them(tmp_path):
     assert "init_from" in caught.value.remedy
 
 
-def test_a_finished_run_is_not_resumed(tmp_path):
+def test_a_finished_run_is_found_too(tmp_path):
     path = make(tmp_path, ended=True)
-    with pytest.raises(InputError) as caught:
-        open_run(tmp_path, "a", CONFIG, "latest")
-    assert caught.value.name == "resume"
-    assert f"stages.0.init_from={path}" in caught.value.remedy
+    for resume in (None, "latest", str(path)):
+        assert find_run(tmp_path, CONFIG, resume) == path
 
 
 def test_finished_is_what_ended_last(tmp_path):
@@ -193,6 +205,61 @@ def test_finished_is_what_ended_last(tmp_path):
     assert is_finished(path)
 
 
+# --- settings that are damaged ---------------------------------------------------------------------------------------
+
+
+def save(run: Path, config_sha256: str | None) -> None:
+    """The state of a checkpoint, with nothing in it."""
+    checkpoint = run / "checkpoints" / "step-0000003"
+    checkpoint.mkdir()
+    write_state(checkpoint, Progress(step=3), {}, config_sha256)
+
+
+@pytest.mark.parametrize("text", ["model: {width: [", None])
+def test_an_unfinished_run_that_lost_its_settings_is_not_passed_over_in_silence(text, tmp_path):
+    path = make(tmp_path)
+    save(path, None)
+    (path / "config.yaml").unlink()
+    if text:
+        (path / "config.yaml").write_text(text)
+    said: list[str] = []
+    assert find_run(tmp_path, CONFIG, None, None, said.append) is None
+    (line,) = said
+    assert path.name in line
+    assert "config.yaml is missing or damaged" in line
+    with pytest.raises(InputError) as caught:
+        find_run(tmp_path, CONFIG, "latest")
+    assert "config.yaml" in str(caught.value)
+    said.clear()
+    Run(path, resumed=True).record(END)  # nobody waits for it
+    assert find_run(tmp_path, CONFIG, None, None, said.append) is None
+    assert not said
+
+
+@pytest.mark.parametrize("edit", [lambda text: text.replace("0.0002", "0.0006"), None])
+def test_settings_are_written_again_where_the_manifest_says_which_they_were(edit, tmp_path):
+    path = make(tmp_path)
+    settings = path / "config.yaml"
+    whole = settings.read_text()
+    save(path, digest(settings))
+    head = {"config_sha256": hashlib.sha256(CONFIG.model_dump_json().encode()).hexdigest()}
+    (path / "manifest.head.json").write_text(json.dumps(head))
+    settings.unlink()
+    if edit:
+        settings.write_text(edit(whole))
+        assert settings.read_text() != whole
+        assert read_config(path) != CONFIG
+    for resume in ("latest", str(path)):
+        with pytest.raises(InputError, match=r"config\.yaml"):
+            find_run(tmp_path, CONFIG, resume)
+    assert find_run(tmp_path, CONFIG, None) == path
+    said: list[str] = []
+    resume_run(path, CONFIG, said.append).release()
+    assert settings.read_text() == whole
+    assert said == [f"{settings} was missing or damaged, and is written again"]
+    assert find_run(tmp_path, CONFIG, "latest") == path
+
+
 # --- differences -----------------------------------------------------------------------------------------------------
 
 
@@ -203,8 +270,8 @@ def test_flat():
 
 
 def test_equal_settings_do_not_differ():
-    assert _differences(CONFIG, resolve()) == []
-    assert _differences(resolve(recipe="digits"), resolve(recipe="digits")) == []
+    assert differences(CONFIG, resolve()) == []
+    assert differences(resolve(recipe="digits"), resolve(recipe="digits")) == []
 
 
 @pytest.mark.parametrize(
@@ -216,17 +283,20 @@ def test_equal_settings_do_not_differ():
         ("stages.0.mask.ratio=0.5", "stages.0.mask.ratio auto -> 0.5"),
         ("stages.0.betas=[0.9, 0.99]", "stages.0.betas.0 0.99 -> 0.9"),
         ("log.track=[wandb]", "log.track.0 None -> wandb"),
-        ("data.path=photos", "data.path  -> photos"),
     ],
 )
 def test_a_difference_names_its_key_and_both_values(word, difference):
-    assert _differences(CONFIG, resolve(overrides=[word])) == [difference]
+    assert differences(CONFIG, resolve(overrides=[word])) == [difference]
+
+
+def test_where_images_lie_is_no_difference():
+    assert same_settings(CONFIG, resolve(overrides=["data.path=photos", "data.cache_dir=/scratch"]))
 
 
 def test_a_stage_more_is_a_difference():
     first = "{name: pretrain, steps: 200000, mask: {kind: auto}}"
     shorter = resolve(overrides=[f"stages=[{first}]"])
-    keys = {difference.split()[0] for difference in _differences(CONFIG, shorter)}
+    keys = {difference.split()[0] for difference in differences(CONFIG, shorter)}
     assert keys
     assert all(key.startswith("stages.1.") for key in keys)
 
@@ -234,7 +304,7 @@ def test_a_stage_more_is_a_difference():
 def test_differences_come_in_the_order_of_the_settings():
     words = ["data.flip=0.5", "model.width=64", "model.depth=3", "process.timesteps=10", "stages.0.lr=1"]
     words += ["ema.decay=0.9", "train.seed=1", "train.keep=1", "eval.samples=1", "log.every=1"]
-    found = [difference.split()[0] for difference in _differences(CONFIG, resolve(overrides=words))]
+    found = [difference.split()[0] for difference in differences(CONFIG, resolve(overrides=words))]
     assert found == [word.partition("=")[0] for word in words]
 
 
@@ -268,6 +338,57 @@ def test_a_refused_lock_is_closed_at_once(tmp_path, monkeypatch):
     gc.collect()  # a file that is still open complains when it goes
     assert not left_open
     holder.release()
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL])
+def test_a_disk_without_locks_is_said_once_and_trained_on(number, tmp_path, monkeypatch):
+    def none(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    said: list[str] = []
+    begin_run(tmp_path, "a", CONFIG, said.append).release()
+    (line,) = said
+    assert os.strerror(number) in line
+    said.clear()
+    run = resume_run(tmp_path / "00000-a", CONFIG, said.append)
+    assert run.resumed
+    assert len(said) == 1
+    run.release()
+
+
+@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES])
+def test_what_would_block_is_locked(number, tmp_path, monkeypatch):
+    def held(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    path = make(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", held)
+    with pytest.raises(InputError, match="another process"):
+        resume_run(path, CONFIG)
+
+
+def test_a_start_removes_what_killed_processes_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "alive", lambda pid: pid != 1)
+    path = make(tmp_path)
+    left = [path / name / f".a.tmp-{files._MACHINE}-1-0123abcd" for name in ("", "weights", "samples", "checkpoints")]
+    at_work = path / "weights" / f".a.tmp-{files._MACHINE}-2-0123abcd"
+    for file in (*left, at_work):
+        file.write_text("x")
+    resume_run(path, CONFIG).release()
+    assert not [file for file in left if file.exists()]
+    assert at_work.exists()
+    unborn = tmp_path / f".run.tmp-{files._MACHINE}-1-0123abcd"
+    (unborn / "weights").mkdir(parents=True)
+    make(tmp_path)
+    assert not unborn.exists()
+
+
+def test_folders_that_were_removed_are_made_again(tmp_path):
+    path = make(tmp_path)
+    (path / "weights").rmdir()
+    resume_run(path, CONFIG).release()
+    assert (path / "weights").is_dir()
 
 
 HOLD = """

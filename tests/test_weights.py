@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from maskdm.commands.convert import convert
 from maskdm.config.model_config import JiTConfig
 from maskdm.config.process_config import FlowConfig
 from maskdm.errors import InputError
@@ -108,3 +109,21 @@ def test_tensors_are_loaded_all_or_none_left_over(tmp_path):
             load_state(network, tensors, origin)
         assert caught.value.name == str(origin)
         assert "\n" not in str(caught.value)
+
+
+def test_an_official_checkpoint_that_is_not_finite_is_not_imported(tmp_path):
+    def spoil(value: object) -> None:
+        if isinstance(value, dict):
+            for inner in value.values():
+                spoil(inner)
+        elif isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim > 1:
+            value.fill_(float("nan"))
+
+    state = torch.load(Path(__file__).parent / "data" / "official_uncond_linear.pt", weights_only=True)
+    spoil(state)
+    torch.save(state, tmp_path / "nan.pt")
+    with pytest.raises(InputError) as caught:
+        convert("official", tmp_path / "nan.pt", tmp_path / "out.safetensors", heads=1)
+    assert caught.value.name == str(tmp_path / "nan.pt")
+    assert "NaN" in caught.value.problem
+    assert not (tmp_path / "out.safetensors").exists()

@@ -2,17 +2,22 @@
 
 Everything is written beside its place under a name of its own (`.NAME.tmp-MACHINE-PID-RANDOM`), flushed to disk, and
 renamed: two processes that write one file do not meet, and a killed one leaves a file that `sweep` knows. Text is UTF-8
-with line breaks of one character on every system.
+with line breaks of one character on every system. A file system without hard links, or on which folders cannot be
+flushed, does as well as it can: nothing here needs more than a rename.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import platform
 import re
 import secrets
 import shutil
+import stat
+import time
 import unicodedata
 import zlib
 from collections.abc import Iterator
@@ -23,6 +28,11 @@ from maskdm.errors import InputError, StorageError
 
 PRIVATE = 0o600
 """Mode of a file that says who was in a training set."""
+_DAY = 24 * 60 * 60
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""Errors of a file system that cannot do what is asked, rather than of one that fails at it."""
+_NO_LINKS = {*_UNSUPPORTED, errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EACCES}
+"""The same of hard links: vfat and exFAT say EPERM, network drives EACCES."""
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # on a shared disk: a PID says nothing on another machine
 _NOT_TEXT = re.compile("[\\ud800-\\udfff]")
 _TEMPORARY = re.compile(r"\..+\.tmp-(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}(\.[A-Za-z0-9]+)?")
@@ -78,6 +88,8 @@ def replacing(path: Path, *, private: bool = False, durable: bool = True) -> Ite
         yield temporary
         if durable:
             flush(temporary)
+        if not private:
+            _usual_mode(temporary)
         temporary.replace(path)
 
 
@@ -98,17 +110,54 @@ def _beside(path: Path, private: bool) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _usual_mode(path: Path) -> None:
+    """Gives a file the mode of any new file, where its writer made it for the owner alone (as safetensors does)."""
+    found = path.lstat().st_mode
+    if not stat.S_ISREG(found) or stat.S_IMODE(found) != PRIVATE:
+        return
+    probe = temporary_name(path)
+    os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # asking for the umask would change it
+    try:
+        with suppress(OSError):  # of a file system without modes
+            path.chmod(stat.S_IMODE(probe.stat().st_mode))
+    finally:
+        probe.unlink()
+
+
 def write_once(path: Path, content: bytes, *, private: bool = False) -> None:
     """Bytes, whole or not at all, unless the file is there: then it stays, and of two writers at once the first wins.
 
+    On a disk without hard links a kill within the microseconds between two system calls leaves an empty file.
+
     Raises:
-        StorageError: it cannot be written, or the disk has no hard links.
+        StorageError: it cannot be written.
     """
     with _beside(path, private) as temporary:
         temporary.write_bytes(content)
         flush(temporary)
-        with suppress(FileExistsError):
+        try:
             path.hardlink_to(temporary)  # unlike a rename, never replaces a file that is there
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _create_once(path, content, PRIVATE if private else 0o666)
+
+
+def _create_once(path: Path, content: bytes, mode: int) -> None:
+    """The same for few bytes and without a hard link; a file that is there stays."""
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+    except FileExistsError:
+        return
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        flush(path)
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
@@ -128,9 +177,16 @@ def write_json(path: Path, value: object, *, private: bool = False) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """A line at the end of a file, which is made where there is none."""
-    with path.open("a", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        file.write(line + "\n")
+    """A line at the end of a file, which is made where there is none.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def publish(source: Path, target: Path) -> None:
@@ -143,19 +199,45 @@ def publish(source: Path, target: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """To disk, so that a rename never outlives its content."""
-    handle = os.open(path, os.O_RDONLY)
+    """To disk, so that a rename never outlives its content; a file, or a folder where the system can do that.
+
+    Raises:
+        OSError: the disk is full or broken. That a file system knows no flushing is none.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():  # Windows opens no folders
+            return
+        raise
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
     finally:
         os.close(handle)
 
 
+def digest(path: Path) -> str:
+    """The sha256 of a file, read in parts: 64 hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sweep(folder: Path) -> None:
-    """Removes what killed processes left of unfinished files in `folder`."""
+    """Removes what killed processes left of unfinished files in `folder`.
+
+    Those of this machine go at once, those of another that shares the disk a day after they were last touched.
+    """
     for path in folder.glob(".*.tmp-*"):
-        if orphaned(path):
-            with suppress(OSError):
+        with suppress(OSError):
+            # The time of its inode: a hard link to an old file is new.
+            if orphaned(path) or (_TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_ctime > _DAY):
                 path.unlink()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskdm.data.dataset import load_image_set, read_dataset
+from maskdm.data.dataset import load_image_set, read_unsplit
 from maskdm.data.image_set import ImageSet
 from maskdm.data.labelled import LabelledImages
 from maskdm.data.manifest import Manifest, read_manifest
@@ -18,7 +18,7 @@ from maskdm.errors import InputError, within
 from maskdm.models.spec import ModelSpec
 from maskdm.models.weights import Weights, find_weights, read_weights
 from maskdm.runtime.console import Console
-from maskdm.training.read_run import is_run, read_config
+from maskdm.training.read_run import is_run, read_config, read_data_config
 
 AUDIT_ROLES: tuple[Role, ...] = ("member", "heldout", "calibration")
 MIN_ROLE_IMAGES, MAX_ROLE_IMAGES = 10, 10_000
@@ -94,6 +94,7 @@ def open_subject(
     members: str | None = None,
     nonmembers: str | None = None,
     group_by: str | None = None,
+    data: str | None = None,
     seed: int = 0,
     console: Console,
 ) -> Subject:
@@ -106,6 +107,7 @@ def open_subject(
         members: images that the model was trained on, where no run says so.
         nonmembers: images of the same source that it was not trained on.
         group_by: of a run: which images are of one person or scene, as the setting data.group_by.
+        data: of a run: where its images are, if they were moved since.
         seed: of the choice of images.
         console: shows what is read.
 
@@ -117,12 +119,14 @@ def open_subject(
         raise InputError(missing, "missing", remedy="give both members and nonmembers, or neither for a run")
     if members is not None and group_by is not None:
         raise InputError("group_by", "only for a run, whose images have the names that it was trained on")
+    if data is not None and members is not None:
+        raise InputError("data", "says where the images of a run are, and members are given", remedy="leave out one")
     if stage is not None and not is_run(subject):
         raise InputError("stage", f"{subject} is no run, and has no stages", remedy="leave it out")
     which = stage_weights(subject, stage, weights) if is_run(subject) else weights
     if members is not None and nonmembers is not None:
         return data_subject(subject, which, members, nonmembers, seed=seed, console=console)
-    return run_subject(subject, which, seed=seed, group_by=group_by, console=console)
+    return run_subject(subject, which, seed=seed, group_by=group_by, data=data, console=console)
 
 
 def stage_weights(run: Path, stage: str | None, weights: str) -> str:
@@ -145,7 +149,9 @@ def stage_weights(run: Path, stage: str | None, weights: str) -> str:
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
-def run_subject(run: Path, weights: str, *, seed: int, group_by: str | None = None, console: Console) -> Subject:
+def run_subject(
+    run: Path, weights: str, *, seed: int, group_by: str | None = None, data: str | None = None, console: Console
+) -> Subject:
     """A run's weights, and its own split; of each role at most 10,000 images, at random.
 
     Args:
@@ -153,6 +159,7 @@ def run_subject(run: Path, weights: str, *, seed: int, group_by: str | None = No
         weights: their name: ema, raw, or either of a stage (pretrain-ema).
         seed: of the choice of images.
         group_by: which images are of one person or scene; by default as the run recorded it.
+        data: where its images are, if they were moved since.
         console: shows what is read.
 
     Raises:
@@ -167,9 +174,8 @@ def run_subject(run: Path, weights: str, *, seed: int, group_by: str | None = No
             f"was not trained by the manifest of {run}",
             remedy="put back the files of one run, or train it again",
         )
-    config = read_config(run)
-    images = read_dataset(config.data, console).images
-    manifest.check(images)  # by the bytes of every file
+    config = read_data_config(run, data)
+    images = manifest.align(read_unsplit(config, console))  # by the pixels of every image
     members, heldout, calibration = _roles(run, manifest, images, found.spec, seed, group_by)
     certified = manifest.head.split == "keyed"
     remarks = []
@@ -184,7 +190,7 @@ def run_subject(run: Path, weights: str, *, seed: int, group_by: str | None = No
         found,
         (members, heldout, calibration),
         certified=certified,
-        mirrored=config.data.flip > 0,
+        mirrored=config.flip > 0,
         remarks=remarks,
         manifest=manifest.sha256,
     )

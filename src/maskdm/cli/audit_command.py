@@ -33,6 +33,7 @@ def add_audit(commands: Commands) -> None:
     )
     p.add_argument("--stage", metavar="NAME|N", help="the weights as this stage left them (default: the last)")
     add_model(p, "of a run (default: ema)")
+    p.add_argument("--data", metavar="DATA", help="where the run's images are now, if they were moved")
     p.add_argument("--members", metavar="DATA", help="images that the model was trained on, where no run says so")
     p.add_argument("--nonmembers", metavar="DATA", help="images of the same source that it was not trained on")
     p.add_argument("--num", type=int, metavar="N", help="images to generate, 0 for none (default: by the profile)")
@@ -84,6 +85,7 @@ def call_audit(a: argparse.Namespace) -> int:
         stage=a.stage,
         weights=a.weights,
         backbone=a.backbone,
+        data=a.data,
         members=a.members,
         nonmembers=a.nonmembers,
         num=a.num,

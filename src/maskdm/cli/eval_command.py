@@ -25,6 +25,7 @@ def add_eval(commands: Commands) -> None:
     )
     p.add_argument("subject", metavar="RUN|FILE|IMAGES", type=Path, help="a model, or generated images")
     p.add_argument("--reference", metavar="DATA|NPZ", help="real images, or an .npz with mu and sigma")
+    p.add_argument("--data", metavar="DATA", help="where the run's images are now, if they were moved")
     p.add_argument(
         "--features",
         default="pixels",
@@ -60,6 +61,7 @@ def call_eval(a: argparse.Namespace) -> None:
         a.subject,
         a.reference,
         a.features,
+        data=a.data,
         features_weights=a.features_weights,
         num=a.num,
         sampler=a.sampler,

@@ -8,6 +8,7 @@ import io
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from maskdm import __version__
 from maskdm.cli.audit_command import add_audit, add_audit_compare
@@ -20,6 +21,7 @@ from maskdm.cli.sample_command import add_sample
 from maskdm.cli.speed_commands import add_bench, add_plan
 from maskdm.cli.train_command import add_train
 from maskdm.errors import InputError, Interrupted, StorageError, TrainingError
+from maskdm.runtime import signals
 
 COMMANDS = (
     add_train,
@@ -38,10 +40,34 @@ COMMANDS = (
 """In the order in which --help lists them."""
 
 
+DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR),
+    *(errno.ESTALE, errno.ENOTEMPTY, errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.ENAMETOOLONG),
+)
+"""Errors of a disk, a folder that has vanished, or a limit of the system: nothing that a traceback would explain."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code: 0, 1 (training failed), 2 (bad input), 130 (Ctrl-C)."""
+    """Runs one command; returns its exit code.
+
+    0; 1 training or writing failed; 2 bad input; 129 the terminal was closed, 130 Ctrl-C, 143 SIGTERM.
+
+    Args:
+        argv: the words after `maskdm`; None for those of this process, which then has nothing else to do.
+    """
+    if argv is not None:
+        return _command(list(argv))
+    signals.own_process()
+    try:
+        return _command(sys.argv[1:])
+    finally:
+        signals.ending()
+
+
+def _command(words: list[str]) -> int:
+    """One command, and one line for whatever ends it."""
     _print_anything()
-    words = with_home(sys.argv[1:] if argv is None else argv)
+    words = with_home(words)
     parser = make_parser()
     if not words:
         parser.print_help()
@@ -73,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             1,
         )
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in DISK:
             raise
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"error: {error.strerror}{where}; what was saved before is intact", 1)
@@ -106,7 +132,8 @@ def _print_anything() -> None:
 
 
 def _fail(line: str, code: int) -> int:
-    print(f"maskdm: {line}", file=sys.stderr)
+    with suppress(OSError):  # the terminal may be closed
+        print(f"maskdm: {line}", file=sys.stderr)
     return code
 
 

@@ -62,6 +62,7 @@ def audit(
     stage: str | None = None,
     weights: str = "ema",
     backbone: str | type[nn.Module] | None = None,
+    data: str | Path | None = None,
     members: str | Path | None = None,
     nonmembers: str | Path | None = None,
     num: int | None = None,
@@ -87,6 +88,7 @@ def audit(
         stage: of a run: a stage's name or number, for the weights as it left them; by default the last.
         weights: of a run: ema or raw.
         backbone: the class of a backbone of your own, or its name, module:Class.
+        data: of a run: where its images are, if they were moved since.
         members: images that the model was trained on, where no run says so.
         nonmembers: images of the same source that it was not trained on.
         num: images to generate, 0 for none; by default as the profile has it.
@@ -132,6 +134,7 @@ def audit(
         members=None if members is None else str(members),
         nonmembers=None if nonmembers is None else str(nonmembers),
         group_by=group_by,
+        data=None if data is None else str(data),
         seed=seed,
         console=console,
     )

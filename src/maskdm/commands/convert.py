@@ -45,6 +45,7 @@ def convert(
         raise InputError("output", got=str(output), wanted="a name that ends in .safetensors")
     with within(""):
         read = read_official(Path(checkpoint), which=weights, heads=heads)
+    files.require_finite(read.tensors, Path(checkpoint))
     make_folder(output.parent, "output")
     try:
         files.write_weights(output, read)

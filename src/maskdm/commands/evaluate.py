@@ -34,7 +34,7 @@ from maskdm.files import check_folder
 from maskdm.reports.run_page import write_run_page
 from maskdm.runtime.console import Console
 from maskdm.runtime.distributed import init_distributed
-from maskdm.training.read_run import is_run, read_config
+from maskdm.training.read_run import is_run, read_data_config
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def evaluate(
     reference: str | Path | None = None,
     features: str = "pixels",
     *,
+    data: str | Path | None = None,
     features_weights: str | Path | None = None,
     num: int = 1000,
     sampler: str = "dpm++",
@@ -85,6 +86,7 @@ def evaluate(
         reference: real images, or an .npz with mu and sigma; by default a run's own held-out images.
         features: pixels, inception (the FID), dinov2, clip, encoder, a TorchScript or torch.export file, or
             module:callable.
+        data: where the images of a run are, if they were moved since; for its own held-out images.
         features_weights: of inception (a file), dinov2 or clip (a folder), in place of a download.
         num: images to sample from a model.
         sampler: for these; see `maskdm.sample`.
@@ -117,6 +119,9 @@ def evaluate(
         features=features, features_weights=features_weights, num=num, batch_size=batch_size, bootstrap=bootstrap
     )
     _check_paths(path, weights, output)
+    if data is not None and (reference is not None or not is_run(path)):
+        problem = "says where a run's own held-out images are"
+        raise InputError("data", problem, remedy="leave it out, or leave out reference and give a run")
     with closing(init_distributed(device)) as runtime:
         console = Console(quiet=quiet, main=runtime.main)
         with runtime.main_first():
@@ -125,7 +130,7 @@ def evaluate(
                 denoiser = open_model(
                     path, weights=weights, device=runtime.device, backbone=backbone, mixed_precision=mixed_precision
                 )
-            real = _reference(path, reference, denoiser, console)
+            real = _reference(path, reference, data, denoiser, console)
             measure = None  # the first rank's
             if runtime.main:
                 measure = reference_features(
@@ -168,7 +173,9 @@ def _check_paths(path: Path, weights: str, output: str | Path | None) -> None:
         check_folder(Path(output).parent, "output")
 
 
-def _reference(subject: Path, reference: str | Path | None, denoiser: Denoiser | None, console: Console) -> Reference:
+def _reference(
+    subject: Path, reference: str | Path | None, data: str | Path | None, denoiser: Denoiser | None, console: Console
+) -> Reference:
     """What is compared with: `reference`, or a run's own held-out images."""
     run = subject if is_run(subject) else None
     return load_reference(
@@ -176,7 +183,7 @@ def _reference(subject: Path, reference: str | Path | None, denoiser: Denoiser |
         console,
         denoiser=denoiser,
         run=run,
-        data=None if run is None else read_config(run).data,
+        data=None if run is None or reference is not None else read_data_config(run, data),
     )
 
 

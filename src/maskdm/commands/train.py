@@ -11,8 +11,8 @@ from maskdm.config.schema import Config
 from maskdm.reports.run_page import write_run_page
 from maskdm.runtime.console import Console
 from maskdm.training import start
-from maskdm.training.read_run import read_config, read_run
-from maskdm.training.runs import find_resumable
+from maskdm.training.find_run import find_resumable
+from maskdm.training.read_run import read_config, read_data_config, read_run
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ def train(
     quiet: bool = False,
     command: str | None = None,
 ) -> TrainResult:
-    """Trains a model in a new run folder, or resumes an interrupted run of the same settings.
+    """Trains a model in a new run folder, or resumes an interrupted run of the same settings and images.
 
+    Where that run is finished, nothing is trained, and what is missing of its page, weights and samples is written.
     Under torchrun every rank calls it; the first one writes files.
 
     Args:
@@ -62,8 +63,9 @@ def train(
         settings: single settings over those: {"model.width": 64} or ["model.width=64"] (`maskdm train --settings`).
         output_dir: where runs lie.
         name: of a new run; by default the recipe's or the data's.
-        resume: "latest" or a run's folder; "never" always begins a new run; by default an unfinished run of the same
-            settings is resumed. A run that is named needs no settings.
+        resume: "latest" or a run's folder; "never" always begins a new run; by default a run of the same settings and
+            images is resumed, wherever these lie now. A run that is named needs no settings, and no `data` unless its
+            images were moved.
         dry_run: read the images and say what would be done; nothing is written but the cache of decoded images.
         quiet: no progress on standard error.
         command: the command line that this was, to be recorded in the run's env.json.
@@ -82,16 +84,17 @@ def train(
         >>> images = maskdm.sample(result.run, 16)
     """
     output_dir, resume = Path(output_dir), None if resume is None else str(resume)
-    nothing_set = data is None and recipe is None and config is None and not settings_words(settings)
+    nothing_set = recipe is None and config is None and not settings_words(settings)
     if resume not in (None, "never") and nothing_set:
-        resolved = read_config(find_resumable(output_dir, resume))
+        found = find_resumable(output_dir, resume)
+        resolved = read_config(found).model_copy(update={"data": read_data_config(found, data)})
     else:
         resolved = read_settings(data=data, recipe=recipe, config=config, settings=settings)
     require_data(resolved)
     console = Console(quiet=quiet)
     if dry_run:
         plan = start.dry_run(resolved, output_dir=output_dir, resume=resume, console=console)
-        return TrainResult(run=plan.resumes, stages=plan.stages)
+        return TrainResult(run=plan.resumes, finished=plan.finished, stages=plan.stages)
     run = start.start_training(
         resolved,
         output_dir=output_dir,

@@ -48,11 +48,22 @@ def read_dataset(config: DataConfig, console: Console) -> Dataset:
     Raises:
         InputError: there are none, or too few; or they cannot be split as requested.
     """
-    cache = cache_dir(config)
+    images = read_unsplit(config, console)
     with within("data."):
-        images = load_images(
+        groups = group_names(images.names, config.group_by)
+        return Dataset(images, _roles(config, images, groups, read_salt(config.salt, cache_dir(config))), groups)
+
+
+def read_unsplit(config: DataConfig, console: Console) -> ImageSet:
+    """Reads and decodes the images, and splits nothing: for a run, whose manifest says who had which role.
+
+    Raises:
+        InputError: there are none, or too few.
+    """
+    with within("data."):
+        return load_images(
             open_source(config.path, image_column=config.image_column, label_column=config.label_column),
-            cache_dir=cache,
+            cache_dir=cache_dir(config),
             console=console,
             image_size=config.image_size,
             channels=config.channels,
@@ -60,8 +71,6 @@ def read_dataset(config: DataConfig, console: Console) -> Dataset:
             on_bad_image=config.on_bad_image,
             keep=config.store != "stream",
         )
-        groups = group_names(images.names, config.group_by)
-        return Dataset(images, _roles(config, images, groups, read_salt(config.salt, cache)), groups)
 
 
 def _roles(config: DataConfig, images: ImageSet, groups: list[str] | None, salt: bytes) -> list[Role]:

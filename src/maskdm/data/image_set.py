@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from maskdm.data.disk_cache import Decoded, Entry, find_or_build
 from maskdm.data.labelled import LabelledImages
 from maskdm.data.left_out import say_left_out
 from maskdm.data.source import Item, Source, one_line
-from maskdm.data.stream import ImageArray, Streamed
+from maskdm.data.stream import ImageArray, Reordered, Streamed
 from maskdm.data.workers import in_order
 from maskdm.errors import ArgumentError, InputError, shown
 from maskdm.runtime.console import Console
@@ -69,6 +69,20 @@ class ImageSet:
     def __len__(self) -> int:
         """Number of good images, N."""
         return len(self.names)
+
+    def in_order(self, order: NDArray[np.int64]) -> ImageSet:
+        """The same images, each row being row `order` of these; (N,), every row once."""
+        if np.array_equal(order, np.arange(len(self))):
+            return self
+        return replace(
+            self,
+            images=Reordered(self.images, order),
+            names=tuple(self.names[row] for row in order),
+            labels=None if self.labels is None else self.labels[order],
+            sha256=tuple(self.sha256[row] for row in order),
+            sha256_px=tuple(self.sha256_px[row] for row in order),
+            source_sizes=tuple(self.source_sizes[row] for row in order),
+        )
 
     def take(self, rows: NDArray[np.int64] | None = None, groups: Sequence[str] | None = None) -> LabelledImages:
         """The images in `rows`, or all, in memory, with the hashes of their pixels as ids.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -110,33 +110,66 @@ class Manifest:
         """Names this manifest in checkpoints and reports."""
         return self.head.records_sha256
 
-    def indices(self, role: Role) -> NDArray[np.int64]:
-        """The rows of `ImageSet.images` that have this role; none are excluded, as those have no row."""
-        good = [record for record in self.records if record.sha256_px is not None]
-        return np.array([row for row, record in enumerate(good) if record.role == role], np.int64)
+    @property
+    def good(self) -> tuple[Record, ...]:
+        """Records of the images that could be read."""
+        return tuple(record for record in self.records if record.sha256_px is not None)
 
-    def check(self, image_set: ImageSet) -> None:
-        """Refuses images that are not those of the manifest.
+    def indices(self, role: Role) -> NDArray[np.int64]:
+        """The rows of an image set that `align` gave which have this role; none are excluded, as those have no row."""
+        return np.array([row for row, record in enumerate(self.good) if record.role == role], np.int64)
+
+    def difference(self, image_set: ImageSet) -> str:
+        """What is another than when the run began, "" where nothing is that can be learned: pixels and classes.
+
+        Where the images lie, what their files are called and how they are encoded, is not asked for.
+        """
+        if image_set.fingerprint == self.head.fingerprint:
+            return ""
+        if image_set.transform.describe() != dict(self.head.transform):
+            return f"now {image_set.transform.describe()}, then {dict(self.head.transform)}"
+        before = {record.path: _recorded_key(record) for record in self.good}
+        now = dict(zip(image_set.names, _keys(image_set), strict=True))
+        both = before.keys() & now.keys()
+        changed = sum(before[name] != now[name] for name in both)
+        then = Counter(key for name, key in before.items() if name not in both)
+        here = Counter(key for name, key in now.items() if name not in both)
+        added, removed = (here - then).total(), (then - here).total()
+        return f"{added} added, {removed} removed, {changed} changed" if added or removed or changed else ""
+
+    def align(self, image_set: ImageSet) -> ImageSet:
+        """The images in the order of the manifest, which is that of their names when the run began.
 
         Raises:
             InputError: images were added, removed or changed, or something else is made of them.
         """
-        if image_set.fingerprint == self.head.fingerprint:
-            return
-        before = {record.path: record.sha256 for record in self.records}
-        now = dict(
-            zip((*image_set.names, *_bad_names(image_set)), (*image_set.sha256, *image_set.bad_sha256), strict=True)
-        )
-        added, removed = len(now.keys() - before.keys()), len(before.keys() - now.keys())
-        changed = sum(before[name] != now[name] for name in before.keys() & now.keys())
-        what = f"{added} added, {removed} removed, {changed} changed"
-        if not added and not removed and not changed:
-            what = f"now {image_set.transform.describe()}, then {dict(self.head.transform)}"
-        raise InputError(
-            "data.path",
-            f"the images are not those this run began with ({what})",
-            remedy="put them back, or start a new run with --resume never",
-        )
+        what = self.difference(image_set)
+        if what:
+            raise InputError(
+                "data.path",
+                f"the images are not those this run began with ({what})",
+                remedy="put them back, say where they are now with --data, or start a new run with --resume never",
+            )
+        rows: dict[Key, deque[int]] = {}
+        for row, key in enumerate(_keys(image_set)):
+            rows.setdefault(key, deque()).append(row)
+        return image_set.in_order(np.array([rows[_recorded_key(record)].popleft() for record in self.good], np.int64))
+
+
+Key = tuple[str | None, str | None]
+"""What of an image can be learned: the sha256 of its pixels, and the name of its class."""
+
+
+def _recorded_key(record: Record) -> Key:
+    return record.sha256_px, record.label
+
+
+def _keys(image_set: ImageSet) -> list[Key]:
+    """Of every good image of a set."""
+    if image_set.labels is None:
+        return [(digest, None) for digest in image_set.sha256_px]
+    names = [image_set.class_names[label] for label in image_set.labels]
+    return list(zip(image_set.sha256_px, names, strict=True))
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -214,13 +247,9 @@ def _records(
                 stages=stages if role == "member" else (),
             )
         )
-    for name, sha256 in zip(_bad_names(image_set), image_set.bad_sha256, strict=True):
+    for (name, _), sha256 in zip(image_set.bad, image_set.bad_sha256, strict=True):
         records.append(Record(name, sha256, None, None, None, None, None, None, "excluded", ()))
     return sorted(records, key=lambda record: record.path)
-
-
-def _bad_names(image_set: ImageSet) -> list[str]:
-    return [name for name, _ in image_set.bad]
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

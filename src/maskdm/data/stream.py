@@ -1,4 +1,4 @@
-"""Images that are decoded each time they are asked for: for sets that fit on no disk a second time."""
+"""Images that are no plain array: decoded each time they are asked for, or in another order than they lie in."""
 
 from __future__ import annotations
 
@@ -57,3 +57,24 @@ class Streamed:
         """(B,) -> (B, H, W, C) uint8; raises what `decode` raises."""
         found = list(self._pool.map(self._decode, map(int, rows)))
         return np.stack(found) if found else np.empty((0, *self.shape[1:]), np.uint8)
+
+
+class Reordered:
+    """An `ImageArray` whose rows are those of another in another order.
+
+    Args:
+        images: (N, H, W, C) uint8.
+        order: (N,) the row of `images` that each row is.
+    """
+
+    def __init__(self, images: ImageArray, order: NDArray[np.int64]) -> None:
+        self.shape, self.nbytes = tuple(images.shape), images.nbytes
+        self._images, self._order = images, order
+
+    def __len__(self) -> int:
+        """Number of images, N."""
+        return self.shape[0]
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> Pixels:
+        """(B,) -> (B, H, W, C) uint8."""
+        return self._images[self._order[rows]]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from maskdm.config.schema import DataConfig
-from maskdm.data.dataset import default_cache, load_image_set, read_dataset
+from maskdm.data.dataset import default_cache, load_image_set, read_unsplit
 from maskdm.data.labelled import LabelledImages
 from maskdm.data.manifest import read_manifest
 from maskdm.diffusion.denoiser import Denoiser
@@ -93,9 +93,8 @@ def load_reference(
 
 def _heldout_reference(run: Path, data: DataConfig, console: Console) -> Reference:
     """A run's held-out images, and a sample of those that it was trained on."""
-    images = read_dataset(data, console).images
     manifest = read_manifest(run)
-    manifest.check(images)
+    images = manifest.align(read_unsplit(data, console))
     members, heldout = manifest.indices("member"), manifest.indices("heldout")
     if len(heldout) < 2:
         raise InputError("reference", f"missing, and {run} has {len(heldout)} held-out images", wanted="at least 2")

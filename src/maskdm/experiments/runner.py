@@ -19,6 +19,7 @@ from maskdm import __version__
 from maskdm.config.schema import Config
 from maskdm.config.stage_config import StageConfig
 from maskdm.data.dataset import Dataset, read_dataset
+from maskdm.data.image_set import ImageSet
 from maskdm.errors import InputError
 from maskdm.experiments.comparison import PRETRAINED, Arm, Comparison, arm_config, check_alike, pretrained_config
 from maskdm.experiments.outcome import ComparisonSetup, Evaluation, Outcome
@@ -31,9 +32,9 @@ from maskdm.runtime.distributed import Runtime
 from maskdm.training import stages
 from maskdm.training.batches import TrainingSet
 from maskdm.training.events import HeldoutEvent, ScoreEvent
+from maskdm.training.find_run import find_run
 from maskdm.training.prepare import Prepared, check_settings, make_task, prepare
-from maskdm.training.read_run import is_finished, list_runs, read_config, read_history
-from maskdm.training.runs import same_settings
+from maskdm.training.read_run import is_finished, read_history
 from maskdm.training.start import describe_stages, start_training
 from maskdm.training.step import Task
 
@@ -292,7 +293,7 @@ def _lengths(prepared: Prepared, arm: Arm) -> str:
 
 def _trained(prepared: Prepared, output_dir: Path, name: str, title: str, console: Console) -> Path:
     """The finished run of these settings, trained if there is none."""
-    run = finished_run(output_dir, prepared.config)
+    run = finished_run(output_dir, prepared.config, prepared.dataset.images)
     console.say(f"{title}{', finished before' if run else ''}")
     return run or start_training(prepared.config, output_dir=output_dir, name=name, resume=None, console=console)
 
@@ -304,12 +305,10 @@ def _started_from(prepared: Prepared, origins: Mapping[str, Path]) -> Prepared:
     )
 
 
-def finished_run(output_dir: Path, config: Config) -> Path | None:
-    """The run of these settings in `output_dir`, if it is finished."""
-    for path in reversed(list_runs(output_dir)):
-        if is_finished(path) and same_settings(read_config(path), config):
-            return path
-    return None
+def finished_run(output_dir: Path, config: Config, images: ImageSet) -> Path | None:
+    """The run of these settings and images in `output_dir`, if it is finished."""
+    path = find_run(output_dir, config, None, images)
+    return path if path is not None and is_finished(path) else None
 
 
 def read_outcome(arm: str, seed: int, run: Path, costs: Mapping[str, float]) -> Outcome:

@@ -28,7 +28,7 @@ from maskdm.models.haar import Haar, haar, unhaar
 from maskdm.models.layers import resize_positions
 from maskdm.models.official import read_official
 from maskdm.models.spec import ModelSpec
-from maskdm.models.weights import PICKLES, Weights, Which, find_weights, load_state, read_weights
+from maskdm.models.weights import PICKLES, Weights, Which, find_weights, load_state, read_weights, require_finite
 
 ROLES = ("positions", "patch_in", "patch_out", "patch_bias", "conv_in", "conv_out", "conv_bias", "labels")
 
@@ -39,12 +39,15 @@ def read_source(path: Path, which: str) -> tuple[Path, Weights]:
     The heads of an official network are not in its file; here they are taken to be of 64 channels.
 
     Raises:
-        InputError: nothing there that can be read.
+        InputError: nothing there that can be read, or weights that are not finite.
     """
     if path.suffix in PICKLES:
-        return path, read_official(path, which="raw" if which == "raw" else "ema")
-    file = find_weights(path, which)
-    return file, read_weights(file)
+        file, found = path, read_official(path, which="raw" if which == "raw" else "ema")
+    else:
+        file = find_weights(path, which)
+        found = read_weights(file)
+    require_finite(found.tensors, file)
+    return file, found
 
 
 def inherit(network: nn.Module, spec: ModelSpec, path: Path, which: Which) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -35,7 +35,8 @@ class Console:
         if not self.main:
             return
         if not self.quiet:
-            Bar.write(text, file=sys.stderr)
+            with suppress(OSError):  # the terminal may be closed
+                Bar.write(text, file=sys.stderr)
         self._keep(text)
 
     def warn(self, text: str) -> None:

@@ -7,25 +7,22 @@ saved.
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
 
-from maskdm import files
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.errors import Interrupted, StorageError, TrainingError
 from maskdm.models import build
 from maskdm.models.weights import Metadata, Weights
 from maskdm.runtime.console import Bar
+from maskdm.runtime.signals import interruptible
 from maskdm.training import checkpoint, stages
-from maskdm.training.checkpoint import State
+from maskdm.training.checkpoint import State, find_sound_checkpoint
 from maskdm.training.events import (
     EndEvent,
     StageEndEvent,
@@ -48,7 +45,7 @@ def run_stages(training: Training) -> State:
         StorageError: a file cannot be written.
     """
     config, console = training.config, training.console
-    found = newest_checkpoint(training.run.checkpoints)
+    found = agreed_checkpoint(training)
     progress = read_progress(found) if found else Progress()
     state = stages.init_state(config, training.spec, training.runtime, progress)
     denoiser = build.denoiser(training.spec, state.ema, training.objective)
@@ -62,6 +59,8 @@ def run_stages(training: Training) -> State:
             export_weights(training, state, found)
             console.say(f"resumed at step {state.progress.step:,} ({state.progress.images:,} images)")
         else:
+            if training.run.resumed and training.runtime.main:
+                console.say("no checkpoint had been saved: it begins with its first step")
             start_stage(training, state, denoiser)
         while True:
             run_stage(training, state, denoiser, signals)
@@ -70,6 +69,17 @@ def run_stages(training: Training) -> State:
                 return state
             state.progress.stage += 1
             start_stage(training, state, denoiser)
+
+
+def agreed_checkpoint(training: Training) -> Path | None:
+    """The checkpoint from which all ranks go on, chosen by the first; None where nothing has been saved.
+
+    Raises:
+        InputError: none that was saved is as it was written.
+    """
+    found = find_sound_checkpoint(training.run.checkpoints, training.console.warn) if training.runtime.main else None
+    name = training.runtime.broadcast_object(found.name if found else "")
+    return training.run.checkpoints / name if name else None
 
 
 def start_stage(training: Training, state: State, denoiser: Denoiser) -> None:
@@ -211,20 +221,17 @@ def save_state(training: Training, state: State) -> None:
         progress.recorded = training.run.recorded()
         model = Weights(training.spec, metadata, {})
         keep = training.config.train.keep
-        saved = checkpoint.save_checkpoint(training.run.checkpoints, state, tensors, model, keep)
+        run = training.run
+        saved = checkpoint.save_checkpoint(run.checkpoints, state, tensors, model, keep, run.config_sha256)
         export_weights(training, state, saved)
     runtime.barrier()
 
 
 def export_weights(training: Training, state: State, saved: Path) -> None:
     """The weights of a checkpoint where others look for them; those that ended a stage under its name too."""
-    if not training.runtime.main:
-        return
-    for source in (saved / "ema.safetensors", saved / "raw.safetensors"):
-        files.publish(source, training.run.weights / source.name)
-        if state.progress.stage_done:
-            name = f"{training.stage(state.progress).name}-{source.name}"
-            files.publish(source, training.run.weights / name)
+    if training.runtime.main:
+        stage = training.stage(state.progress).name if state.progress.stage_done else None
+        checkpoint.publish_weights(saved, training.run.weights, stage)
 
 
 def _record_stop(training: Training, progress: Progress, reason: str) -> None:
@@ -242,21 +249,3 @@ def _record_stage_end(training: Training, progress: Progress) -> None:
 def _record_end(training: Training, progress: Progress) -> None:
     name = training.stage(progress).name
     training.record(EndEvent(stage=name, step=progress.step, images=progress.images, seconds=progress.seconds))
-
-
-@contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that a step can end before the run does; a second one is not waited for."""
-    signals: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if signals:
-            raise KeyboardInterrupt
-        signals.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -23,9 +23,10 @@ import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from maskdm.config.resolve import resolve
-from maskdm.config.schema import Config
+from maskdm.config.schema import Config, DataConfig
 from maskdm.config.yaml_files import read_yaml
 from maskdm.data.manifest import HEAD
+from maskdm.data.sources import HUB, resolved_path
 from maskdm.errors import InputError
 from maskdm.training.events import (
     AnyEvent,
@@ -42,6 +43,8 @@ from maskdm.training.progress import Progress, newest_checkpoint, read_progress
 
 COUNTS = ("member", "heldout", "calibration", "excluded")
 """What is read of a manifest: a page about a run may be shared, and names of images may not."""
+CONFIG = "config.yaml"
+"""File of the settings in a run's folder."""
 FOLDER = re.compile(r"\d{5}-.+")
 """Names of run folders: <number>-<name>."""
 
@@ -216,7 +219,7 @@ class RunFolder:
 
 def is_run(path: Path) -> bool:
     """Whether `path` is a run's folder: it has settings."""
-    return (path / "config.yaml").is_file()
+    return (path / CONFIG).is_file()
 
 
 def list_runs(output_dir: Path) -> list[Path]:
@@ -232,7 +235,26 @@ def read_config(run: Path) -> Config:
     Raises:
         InputError: there are none, or not of this version.
     """
-    return resolve(file=run / "config.yaml")
+    return resolve(file=run / CONFIG)
+
+
+def read_data_config(run: Path, data: str | Path | None = None) -> DataConfig:
+    """What a run read, from where it is now.
+
+    Args:
+        run: its folder.
+        data: where its images are, if they were moved since; whether they are the same is for the manifest to say.
+
+    Raises:
+        InputError: the run's settings cannot be read, or nothing is where its images were.
+    """
+    config = read_config(run).data
+    if data is not None:
+        return config.model_copy(update={"path": resolved_path(str(data))})
+    if not config.path.startswith(HUB) and not Path(config.path).exists():
+        problem = f"the images of {run} are not in {config.path} any more"
+        raise InputError("data", problem, remedy="say where they are now")
+    return config
 
 
 def read_history(run: Path) -> History:
@@ -280,7 +302,7 @@ def read_run(run: Path) -> RunFolder:
     return RunFolder(
         path=run,
         history=history,
-        settings=_settings(run / "config.yaml", remarks),
+        settings=_settings(run / CONFIG, remarks),
         env=_json(run / "env.json", dict[str, Any], remarks) or {},
         counts=_counts(run / HEAD, remarks),
         eval_tables=[table for table in tables if table is not None],

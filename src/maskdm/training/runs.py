@@ -1,10 +1,10 @@
-"""The writing side of a run on disk: its folder, its lock, its log, and how it is found again.
+"""The writing side of a run on disk: its folder, its lock, its log.
 
     <output-dir>/<n>-<name>/  config.yaml  env.json  manifest.jsonl  manifest.head.json  metrics.jsonl  log.txt
                               checkpoints/step-0001000/  checkpoints/latest  weights/  samples/  eval/  report.html
 
-A run is known by its settings: the command that started it finds it again and resumes it. What others read of a run is
-`maskdm.training.read_run`.
+A run is known by its settings and its images: the command that started it finds it again
+(`maskdm.training.find_run`) and resumes it. What others read of a run is `maskdm.training.read_run`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -24,15 +25,17 @@ import torch
 
 from maskdm import __version__, files
 from maskdm.config.schema import Config
-from maskdm.config.section import to_dict
 from maskdm.config.yaml_files import write_yaml
-from maskdm.errors import InputError
+from maskdm.errors import InputError, StorageError
 from maskdm.runtime.distributed import Runtime
 from maskdm.training.events import Event
-from maskdm.training.read_run import FOLDER, is_finished, is_run, list_runs, read_config
+from maskdm.training.find_run import check_config
+from maskdm.training.read_run import CONFIG, FOLDER, read_config
 
 LONGEST_NAME = 200
 """Bytes: a file system allows 255, and numbers and temporary names come on top."""
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+"""What a lock says that another process has; all else is a file system that has no locks."""
 
 
 @dataclass
@@ -42,10 +45,12 @@ class Run:
     Attributes:
         path: the folder.
         resumed: whether it was there before.
+        config_sha256: of its config.yaml.
     """
 
     path: Path
     resumed: bool
+    config_sha256: str | None = None
     _lock: IO[str] | None = field(default=None, repr=False)
 
     @property
@@ -88,84 +93,70 @@ class Run:
             self._lock = None
 
 
-def open_run(output_dir: Path, name: str, config: Config, resume: str | None) -> Run:
-    """The folder in which `config` is trained: an unfinished run of the same settings, or a new one.
+def begin_run(output_dir: Path, name: str, config: Config, warn: Callable[[str], object] = lambda text: None) -> Run:
+    """A new run in a folder of its own, held by this process.
 
     Args:
         output_dir: where runs lie.
-        name: of a new run.
+        name: of the run.
         config: the settings, resolved.
-        resume: None (an unfinished run of the same settings if there is one), "never", "latest", or a run's path.
+        warn: called with a line where the run cannot be locked.
 
     Raises:
-        InputError: the run to resume does not exist, has other settings, is finished, or is being trained.
+        InputError: the name is too long, or the folder cannot be made.
     """
-    found = find_run(output_dir, config, resume)
-    return _claim(found, resumed=True) if found else _create(output_dir, name, config)
+    length = len(name.encode())
+    if length > LONGEST_NAME:
+        wanted = f"at most {LONGEST_NAME}"
+        raise InputError("name", f"it has {length} bytes", wanted=wanted, remedy="choose a shorter one")
+    temporary = files.temporary_name(output_dir / "run")
+    try:
+        temporary.mkdir(parents=True)
+        _sweep_folders(output_dir)
+        run = _claim(temporary, resumed=False, warn=warn)
+        for folder in (run.checkpoints, run.weights, run.samples):
+            folder.mkdir()
+        write_yaml(temporary / CONFIG, config)
+        run.config_sha256 = files.digest(temporary / CONFIG)
+        # Whole, and locked, before it has the name of a run. The lock belongs to the open file and moves along.
+        run.path = _rename_to_next(temporary, output_dir, name)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        problem = f"cannot make a run in {output_dir} ({error.strerror or error})"
+        raise InputError("output_dir", problem, remedy="choose another folder") from None
+    return run
 
 
-def find_run(output_dir: Path, config: Config, resume: str | None) -> Path | None:
-    """The run that `open_run` would resume; None where it would begin one. Makes nothing.
+def resume_run(path: Path, config: Config, warn: Callable[[str], object] = lambda text: None) -> Run:
+    """A run that is there, held by this process, with all of its folders.
+
+    What processes that are no more left of unfinished files is removed.
+
+    Args:
+        path: of the run.
+        config: its settings, which are written again where config.yaml is missing or damaged.
+        warn: called with a line about that, and where the run cannot be locked.
 
     Raises:
-        InputError: as `open_run`.
+        InputError: it is being trained by another process.
+        StorageError: it cannot be written to.
     """
-    if resume is None:
-        return find_unfinished(output_dir, config)
-    if resume == "never":
-        return None
-    path = find_resumable(output_dir, resume)
-    differences = _differences(read_config(path), config)
-    if differences:
-        raise InputError(
-            "resume",
-            f"{path} was started with other settings ({'; '.join(differences[:3])})",
-            remedy="resume it with its own, or start a new run from its weights with stages.0.init_from",
-        )
-    if is_finished(path):
-        remedy = f"start a new run from its weights with stages.0.init_from={path}"
-        raise InputError("resume", f"{path} is finished", remedy=remedy)
-    return path
-
-
-def find_resumable(output_dir: Path, resume: str) -> Path:
-    """The run that `resume` means: "latest", or the path of a run or of one of its checkpoints.
-
-    Raises:
-        InputError: there is no such run.
-    """
-    if resume == "latest":
-        runs = list_runs(output_dir)
-        if not runs:
-            raise InputError(
-                "resume", f"there is no run in {output_dir}", got=resume, remedy="leave it out to start one"
-            )
-        return runs[-1]
-    path = Path(resume)
-    if path.parent.name == "checkpoints":
-        path = path.parent.parent
-    if not is_run(path):
-        raise InputError(
-            "resume", "no run is there, since there is no config.yaml", got=resume, remedy="leave it out to start one"
-        )
-    return path
-
-
-def find_unfinished(output_dir: Path, config: Config) -> Path | None:
-    """The newest run of these settings, if it is not finished."""
-    for path in reversed(list_runs(output_dir)):
+    try:
+        run = _claim(path, resumed=True, warn=warn)
+        for folder in (run.checkpoints, run.weights, run.samples):
+            folder.mkdir(exist_ok=True)
+            files.sweep(folder)
+        files.sweep(path)
         try:
-            settings = read_config(path)
-        except InputError:  # of another version, or damaged: none of these settings
-            continue
-        if same_settings(settings, config):
-            return None if is_finished(path) else path
-    return None
-
-
-def same_settings(there: Config, here: Config) -> bool:
-    """Whether two runs are of the same settings."""
-    return not _differences(there, here)
+            check_config(path)
+            read_config(path)
+        except InputError:
+            write_yaml(path / CONFIG, config)
+            warn(f"{path / CONFIG} was missing or damaged, and is written again")
+        run.config_sha256 = files.digest(path / CONFIG)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from None
+    return run
 
 
 def write_env(run: Run, runtime: Runtime, command: str | None = None) -> None:
@@ -194,27 +185,6 @@ def write_env(run: Run, runtime: Runtime, command: str | None = None) -> None:
     files.write_json(file, env)
 
 
-def _create(output_dir: Path, name: str, config: Config) -> Run:
-    length = len(name.encode())
-    if length > LONGEST_NAME:
-        wanted = f"at most {LONGEST_NAME}"
-        raise InputError("name", f"it has {length} bytes", wanted=wanted, remedy="choose a shorter one")
-    temporary = files.temporary_name(output_dir / "run")
-    try:
-        temporary.mkdir(parents=True)
-        run = _claim(temporary, resumed=False)
-        for folder in (run.checkpoints, run.weights, run.samples):
-            folder.mkdir()
-        write_yaml(temporary / "config.yaml", config)
-        # Whole, and locked, before it has the name of a run. The lock belongs to the open file and moves along.
-        run.path = _rename_to_next(temporary, output_dir, name)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        problem = f"cannot make a run in {output_dir} ({error.strerror or error})"
-        raise InputError("output_dir", problem, remedy="choose another folder") from None
-    return run
-
-
 def _rename_to_next(made: Path, output_dir: Path, name: str) -> Path:
     """Gives a folder the next free number; several processes may be looking for one."""
     while True:
@@ -227,7 +197,7 @@ def _rename_to_next(made: Path, output_dir: Path, name: str) -> Path:
                 raise
 
 
-def _claim(path: Path, *, resumed: bool) -> Run:
+def _claim(path: Path, *, resumed: bool, warn: Callable[[str], object]) -> Run:
     """Takes the lock, which the system releases when this process ends, however it ends."""
     lock = (path / ".lock").open("w", encoding="utf-8")
     try:
@@ -236,23 +206,17 @@ def _claim(path: Path, *, resumed: bool) -> Run:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:
         pass  # not a POSIX system: runs are not protected from a second process
-    except OSError:
-        lock.close()
-        remedy = "wait, or start another run with --resume never"
-        raise InputError(str(path), "is being trained by another process", remedy=remedy) from None
-    return Run(path, resumed, lock)
+    except OSError as error:
+        if error.errno in HELD:
+            lock.close()
+            remedy = "wait, or start another run with --resume never"
+            raise InputError(str(path), "is being trained by another process", remedy=remedy) from None
+        warn(f"this disk locks no files ({error.strerror}): do not train one run by two processes at a time")
+    return Run(path, resumed, _lock=lock)
 
 
-def _differences(there: Config, here: Config) -> list[str]:
-    old, new = _flat(to_dict(there)), _flat(to_dict(here))
-    return [f"{k} {old.get(k)} -> {new.get(k)}" for k in old | new if old.get(k) != new.get(k)]
-
-
-def _flat(tree: object, prefix: str = "") -> dict[str, object]:
-    if isinstance(tree, dict):
-        pairs = tree.items()
-    elif isinstance(tree, list):
-        pairs = {str(i): value for i, value in enumerate(tree)}.items()
-    else:
-        return {prefix: tree}
-    return {k: v for key, value in pairs for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}
+def _sweep_folders(output_dir: Path) -> None:
+    """Removes folders of runs that processes of this machine did not live to finish."""
+    for path in output_dir.glob(".run.tmp-*"):
+        if files.orphaned(path):
+            shutil.rmtree(path, ignore_errors=True)

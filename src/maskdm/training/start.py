@@ -5,8 +5,8 @@ Bad input leaves nothing behind.
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,9 @@ import torch
 from maskdm import __version__
 from maskdm.config.schema import Config
 from maskdm.config.section import to_dict
+from maskdm.data.dataset import Dataset
 from maskdm.data.manifest import HEAD, Manifest, read_manifest, write_manifest
-from maskdm.errors import InputError, within
+from maskdm.errors import InputError, TrainingError, within
 from maskdm.evaluation.heldout import HeldOut
 from maskdm.evaluation.scorer import Scorer, make_scorer
 from maskdm.files import check_folder
@@ -24,11 +25,14 @@ from maskdm.models import build, transfer
 from maskdm.models.weights import Metadata
 from maskdm.runtime.console import Console
 from maskdm.runtime.distributed import Runtime, init_runtime
+from maskdm.training.find_run import config_sha256, find_resumable, find_run
+from maskdm.training.finished import complete_run
 from maskdm.training.loop import run_stages
 from maskdm.training.monitor import Training
 from maskdm.training.prepare import Prepared, make_task, prepare
-from maskdm.training.progress import newest_checkpoint, read_progress
-from maskdm.training.runs import Run, find_resumable, find_run, open_run, write_env
+from maskdm.training.progress import list_checkpoints, read_progress
+from maskdm.training.read_run import is_finished, read_config
+from maskdm.training.runs import Run, begin_run, resume_run, write_env
 from maskdm.training.stage_masks import remarks
 from maskdm.training.stages import total_steps
 from maskdm.training.trackers import check_trackers, make_trackers
@@ -41,10 +45,12 @@ class DryRun:
     Attributes:
         resumes: the run that would be resumed, None where one would be begun.
         stages: what each stage would do, a line each.
+        finished: whether that run is finished, and nothing is left to do.
     """
 
     resumes: Path | None
     stages: tuple[str, ...]
+    finished: bool = False
 
 
 def start_training(
@@ -62,7 +68,7 @@ def start_training(
         config: the settings.
         output_dir: where runs lie.
         name: of a new run.
-        resume: see `maskdm.training.runs.open_run`.
+        resume: see `maskdm.training.find_run.find_run`.
         console: what a person sees.
         command: for the record, see `maskdm.training.runs.write_env`.
 
@@ -80,22 +86,68 @@ def start_training(
         with runtime.main_first():
             prepared = prepare(config, console)
         check_batches(prepared.config, runtime)
+        found, finished = _agreed_run(prepared, output_dir, resume, runtime, console)
+        prepared = as_recorded(prepared, found)
         describe_task(prepared, runtime, console)
+        if found and finished:
+            complete_run(prepared, runtime, found, console)
+            return found
         warn_of_parents(prepared, console)
         if runtime.main:
-            check_origins(prepared, find_run(output_dir, prepared.config, resume))
+            check_origins(prepared, found)
         with runtime.main_first():
             scorer = _scorer(prepared, runtime, console)
-        run = open_run(output_dir, name, prepared.config, resume) if runtime.main else None
-        path = Path(runtime.broadcast_object(str(run.path) if run else ""))
-        run = run or Run(path, resumed=True)
+        run = _open(found, output_dir, name, prepared.config, runtime, console)
         try:
             run_stages(_training(prepared, runtime, run, console, scorer, command))
+        except OSError:
+            if runtime.main and not run.path.is_dir():
+                raise TrainingError(f"{run.path} is gone: it was removed or moved while it was being trained") from None
+            raise
         finally:
             run.release()
     finally:
         runtime.close()
-    return path
+    return run.path
+
+
+def _agreed_run(
+    prepared: Prepared, output_dir: Path, resume: str | None, runtime: Runtime, console: Console
+) -> tuple[Path | None, bool]:
+    """The run of these settings and images, and whether it is finished; every rank hears it of the first."""
+    found = None
+    if runtime.main:
+        found = find_run(output_dir, prepared.config, resume, prepared.dataset.images, console.warn)
+    path = runtime.broadcast_object(str(found) if found else "")
+    finished = runtime.broadcast(float(found is not None and is_finished(found)))
+    return (Path(path) if path else None), finished > 0
+
+
+def _open(found: Path | None, output_dir: Path, name: str, config: Config, runtime: Runtime, console: Console) -> Run:
+    """The run, held by the first rank, and known to the others."""
+    run = None
+    if runtime.main:
+        run = resume_run(found, config, console.warn) if found else begin_run(output_dir, name, config, console.warn)
+    path = Path(runtime.broadcast_object(str(run.path) if run else ""))
+    return run or Run(path, resumed=found is not None)
+
+
+def as_recorded(prepared: Prepared, run: Path | None) -> Prepared:
+    """With the order and the roles of the images as a run has them on record, wherever they lie and are called now.
+
+    Raises:
+        InputError: they are other images, or the record is damaged.
+    """
+    if run is None or not (run / HEAD).exists():
+        return prepared
+    manifest = read_manifest(run)
+    groups = [record.group for record in manifest.good]
+    dataset = Dataset(
+        manifest.align(prepared.dataset.images),
+        [record.role for record in manifest.good],
+        None if None in groups else [str(group) for group in groups],
+    )
+    return replace(prepared, dataset=dataset)
 
 
 def dry_run(config: Config, *, output_dir: Path, resume: str | None, console: Console) -> DryRun:
@@ -111,15 +163,20 @@ def dry_run(config: Config, *, output_dir: Path, resume: str | None, console: Co
     runtime = init_runtime(config.train)
     prepared = prepare(config, console)
     check_batches(prepared.config, runtime)
+    found = find_run(output_dir, prepared.config, resume, prepared.dataset.images, console.warn)
+    finished = found is not None and is_finished(found)
+    prepared = as_recorded(prepared, found)
     describe_task(prepared, runtime, console)
     warn_of_parents(prepared, console)
-    found = find_run(output_dir, prepared.config, resume)
     check_origins(prepared, found)
-    console.say(f"would resume {found}" if found else f"would begin a run in {output_dir}")
+    if finished:
+        console.say(f"{found} is finished, and nothing would be trained; --resume never would begin another run")
+    else:
+        console.say(f"would resume {found}" if found else f"would begin a run in {output_dir}")
     stages = describe_stages(prepared)
     for line in stages:
         console.say(line)
-    return DryRun(found, stages)
+    return DryRun(found, stages, finished)
 
 
 def _check_before(config: Config, output_dir: Path, resume: str | None) -> None:
@@ -148,12 +205,19 @@ def check_origins(prepared: Prepared, run: Path | None) -> None:
     Raises:
         InputError: they cannot be read, or are those of another network.
     """
-    saved = newest_checkpoint(run / "checkpoints") if run else None
-    begun = read_progress(saved).stage if saved else -1
+    begun = _saved_stage(run) if run else -1
     for i, stage in enumerate(prepared.config.stages):
         if i > begun and stage.init_from not in ("previous", "none"):
             with within(f"stages.{i}."):
                 transfer.read_fitting(prepared.spec, Path(stage.init_from), stage.weights)
+
+
+def _saved_stage(run: Path) -> int:
+    """The stage of the newest checkpoint that says it, -1 where none does."""
+    for checkpoint in reversed(list_checkpoints(run / "checkpoints")):
+        with suppress(InputError):
+            return read_progress(checkpoint).stage
+    return -1
 
 
 def warn_of_parents(prepared: Prepared, console: Console) -> None:
@@ -235,12 +299,14 @@ def _training(
     if runtime.main:
         console.attach(run.path / "log.txt")
     console.say(f"{'resuming' if run.resumed else 'new run'} {run.path}")
+    if run.resumed and read_config(run.path).data.path != prepared.config.data.path:
+        console.say(f"its images are the same as before, and now in {prepared.config.data.path}")
     if runtime.main:
         _record_manifest(prepared, run)
         write_env(run, runtime, command)
     runtime.barrier()
+    prepared = as_recorded(prepared, run.path)
     manifest, config = read_manifest(run.path), prepared.config
-    manifest.check(prepared.dataset.images)
     metadata: Metadata = {
         "maskdm": __version__,
         "manifest_sha256": manifest.sha256,
@@ -274,7 +340,7 @@ def _record_manifest(prepared: Prepared, run: Run) -> None:
         groups=prepared.dataset.groups,
         stages=[stage.name for stage in prepared.config.stages],
         tool_version=__version__,
-        config_sha256=hashlib.sha256(prepared.config.model_dump_json().encode()).hexdigest(),
+        config_sha256=config_sha256(prepared.config),
         parent_sha256=str(parent) if parent else None,
         split="keyed" if prepared.config.data.heldout_by is None else "given",
     )
