@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -117,7 +116,7 @@ def evaluate(
         features=features, features_weights=features_weights, num=num, batch_size=batch_size, bootstrap=bootstrap
     )
     _check_paths(path, weights, output)
-    with closing(init_distributed(device)) as runtime:
+    with init_distributed(device) as runtime:
         console = Console(quiet=quiet, main=runtime.main)
         with runtime.main_first():
             denoiser = None
