@@ -76,7 +76,7 @@ def start_training(
     _check_before(config, output_dir, resume)
     runtime = init_runtime(config.train)
     console.main = runtime.main
-    try:
+    with runtime:
         with runtime.main_first():
             prepared = prepare(config, console)
         check_batches(prepared.config, runtime)
@@ -93,8 +93,6 @@ def start_training(
             run_stages(_training(prepared, runtime, run, console, scorer, command))
         finally:
             run.release()
-    finally:
-        runtime.close()
     return path
 
 
