@@ -73,7 +73,7 @@ def drawn(step: int = 0, *, mask: Masking = PATCHES, **more: Any) -> Batch:
 
 
 def fields(batch: Batch) -> dict[str, Tensor | None]:
-    found = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    found = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "weight"}
     return found | {"mask": None if batch.mask is None else batch.mask.keep}
 
 

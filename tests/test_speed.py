@@ -79,8 +79,9 @@ def test_memory_is_estimated_and_leaves_the_weights_alone():
 
 
 def test_sizes_are_of_images_that_are_there():
-    assert [step_profiler.powers_of_two(share) for share in (1, 3, 8)] == [[1], [1, 2], [1, 2, 4, 8]]
-    assert max(step_profiler.powers_of_two(10_000)) == 64
+    assert [step_profiler.powers_of(2, share) for share in (1, 3, 8)] == [[1], [1, 2], [1, 2, 4, 8]]
+    assert max(step_profiler.powers_of(2, 10_000)) == 64
+    assert step_profiler.powers_of(4, 40) == [1, 4, 16]
 
 
 @pytest.mark.parametrize("share", [1, 3, 5])

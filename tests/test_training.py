@@ -224,8 +224,8 @@ def test_stage_two_starts_from_stage_one(digits_npz, tmp_path, which, monkeypatc
     seen = {}
     start_stage = loop.start_stage
 
-    def spy(training, state, denoiser):
-        start_stage(training, state, denoiser)
+    def spy(training, state, denoiser, learner):
+        start_stage(training, state, denoiser, learner)
         if state.progress.stage == 1:
             seen.update({k: v.clone() for k, v in state.model.state_dict().items()})
             seen["moments"] = len(state.optimizer.state)

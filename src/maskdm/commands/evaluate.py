@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -122,7 +121,7 @@ def evaluate(
     if data is not None and (reference is not None or not is_run(path)):
         problem = "says where a run's own held-out images are"
         raise InputError("data", problem, remedy="leave it out, or leave out reference and give a run")
-    with closing(init_distributed(device)) as runtime:
+    with init_distributed(device) as runtime:
         console = Console(quiet=quiet, main=runtime.main)
         with runtime.main_first():
             denoiser = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -187,7 +187,7 @@ def _opened(
             raise InputError(name, "given with a Denoiser, which is loaded already", remedy="give it to maskdm.load")
         yield model, Runtime(model.device, "no")
         return
-    with closing(init_distributed(device)) as runtime:
+    with init_distributed(device) as runtime:
         denoiser = open_model(
             model,
             weights=weights,

@@ -82,7 +82,11 @@ class TrainConfig(Section):
     """How several processes share the work. ddp: each holds the whole model; fsdp: weights, average and optimizer state
     are sharded among them, for models that are too large otherwise."""
     compile: Literal["auto", "no", "default", "reduce-overhead", "max-autotune"] = "auto"
-    """Whether torch compiles the network, and how (torch.compile's modes). auto: default on a GPU, else no."""
+    """Whether torch compiles the network, and how (torch.compile's modes). auto: default on a GPU where torch finds the
+    compilers that it needs, else no."""
+    deterministic: bool = False
+    """Sums in a fixed order on a GPU too, where some are faster in any order: needed there for a run that is resumed or
+    repeated to end with the same weights bit for bit. An operation that has no such kernel is refused."""
     checkpoint_activations: bool = False
     """Activation checkpointing of the network's blocks: less memory, a third more work."""
     save_every: Positive = 1000

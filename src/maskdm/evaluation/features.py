@@ -35,6 +35,7 @@ from maskdm.evaluation.inception import SHA256, URL, load_inception
 from maskdm.evaluation.metrics import Float64
 from maskdm.evaluation.pretrained import PUBLISHED, load_published
 from maskdm.files import make_folder, replacing
+from maskdm.runtime.device import exact_float32
 
 NAMES = ("pixels", "inception", "dinov2", "clip", "encoder")
 FILES = (".pt", ".pt2", ".pth", ".ts")
@@ -62,6 +63,7 @@ class Features:
     lasting: bool = True
 
     @torch.no_grad()
+    @exact_float32()
     def __call__(self, images: np.ndarray, callback: Callable[[int], object] = lambda images: None) -> Float64:
         """(N, H, W, C) uint8 -> (N, D) float64.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.loss import fixed_noise, image_error
 from maskdm.diffusion.pixels import to_model
+from maskdm.runtime.device import exact_float32
 from maskdm.runtime.distributed import Runtime
 
 CHUNK = 64
@@ -52,6 +53,7 @@ class HeldOut:
         return len(self.x_0)
 
     @torch.no_grad()
+    @exact_float32()
     def error(self, denoiser: Denoiser, runtime: Runtime) -> float:
         """Mean squared error of the estimated image over the questions, in float32; see `image_error`.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from maskdm.diffusion.masks import Mask
-from maskdm.runtime.device import Precision, autocast, compile_network, pick_precision
+from maskdm.runtime.device import Precision, autocast, check_compiler, compile_network, pick_precision
 
 
 class InferenceWrapper(nn.Module):
@@ -41,8 +41,13 @@ def for_inference(
         device: where it computes.
         mixed_precision: auto, bf16, fp16 or no (float32).
         compiled: whether torch compiles it: a minute at the first call, and faster on a GPU from then on.
+
+    Raises:
+        ArgumentError: of `compile`, where there is no compiler.
     """
     precision = pick_precision(mixed_precision, device)
+    if compiled:
+        check_compiler(compiled, device)
     if precision == "no" and not compiled:
         return network
     return InferenceWrapper(network, device, precision, compiled)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from maskdm.config.validate import validate
 from maskdm.diffusion.denoiser import Denoiser
-from maskdm.errors import InputError
+from maskdm.errors import InputError, within
 from maskdm.files import replacing
 from maskdm.models import build
 from maskdm.models.inference import for_inference
@@ -208,7 +208,9 @@ def load(
     load_state(network, found.tensors, file)
     network = network.to(device).eval().requires_grad_(False)
     denoiser = build.denoiser(found.spec, network)
-    return replace(denoiser, backbone=for_inference(network, denoiser.device, mixed_precision, compile))
+    with within(""):
+        network = for_inference(network, denoiser.device, mixed_precision, compile)
+    return replace(denoiser, backbone=network)
 
 
 def load_state(

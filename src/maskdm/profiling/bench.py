@@ -107,9 +107,9 @@ def measure_masks(task: Task, masks: Sequence[Masking], *, rounds: int = ROUNDS)
     tasks = [replace(task, masks=[constant(mask)] * len(task.masks)) for mask in masks]
     profiler = StepProfiler(task)
 
-    def step(which: Task) -> float:
+    def step(which: Task, count: int = 1) -> float:
         profiler.use(which)
-        return profiler.step()
+        return profiler.step(count)
 
     most = []
     for changed in tasks:  # warms up, too
@@ -122,8 +122,8 @@ def measure_masks(task: Task, masks: Sequence[Masking], *, rounds: int = ROUNDS)
         for i, changed in enumerate(tasks):
             step(changed)  # caches and clocks as this mask leaves them
             before = task.data.images.waited
-            seconds[i].append(step(changed))
-            waited[i] += task.data.images.waited - before
+            seconds[i].append(step(changed, profiler.between))
+            waited[i] += (task.data.images.waited - before) / profiler.between
     peak, batch = median(peaks), profiler.batch_size
     flops = [(1 + BACKWARD) * batch * forward_flops(task.spec, mask) for mask in masks]
     times = [median(steps) for steps in seconds]

@@ -93,7 +93,7 @@ def _time(profiler: StepProfiler, number: int, seconds: float) -> tuple[float, f
         profiler.step()
         before = task.data.images.waited
         taken = profiler.steps(seconds / len(phases))
-        waited += (task.data.images.waited - before) / sum(taken)
+        waited += (task.data.images.waited - before) / (profiler.between * sum(taken))
         measured[phase] = median(taken)
     return mean(measured[phase] for phase in task.masks[number].phases), waited / len(phases)
 

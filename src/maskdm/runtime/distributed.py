@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from types import TracebackType
+from typing import Literal, Self, cast
 
 import torch
 from torch import distributed as dist
@@ -19,10 +20,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskdm.config.schema import TrainConfig
-from maskdm.errors import InputError, within
+from maskdm.errors import ArgumentError, InputError, within
 from maskdm.runtime import device as devices
 from maskdm.runtime import memory
-from maskdm.runtime.device import Precision, compile_network, pick_compile, pick_device, pick_precision
+from maskdm.runtime.device import (
+    FIXED_WORKSPACES,
+    MOST_GRAPHS,
+    Precision,
+    compile_network,
+    pick_compile,
+    pick_device,
+    pick_precision,
+)
+from maskdm.runtime.peers import Peers, join_peers
 
 Parallel = Literal["ddp", "fsdp"]
 
@@ -31,6 +41,8 @@ Parallel = Literal["ddp", "fsdp"]
 class Runtime:
     """Where and how this process computes.
 
+    As a context it leaves the group in the end, and lets the other ranks know where it ends by an error.
+
     Attributes:
         device: of this rank.
         precision: of the network's arithmetic; weights, moving average and sampling stay float32.
@@ -38,6 +50,7 @@ class Runtime:
         local_world_size: how many of them are on this machine.
         compile: the mode in which torch compiles the network, or None.
         parallel: whether every rank holds the whole model (ddp) or a shard of each tensor (fsdp).
+        peers: the other ranks, None where there are none.
     """
 
     device: torch.device
@@ -47,6 +60,7 @@ class Runtime:
     local_world_size: int = 1
     compile: str | None = None
     parallel: Parallel = "ddp"
+    peers: Peers | None = None
 
     @property
     def main(self) -> bool:
@@ -118,14 +132,20 @@ class Runtime:
         """Loss scaling; it does nothing but for fp16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """The network as it is called in training: perhaps compiled, gradients averaged over ranks."""
+    def wrap(self, network: nn.Module, graphs: int = MOST_GRAPHS) -> nn.Module:
+        """The network as it is called in training: perhaps compiled, gradients averaged over ranks.
+
+        Args:
+            network: the bare one.
+            graphs: how many shapes it will be called with, see `compile_network`.
+        """
         if self.compile is not None:
-            network = compile_network(network, self.compile)
+            network = compile_network(network, self.compile, graphs)
         if self.world_size == 1 or self.parallel == "fsdp":
             return network
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=ids)
+        # Buffers are averaged after the step, see `average`, and not set to the first rank's before it.
+        return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
 
     def accumulate(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[object]:
         """Around the backward pass of one micro-batch: only the last one synchronizes gradients."""
@@ -139,6 +159,13 @@ class Runtime:
         """Waits until the device has done all that it was given."""
         devices.synchronize(self.device)
 
+    def average(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Puts the mean over ranks into tensors that every rank holds whole."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+                tensor /= self.world_size
+
     # --- the work of each rank ---------------------------------------------------------------------------------------
 
     def rank_indices(self, num: int) -> range:
@@ -146,20 +173,15 @@ class Runtime:
         return range(self.rank, math.ceil(num / self.world_size) * self.world_size, self.world_size)
 
     def rank_slice(self, rows: slice) -> slice:
-        """This rank's part of consecutive rows of a batch, every world_size-th.
-
-        The ranks' parts differ by at most one, and of a whole batch that the world size divides, not at all: no rank
-        is without work.
-        """
-        first = rows.start + (self.rank - rows.start) % self.world_size
-        return slice(first, rows.stop, self.world_size)
+        """This rank's part of consecutive rows of a batch, see `share_of_rank`."""
+        return share_of_rank(rows, self.rank, self.world_size)
 
     # --- talking among ranks -----------------------------------------------------------------------------------------
 
     def barrier(self) -> None:
-        """Waits for all ranks."""
-        if self.world_size > 1:
-            dist.barrier()
+        """Waits for all ranks, for as long as it takes."""
+        if self.peers is not None:
+            self.peers.barrier()
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -201,11 +223,7 @@ class Runtime:
 
     def broadcast_object(self, text: str) -> str:
         """The main rank's text, on every rank."""
-        if self.world_size == 1:
-            return text
-        box = [text]
-        dist.broadcast_object_list(box, device=self.device if self.device.type == "cuda" else None)
-        return box[0]
+        return text if self.peers is None else self.peers.broadcast_object(text)
 
     def _reduce(self, number: float, operation: dist.ReduceOp.RedOpType) -> float:
         if self.world_size == 1:
@@ -215,9 +233,51 @@ class Runtime:
         return float(shared.item())
 
     def close(self) -> None:
-        """Leaves the process group."""
-        if self.world_size > 1:
-            dist.destroy_process_group()
+        """Leaves the process group, once all ranks are done."""
+        if self.peers is not None:
+            self.barrier()
+            self.peers.leave()
+            _leave()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Leaves the process group.
+
+        Raises:
+            TrainingError: in place of an error that another rank's failure has caused here.
+        """
+        if self.peers is None:
+            return
+        if error is None:
+            try:
+                self.close()
+            except RuntimeError as lost:
+                self._fail(lost)
+                raise
+        else:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Leaves a group that will not be whole again, this rank having failed by `error`."""
+        assert self.peers is not None, "others are told"
+        explained = self.peers.explain(error)
+        self.peers.fail(error)  # while the group is still there: others find the reason, and not the loss alone
+        _leave()
+        self.peers.leave()
+        if explained is not None:
+            raise explained from None
+
+
+def share_of_rank(rows: slice, rank: int, world_size: int) -> slice:
+    """A rank's part of consecutive rows of a batch, every world_size-th.
+
+    The ranks' parts differ by at most one, and of a whole batch that the world size divides, not at all: no rank is
+    without work.
+    """
+    first = rows.start + (rank - rows.start) % world_size
+    return slice(first, rows.stop, world_size)
 
 
 def init_runtime(config: TrainConfig) -> Runtime:
@@ -226,12 +286,15 @@ def init_runtime(config: TrainConfig) -> Runtime:
     Raises:
         InputError: `train.device` does not exist; the environment describes no process group.
     """
+    if config.deterministic:
+        os.environ.setdefault(*FIXED_WORKSPACES)
     with within("train."):
         runtime = _join(config.device)
+        compiled = pick_compile(config.compile, runtime.device)
     return replace(
         runtime,
         precision=pick_precision(config.mixed_precision, runtime.device),
-        compile=pick_compile(config.compile, runtime.device),
+        compile=compiled,
         parallel=config.parallel,
     )
 
@@ -251,21 +314,42 @@ def init_distributed(device: str) -> Runtime:
 
 def _join(device: str) -> Runtime:
     try:
-        world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        world_size, rank, local_rank = (
+            int(os.environ.get(name, usual))
+            for name, usual in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+        )
     except ValueError:
-        got = f"{os.environ.get('WORLD_SIZE')}, {os.environ.get('RANK')}"
+        got = f"{os.environ.get('WORLD_SIZE')}, {os.environ.get('RANK')}, {os.environ.get('LOCAL_RANK')}"
         remedy = "unset them, or use torchrun"
-        raise InputError("WORLD_SIZE, RANK", got=got, wanted="numbers in the environment", remedy=remedy) from None
+        name = "WORLD_SIZE, RANK, LOCAL_RANK"
+        raise InputError(name, got=got, wanted="numbers in the environment", remedy=remedy) from None
     if world_size > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         problem = "RANK, MASTER_ADDR or MASTER_PORT is missing from the environment"
         raise InputError("WORLD_SIZE", problem, got=world_size, remedy="use torchrun")
-    picked = pick_device(device)
-    if picked.type == "cuda" and picked.index is None:
-        picked = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(picked)
-    if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if picked.type == "cuda" else "gloo")
+    picked = pick_device(device, local_rank)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size > 1 else 1
+    if picked.type == "cuda" and local > 1 and device not in ("auto", "cuda"):
+        wanted = f"auto or cuda for {local} processes on a machine, since each needs a GPU of its own"
+        raise ArgumentError("device", got=device, wanted=wanted)
     if picked.type == "cpu":
         memory.keep_freed_memory()
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size > 1 else 1
-    return Runtime(picked, "no", rank, world_size, local)
+    return Runtime(picked, "no", rank, world_size, local, peers=_peers(picked, rank) if world_size > 1 else None)
+
+
+_JOINED: list[Peers] = []
+"""The peers, from joining the process group until leaving it: a process has one group, as in torch."""
+
+
+def _peers(device: torch.device, rank: int) -> Peers:
+    if not dist.is_initialized():
+        _JOINED.clear()
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if not _JOINED:
+        _JOINED.append(join_peers(rank))
+    return _JOINED[0]
+
+
+def _leave() -> None:
+    _JOINED.clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()

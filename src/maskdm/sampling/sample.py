@@ -13,6 +13,7 @@ from torch import Tensor
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.pixels import to_unit
 from maskdm.errors import ArgumentError
+from maskdm.runtime.device import exact_float32
 from maskdm.runtime.distributed import Runtime
 from maskdm.sampling.guidance import ALWAYS, Guidance, estimator
 from maskdm.sampling.samplers import Context, Sampler, get_sampler, integrate, time_of
@@ -154,6 +155,7 @@ def _guidance(denoiser: Denoiser, weight: float, interval: tuple[float, float], 
 
 
 @torch.no_grad()
+@exact_float32()
 def sample_images(
     config: SamplingConfig, numbers: range, *, batch_size: int = 64, callback: Callback = no_callback
 ) -> Tensor:

@@ -8,6 +8,7 @@ micro-batches take their slices, so their number changes nothing but rounding.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,7 @@ from maskdm.diffusion.mask_schedule import MaskGroup, group_slices
 from maskdm.diffusion.masks import Mask
 from maskdm.diffusion.pixels import to_model
 from maskdm.diffusion.process import Process
+from maskdm.runtime.distributed import share_of_rank
 from maskdm.training.store import Store
 
 
@@ -50,6 +52,7 @@ class Batch:
         eps: (B, C, H, W), standard normal.
         mask: of the patches, None where all are visible.
         label: (B,) int64, or None.
+        weight: how much each of its images counts in the loss of the batch.
     """
 
     x_0: Tensor
@@ -57,6 +60,7 @@ class Batch:
     eps: Tensor
     mask: Mask | None
     label: Tensor | None
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.x_0)
@@ -71,6 +75,7 @@ class Batch:
                 self.eps[rows],
                 None if self.mask is None else self.mask.rows(rows),
                 None if self.label is None else self.label[rows],
+                self.weight,
             )
 
 
@@ -78,6 +83,34 @@ def seed_of(*parts: object) -> int:
     """63 bits that depend on every part."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+def group_weight(group: MaskGroup, images: int, batch_size: int) -> float:
+    """How much each of the `images` of a group counts, so that the group has its share of the loss of a batch.
+
+    A batch has whole images: of three equal groups and 8 images two get 3, and one 2, which count 8/9 and 4/3.
+    """
+    weight = group.share * batch_size / images
+    return 1.0 if math.isclose(weight, 1.0) else weight
+
+
+@lru_cache(maxsize=64)
+def most_micro_batches(groups: tuple[MaskGroup, ...], batch_size: int, world_size: int, micro_batch: int | None) -> int:
+    """The micro-batches of the rank that has the most of them, in one step.
+
+    Args:
+        groups: the masks of the step; each has micro-batches of its own.
+        batch_size: over all ranks.
+        world_size: how many ranks there are.
+        micro_batch: images of one at most, None for any number.
+    """
+    counts = []
+    for rank in range(world_size):
+        own = [
+            len(range(batch_size)[share_of_rank(rows, rank, world_size)]) for rows in group_slices(groups, batch_size)
+        ]
+        counts.append(sum(math.ceil(images / (micro_batch or images)) for images in own if images))
+    return max(counts)
 
 
 def member_order(members: int, batch_size: int, step: int, *seed: object) -> np.ndarray:
@@ -144,6 +177,7 @@ def draw_batch(
         begin, end = end, end + len(range(batch_size)[part])
         if begin == end:
             continue
+        weight = group_weight(group, rows.stop - rows.start, batch_size)
         x_0 = to_model(pixels[begin:end])
         if flip:
             x_0 = torch.where(mirrored[part, None, None, None], x_0.flip(3), x_0)
@@ -151,7 +185,7 @@ def draw_batch(
         low, high = group.noise
         t = process.training_time(low + (high - low) * u[part])
         inside = slice(part.start - rows.start, part.stop - rows.start, part.step)
-        drawn.append(Batch(x_0, t, eps[part], None if mask is None else mask.rows(inside), label))
+        drawn.append(Batch(x_0, t, eps[part], None if mask is None else mask.rows(inside), label, weight))
     return drawn
 
 

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from maskdm.errors import InputError, StorageError
 from maskdm.models import weights
 from maskdm.models.weights import Metadata, Weights
 from maskdm.runtime.distributed import Runtime
+from maskdm.training.buffers import Buffers
 from maskdm.training.progress import (
     CHECKPOINT_NAME,
     Progress,
@@ -55,6 +57,16 @@ class State:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     progress: Progress
+
+    @cached_property
+    def buffers(self) -> Buffers:
+        """Those of the network."""
+        return Buffers(self.model)
+
+    @cached_property
+    def ema_buffers(self) -> Buffers:
+        """Those that belong to the averaged weights."""
+        return Buffers(self.ema)
 
 
 @dataclass(frozen=True)
@@ -196,7 +208,8 @@ def restore_checkpoint(folder: Path, state: State, runtime: Runtime) -> None:
             weights.load_state(network, weights.read_weights(file).tensors, file, runtime.load_full_state_dict)
         _set_moments(state, load_file(folder / MOMENTS), runtime)
         progress, scaler = read_state(folder)
-        state.scaler.load_state_dict(scaler)
+        if scaler:  # saved under fp16; from another precision loss scaling starts anew
+            state.scaler.load_state_dict(scaler)
     except (InputError, OSError, SafetensorError, ValueError, KeyError) as error:
         raise damaged_checkpoint(folder, error) from None
     state.progress = progress

@@ -65,7 +65,8 @@ class TrainEvent(Event):
 
     Attributes:
         loss: of training, in the unit of the run's process and weighting.
-        grad_norm: before clipping; 0 under fp16, whose gradients are scaled.
+        grad_norm: before clipping, of the steps that were not skipped.
+        skipped: steps without effect, whose gradients overflowed in fp16.
         lr: learning rate of the last step.
         images_per_second: over all ranks.
         seconds: of training so far, over all stages.
@@ -74,6 +75,7 @@ class TrainEvent(Event):
     event: Literal["train"] = "train"
     loss: float
     grad_norm: float
+    skipped: int = 0
     lr: float
     images_per_second: float
     seconds: FiniteFloat

@@ -2,27 +2,31 @@
 
 Nothing in a step waits for the device: losses stay where they were computed and are read every `log.every` steps. A
 loss or gradient that is not finite is found there too, with the step at which it came, and always before anything is
-saved.
+saved. The device is waited for before anything else is done with it, so that the seconds of training are those of its
+steps, all of them and nothing else.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.errors import Interrupted, StorageError, TrainingError
 from maskdm.models import build
 from maskdm.models.weights import Metadata, Weights
 from maskdm.runtime.console import Bar
+from maskdm.runtime.device import deterministic, why_not_compiled
+from maskdm.runtime.distributed import Runtime
 from maskdm.runtime.signals import interruptible
 from maskdm.training import checkpoint, stages
 from maskdm.training.checkpoint import State, find_sound_checkpoint
+from maskdm.training.clock import Clock
 from maskdm.training.events import (
     EndEvent,
     StageEndEvent,
@@ -30,10 +34,13 @@ from maskdm.training.events import (
     StoppedEvent,
     TrainEvent,
 )
-from maskdm.training.monitor import Training, evaluate_heldout, evaluate_when_due
+from maskdm.training.monitor import Training, due_now, evaluate_due, evaluate_heldout
 from maskdm.training.progress import Progress, newest_checkpoint, read_progress
-from maskdm.training.step import training_step
+from maskdm.training.step import graph_count, training_step
 from maskdm.training.step_profiler import choose_micro_batch
+
+LEAST_SCALE = 1.0
+"""Of fp16's loss scaling: gradients that overflow without any scaling up are not its doing."""
 
 
 def run_stages(training: Training) -> State:
@@ -44,31 +51,42 @@ def run_stages(training: Training) -> State:
         Interrupted: by Ctrl-C or a termination signal, after saving.
         StorageError: a file cannot be written.
     """
-    config, console = training.config, training.console
+    with deterministic(training.config.train.deterministic):
+        return _run_stages(training)
+
+
+def _run_stages(training: Training) -> State:
+    config, console, runtime = training.config, training.console, training.runtime
     found = agreed_checkpoint(training)
     progress = read_progress(found) if found else Progress()
-    state = stages.init_state(config, training.spec, training.runtime, progress)
-    denoiser = build.denoiser(training.spec, state.ema, training.objective)
+    state = stages.init_state(config, training.spec, runtime, progress)
     if found:
-        checkpoint.restore_checkpoint(found, state, training.runtime)
-    if training.runtime.main:
+        checkpoint.restore_checkpoint(found, state, runtime)
+    denoiser = build.denoiser(training.spec, state.ema, training.objective)
+    # Wrapped once, for all stages: what is compiled stays compiled.
+    learner = replace(denoiser, backbone=runtime.wrap(state.model, graph_count(training)))
+    uncompiled = why_not_compiled(config.train.compile, runtime.device)
+    if uncompiled is not None:
+        console.warn(f"the network is not compiled, and steps are slower: {uncompiled}")
+    if runtime.main:
         training.run.rewind(progress.recorded)
         checkpoint.clear_unfinished(training.run.checkpoints)
     with interruptible() as signals:
         if found:
             export_weights(training, state, found)
             console.say(f"resumed at step {state.progress.step:,} ({state.progress.images:,} images)")
+            _say_changes(training, state.progress)
         else:
-            if training.run.resumed and training.runtime.main:
+            if training.run.resumed and runtime.main:
                 console.say("no checkpoint had been saved: it begins with its first step")
-            start_stage(training, state, denoiser)
+            start_stage(training, state, denoiser, learner)
         while True:
-            run_stage(training, state, denoiser, signals)
+            run_stage(training, state, denoiser, learner, signals)
             if state.progress.stage == len(config.stages) - 1:
                 _record_end(training, state.progress)
                 return state
             state.progress.stage += 1
-            start_stage(training, state, denoiser)
+            start_stage(training, state, denoiser, learner)
 
 
 def agreed_checkpoint(training: Training) -> Path | None:
@@ -82,14 +100,28 @@ def agreed_checkpoint(training: Training) -> Path | None:
     return training.run.checkpoints / name if name else None
 
 
-def start_stage(training: Training, state: State, denoiser: Denoiser) -> None:
-    """The hand-over: weights put in place, micro-batch chosen, held-out error measured before the first step."""
+def _say_changes(training: Training, progress: Progress) -> None:
+    """What of the machine is not as it was before, and changes what is computed."""
+    before, now = progress.precision, training.runtime.precision
+    if before not in (None, now):
+        training.console.warn(f"the network was trained in {before} so far, and is in {now} from here on")
+
+
+def start_stage(training: Training, state: State, denoiser: Denoiser, learner: Denoiser) -> None:
+    """The hand-over: weights put in place, micro-batch chosen, held-out error measured before the first step.
+
+    Args:
+        training: the run.
+        state: what the stage starts from.
+        denoiser: of the averaged weights.
+        learner: of the network as it is called in training.
+    """
     progress, stage = state.progress, training.stage(state.progress)
     origin = stages.init_stage(state, training.config, training.spec, training.runtime)
     masks = training.masks[progress.stage]
     training.console.say(f"stage {progress.stage + 1} of {len(training.config.stages)}, {stage.name}: {masks}")
     training.console.say(f"  starts from {'; '.join(origin)}")
-    progress.micro_batch = choose_micro_batch(training, state, replace(denoiser, backbone=state.model))
+    progress.micro_batch = choose_micro_batch(training, state, learner)
     if stage.micro_batch == "auto":
         training.console.say(f"  micro-batches of {progress.micro_batch or stage.batch_size} images")
     training.record(
@@ -110,24 +142,31 @@ def start_stage(training: Training, state: State, denoiser: Denoiser) -> None:
     evaluate_heldout(training, state, denoiser)
 
 
-def run_stage(training: Training, state: State, denoiser: Denoiser, signals: Sequence[int]) -> None:
-    """The steps of one stage, from wherever `state` is in it; `signals` says whether to save and stop."""
+def run_stage(training: Training, state: State, denoiser: Denoiser, learner: Denoiser, signals: Sequence[int]) -> None:
+    """The steps of one stage, from wherever `state` is in it.
+
+    Args:
+        training: the run.
+        state: what the steps change.
+        denoiser: of the averaged weights.
+        learner: of the network as it is called in training.
+        signals: those received so far; with the first, the run is saved and stops.
+    """
     config, runtime, progress, stage = training.config, training.runtime, state.progress, training.stage(state.progress)
-    model = runtime.wrap(state.model)
-    learner = replace(denoiser, backbone=model)
-    meter = Meter(runtime.device, progress)
+    model = cast(nn.Module, learner.backbone)
+    meter = Meter(runtime, progress)
     total = stages.total_steps(stage)
     images = None if total is None else total * stage.batch_size
+    # Rates and masks follow the wall-clock time of such a stage: on every rank the same.
+    clock = Clock(runtime, shared=stage.minutes is not None)
     with training.console.bar(stage.name, images, initial=progress.stage_step * stage.batch_size) as bar:
         while not progress.stage_done:
-            since = time.perf_counter()
+            clock.start()
             micro_batch = progress.micro_batch
             loss, norm = training_step(training, state, learner, model)
             if progress.micro_batch != micro_batch:
                 training.console.warn(f"out of memory; from here on micro-batches of {progress.micro_batch} images")
-            seconds = time.perf_counter() - since
-            # Rates and masks follow the wall-clock time of such a stage: on every rank the same.
-            progress.advance(stage.batch_size, seconds if stage.minutes is None else runtime.broadcast(seconds))
+            progress.advance(stage.batch_size, clock.lap())
             meter.add(loss, norm, progress.step)
             bar.update(stage.batch_size)
 
@@ -137,13 +176,17 @@ def run_stage(training: Training, state: State, denoiser: Denoiser, signals: Seq
             progress.stage_done = stages.fraction_done(stage, progress) >= 1
             interrupted = asking and runtime.any_rank(bool(signals))
             saving = progress.stage_done or interrupted or progress.stage_step % config.train.save_every == 0
+            due = due_now(training, progress)
+            if saving or logging or due:
+                progress.spend(clock.lap(wait=True))
             if saving or logging:
                 log_metrics(training, state, meter, bar)
-                meter = Meter(runtime.device, progress)
+                meter = Meter(runtime, progress)
             try:
-                evaluate_when_due(training, state, denoiser)
+                evaluate_due(training, state, denoiser, due)
             except StorageError:  # a full disk must not cost the steps since the last checkpoint too
-                save_state(training, state)
+                if not runtime.shards:  # which others would have to send
+                    write_state(training, state)
                 raise
             if saving:
                 save_state(training, state)
@@ -157,41 +200,41 @@ class Meter:
     """Sums over the steps since the last log line, kept on the device.
 
     Attributes:
-        loss, norm: sums of losses and gradient norms.
+        loss, norm: sums of losses and gradient norms, of skipped steps without their norms.
+        skipped: steps whose gradients overflowed in fp16, which its loss scaling provides for.
         bad: the first step that was not finite, -1 where all were.
         step, images, seconds: of the progress when it began.
     """
 
-    def __init__(self, device: torch.device, progress: Progress) -> None:
-        self.loss = torch.zeros((), device=device)
-        self.norm = torch.zeros((), device=device)
-        self.bad = torch.full((), -1, device=device)
+    def __init__(self, runtime: Runtime, progress: Progress) -> None:
+        self.scaled = runtime.precision == "fp16"
+        self.loss, self.norm, self.skipped = (torch.zeros((), device=runtime.device) for _ in range(3))
+        self.bad = torch.full((), -1, device=runtime.device)
         self.step, self.images, self.seconds = progress.step, progress.images, progress.seconds
 
     def add(self, loss: Tensor, norm: Tensor, step: int) -> None:
         """Adds a step, and remembers the first that is not finite."""
+        skipped = ~torch.isfinite(norm) if self.scaled else torch.zeros_like(norm, dtype=torch.bool)
+        norm = torch.where(skipped, 0.0, norm)
         broken = ~torch.isfinite(loss + norm) & (self.bad < 0)
         self.bad = torch.where(broken, step, self.bad)
-        self.loss, self.norm = self.loss + loss, self.norm + norm
+        self.loss, self.norm, self.skipped = self.loss + loss, self.norm + norm, self.skipped + skipped
 
 
 def log_metrics(training: Training, state: State, meter: Meter, bar: Bar) -> None:
-    """Reads the meter, the one place of a step that waits for the device; ends a run that is broken.
+    """Reads the meter; ends a run that is broken.
 
     Raises:
         TrainingError: a loss or gradient was not finite.
     """
     progress, stage = state.progress, training.stage(state.progress)
-    bad = int(meter.bad)
+    bad, skipped = int(meter.bad), int(meter.skipped)
     if bad >= 0:
-        _record_stop(training, progress, f"loss or gradient not finite at step {bad}")
-        saved = newest_checkpoint(training.run.checkpoints)
-        raise TrainingError(
-            f"loss or gradient not finite at step {bad} of stage {stage.name}; "
-            f"{f'the last good state is {saved}' if saved else 'nothing had been saved yet'}; "
-            f"try a lower stages.{progress.stage}.lr (now {stage.lr:g}), warmup_steps, or clip=1.0"
-        )
+        raise broken_off(training, state, f"loss or gradient not finite at step {bad}")
     steps, seconds = progress.step - meter.step, progress.seconds - meter.seconds
+    if skipped and state.scaler.get_scale() < LEAST_SCALE:
+        reason = f"gradient not finite at any loss scale in {skipped} of {steps} steps up to step {progress.step}"
+        raise broken_off(training, state, reason)
     loss = float(meter.loss) / steps
     training.record(
         TrainEvent(
@@ -199,7 +242,8 @@ def log_metrics(training: Training, state: State, meter: Meter, bar: Bar) -> Non
             step=progress.step,
             images=progress.images,
             loss=loss,
-            grad_norm=float(meter.norm) / steps,
+            grad_norm=float(meter.norm) / max(steps - skipped, 1),
+            skipped=skipped,
             lr=float(state.optimizer.param_groups[0]["lr"]),
             images_per_second=(progress.images - meter.images) / max(seconds, 1e-9),
             seconds=progress.seconds,
@@ -211,9 +255,34 @@ def log_metrics(training: Training, state: State, meter: Meter, bar: Bar) -> Non
         bar.total = round(progress.stage_step * stage.batch_size / max(done, 1e-9))
 
 
+def broken_off(training: Training, state: State, reason: str) -> TrainingError:
+    """The error that ends a run that is not finite any more; it is on record from here on."""
+    progress, stage = state.progress, training.stage(state.progress)
+    _record_stop(training, progress, reason)
+    saved = newest_checkpoint(training.run.checkpoints)
+    last = f"the last good state is {saved}" if saved else "nothing had been saved yet"
+    number = progress.stage
+    remedies = [
+        f"a lower stages.{number}.lr (now {stage.lr:g})",
+        f"more warmup_steps (now {stage.warmup_steps:,})",
+        "clip=1.0 (now none)" if stage.clip is None else f"a lower clip (now {stage.clip:g})",
+    ]
+    if training.runtime.precision != "no":
+        others = "bf16 or no" if training.runtime.precision == "fp16" else "no"
+        remedies.append(f"train.mixed_precision={others} (now {training.runtime.precision})")
+    return TrainingError(f"{reason} of stage {stage.name}; {last}; try {', '.join(remedies[:-1])} or {remedies[-1]}")
+
+
 def save_state(training: Training, state: State) -> None:
-    """A checkpoint, and the weights that others read."""
+    """A checkpoint, and the weights that others read, by all ranks together."""
+    write_state(training, state)
+    training.runtime.barrier()
+
+
+def write_state(training: Training, state: State) -> None:
+    """The same by the main rank alone, but where tensors are sharded."""
     runtime, progress = training.runtime, state.progress
+    progress.precision = runtime.precision
     tensors = checkpoint.gather_state(state, runtime) if runtime.main or runtime.shards else None
     if tensors is not None and runtime.main:
         stage = training.stage(progress)
@@ -224,7 +293,6 @@ def save_state(training: Training, state: State) -> None:
         run = training.run
         saved = checkpoint.save_checkpoint(run.checkpoints, state, tensors, model, keep, run.config_sha256)
         export_weights(training, state, saved)
-    runtime.barrier()
 
 
 def export_weights(training: Training, state: State, saved: Path) -> None:

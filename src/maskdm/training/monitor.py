@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from torch import nn
 
 from maskdm.config.schema import EvalConfig
 from maskdm.data.write import save_grid
@@ -18,7 +21,7 @@ from maskdm.runtime.distributed import Runtime
 from maskdm.sampling.sample import STEPS, sample_across_ranks, sampling_config
 from maskdm.training.checkpoint import State
 from maskdm.training.events import Event, HeldoutEvent, ScoreEvent
-from maskdm.training.progress import CHECKPOINT_NAME
+from maskdm.training.progress import CHECKPOINT_NAME, Progress
 from maskdm.training.runs import Run
 from maskdm.training.step import Task
 from maskdm.training.trackers import Tracker
@@ -53,24 +56,61 @@ class Training(Task):
             tracker(event.numbers(), event.images)
 
 
-def evaluate_when_due(training: Training, state: State, denoiser: Denoiser) -> None:
-    """Held-out error, sample grid and scores, when their images have passed and at the end of a stage."""
-    config, progress = training.config.eval, state.progress
-    batch = training.stage(progress).batch_size
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Inside, a network is as it will be used: without dropout, by its running statistics, which stay as they are."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is measured after a step: when its images have passed, and at the end of a stage.
+
+    Attributes:
+        heldout, samples, scores: the held-out error, a sample grid, scores.
+    """
+
+    heldout: bool
+    samples: bool
+    scores: bool
+
+    def __bool__(self) -> bool:
+        return self.heldout or self.samples or self.scores
+
+
+def due_now(training: Training, progress: Progress) -> Due:
+    """What is to be measured when a run is so far."""
+    config, batch = training.config.eval, training.stage(progress).batch_size
     seen = progress.stage_step * batch
 
     def due(every: int) -> bool:
         return progress.stage_done or seen // every > (seen - batch) // every
 
     every = config.heldout_every
-    if due(every if isinstance(every, int) else every[progress.stage]):
+    return Due(
+        heldout=training.heldout is not None and due(every if isinstance(every, int) else every[progress.stage]),
+        samples=config.samples > 0 and due(config.samples_every),
+        scores=training.scorer is not None and due(config.scores_every),
+    )
+
+
+def evaluate_due(training: Training, state: State, denoiser: Denoiser, due: Due) -> None:
+    """Held-out error, sample grid and scores, those that are due."""
+    config, progress = training.config.eval, state.progress
+    if due.heldout:
         evaluate_heldout(training, state, denoiser)
-    if due(config.samples_every) and config.samples:
+    if due.samples:
         path = training.run.samples / f"{CHECKPOINT_NAME.format(progress.step)}.png"
         own = len(training.runtime.rank_indices(config.samples))
         with training.console.bar("samples", own * config.sample_steps, "call") as bar:
             write_samples(denoiser, config, path, training.runtime, bar.update)
-    if training.scorer is not None and due(config.scores_every):
+    if training.scorer is not None and due.scores:
         evaluate_scores(training, state, denoiser, training.scorer)
 
 
@@ -79,7 +119,8 @@ def evaluate_heldout(training: Training, state: State, denoiser: Denoiser) -> No
     if training.heldout is None:
         return
     heldout, runtime, progress = training.heldout, training.runtime, state.progress
-    ema, raw = (heldout.error(replace(denoiser, backbone=net), runtime) for net in (state.ema, state.model))
+    with eval_mode(state.ema), eval_mode(state.model):
+        ema, raw = (heldout.error(replace(denoiser, backbone=net), runtime) for net in (state.ema, state.model))
     event = HeldoutEvent(
         stage=training.stage(progress).name,
         step=progress.step,

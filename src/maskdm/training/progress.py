@@ -31,6 +31,7 @@ class Progress:
         stage_done: whether the stage is over.
         recorded: length in bytes of metrics.jsonl when this was saved; a resumed run continues from there.
         micro_batch: images that this stage computes at once on a rank, None for all of the rank's.
+        precision: of the network when this was saved: bf16, fp16 or no; None where that is not on record.
     """
 
     stage: int = 0
@@ -42,10 +43,15 @@ class Progress:
     stage_done: bool = False
     recorded: int = 0
     micro_batch: int | None = None
+    precision: str | None = None
 
     def advance(self, images: int, seconds: float) -> None:
         """One step more."""
         self.stage_step, self.step, self.images = self.stage_step + 1, self.step + 1, self.images + images
+        self.spend(seconds)
+
+    def spend(self, seconds: float) -> None:
+        """So much time more."""
         self.stage_seconds, self.seconds = self.stage_seconds + seconds, self.seconds + seconds
 
 

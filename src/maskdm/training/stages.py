@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from maskdm.config.schema import Config
 from maskdm.config.stage_config import StageConfig
@@ -18,6 +19,7 @@ from maskdm.models import build, transfer
 from maskdm.models.spec import ModelSpec
 from maskdm.runtime.distributed import Runtime
 from maskdm.training.batches import seed_of
+from maskdm.training.buffers import Buffers, buffers_aside
 from maskdm.training.checkpoint import State
 from maskdm.training.optim import adamw
 from maskdm.training.progress import Progress
@@ -32,7 +34,7 @@ def init_network(config: Config, spec: ModelSpec, runtime: Runtime) -> nn.Module
 def init_state(config: Config, spec: ModelSpec, runtime: Runtime, progress: Progress) -> State:
     """Everything that training changes, as before its first step, with the optimizer of the stage of `progress`."""
     network = init_network(config, spec, runtime)
-    ema = copy.deepcopy(network)
+    ema = copy.deepcopy(network).eval()  # it is never trained
     if config.train.checkpoint_activations:
         checkpoint_activations(network)
     network, ema = runtime.shard(network), runtime.shard(ema)
@@ -46,7 +48,14 @@ def checkpoint_activations(network: nn.Module) -> None:
     """
     blocks = [block for blocks in network.modules() if isinstance(blocks, nn.ModuleList) for block in blocks]
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        # What is computed again draws the same dropout, by torch's own care, and counts once in running statistics.
+        contexts = partial(_contexts, block) if len(Buffers(block)) else noop_context_fn
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Those of a block's forward pass, and of computing it again."""
+    return nullcontext(), buffers_aside(block)
 
 
 def init_stage(state: State, config: Config, spec: ModelSpec, runtime: Runtime) -> list[str]:

@@ -82,7 +82,7 @@ def start_training(
     _check_before(config, output_dir, resume)
     runtime = init_runtime(config.train)
     console.main = runtime.main
-    try:
+    with runtime:
         with runtime.main_first():
             prepared = prepare(config, console)
         check_batches(prepared.config, runtime)
@@ -106,8 +106,6 @@ def start_training(
             raise
         finally:
             run.release()
-    finally:
-        runtime.close()
     return run.path
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,17 @@ from maskdm.config.schema import Config
 from maskdm.config.stage_config import StageConfig
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.loss import denoising_loss
-from maskdm.diffusion.mask_schedule import MaskSchedule
+from maskdm.diffusion.mask_schedule import MaskSchedule, group_slices
+from maskdm.errors import InputError
 from maskdm.models.build import Objective
 from maskdm.models.spec import ModelSpec
+from maskdm.runtime import device as devices
 from maskdm.runtime import memory
 from maskdm.runtime.distributed import Runtime
 from maskdm.training import stages
-from maskdm.training.batches import Batch, TrainingSet, draw_batch
+from maskdm.training.batches import Batch, TrainingSet, draw_batch, most_micro_batches, seed_of
 from maskdm.training.checkpoint import State
-from maskdm.training.ema import ema_decay, ema_update
+from maskdm.training.ema import ema_decay, ema_update, ema_update_buffers
 from maskdm.training.optim import learning_rate
 from maskdm.training.progress import Progress
 
@@ -66,12 +68,21 @@ def training_step(task: Task, state: State, learner: Denoiser, model: nn.Module)
         model: the network of `state` as it is called in training, see `Runtime.wrap`.
     """
     while True:
+        buffers = state.buffers.keep()
         try:
             loss = accumulate_gradients(task, state, learner, model)
             break
         except (RuntimeError, MemoryError) as error:
-            if not memory.is_out_of_memory(error) or not halve_micro_batch(task, state):
+            if memory.is_out_of_memory(error) and halve_micro_batch(task, state):
+                state.buffers.restore(buffers)
+                continue
+            problem = devices.cannot_compile(error)
+            if problem is None:
                 raise
+            raise InputError(
+                "train.compile", problem, got=task.config.train.compile, remedy="write train.compile=no"
+            ) from None
+    task.runtime.average(state.buffers.floating)
     return loss, optimizer_step(task, state)
 
 
@@ -79,10 +90,42 @@ def accumulate_gradients(task: Task, state: State, learner: Denoiser, model: nn.
     """Gradients of this rank's part of the batch, micro-batch by micro-batch: its part of the loss, a scalar."""
     parts = draw_micro_batches(task, learner, state.progress)
     loss = torch.zeros((), device=task.runtime.device)
-    for part in parts:
-        with task.runtime.accumulate(model, last=part is parts[-1]):
+    seed_modules(task, state.progress)
+    static = devices.has_static_graphs(task.runtime.compile)
+    if static and len(parts) > 1:
+        own_gradients(state.model)
+    for number, part in enumerate(parts, start=1):
+        if static:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        with task.runtime.accumulate(model, last=number == len(parts)):
             loss += forward_backward(task, state, learner, part)
     return loss
+
+
+def seed_modules(task: Task, progress: Progress) -> None:
+    """Seeds what modules draw by themselves, such as dropout: a function of seed, stage, step and rank.
+
+    It is drawn from torch's global generators, which are in no checkpoint. Micro-batches draw one after another.
+    """
+    runtime = task.runtime
+    first = seed_of(task.config.train.seed, "modules", progress.stage)
+    # Generators of the CPU keep 32 bits of a seed: counted up, no two ranks or steps share one.
+    seed = (first + progress.stage_step * runtime.world_size + runtime.rank) % 2**32
+    torch.default_generator.manual_seed(seed)
+    if runtime.device.type == "cuda":
+        torch.cuda.manual_seed(seed)  # of this rank's device alone
+    elif runtime.device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def own_gradients(network: nn.Module) -> None:
+    """Gives every weight a gradient of zero in memory of its own.
+
+    Without, it would take over the first micro-batch's, which lies in a CUDA graph where the next one's will.
+    """
+    for parameter in network.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def halve_micro_batch(task: Task, state: State) -> bool:
@@ -105,13 +148,16 @@ def forward_backward(task: Task, state: State, learner: Denoiser, part: Batch) -
     with task.runtime.autocast():
         losses = denoising_loss(learner, part.x_0, part.t, part.eps, mask=part.mask, label=part.label)
     # Ranks are averaged.
-    share = losses.sum() * task.runtime.world_size / task.stage(state.progress).batch_size
+    share = part.weight * losses.sum() * task.runtime.world_size / task.stage(state.progress).batch_size
     torch.autograd.backward(state.scaler.scale(share))
     return share.detach()
 
 
 def optimizer_step(task: Task, state: State) -> Tensor:
-    """Updates the weights by the accumulated gradients, then their average: the gradient's norm before clipping."""
+    """Updates the weights by the accumulated gradients, then their average: the gradient's norm before clipping.
+
+    Under fp16 an overflow is no fault: the norm is not finite, the step is skipped and the scale lowered.
+    """
     stage, progress = task.stage(state.progress), state.progress
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(stage, progress.stage_step, stages.fraction_done(stage, progress))
@@ -123,23 +169,48 @@ def optimizer_step(task: Task, state: State) -> Tensor:
     state.optimizer.zero_grad(set_to_none=True)
     decay = ema_decay(task.config.ema, progress.stage_step + 1)
     ema_update(state.ema.parameters(), state.model.parameters(), decay)
-    # Under fp16 an overflow is no fault: the step is skipped and the scale lowered.
-    return torch.zeros_like(norm) if state.scaler.is_enabled() else norm
+    ema_update_buffers(state.ema_buffers, state.buffers, decay)
+    return norm
+
+
+def graph_count(task: Task) -> int:
+    """How many graphs a compiled network will have at most: one for every shape of the masks and size of a micro-batch.
+
+    Of a group of masks, ranks have two numbers of images, and equal micro-batches of them two sizes. `MOST_GRAPHS` come
+    on top, for micro-batches that are tried and those that are halved.
+    """
+    shapes, world_size = set(), task.runtime.world_size
+    for stage, masks in zip(task.config.stages, task.masks, strict=True):
+        for groups in masks.phases:
+            for group, rows in zip(groups, group_slices(groups, stage.batch_size), strict=True):
+                images = rows.stop - rows.start
+                for own in (images // world_size, math.ceil(images / world_size)):
+                    shapes.add((group.masking, own, stage.micro_batch))
+    return 2 * len(shapes) + devices.MOST_GRAPHS
 
 
 def draw_micro_batches(task: Task, denoiser: Denoiser, progress: Progress) -> list[Batch]:
-    """This rank's part of the current step's batch as micro-batches, each with masks of one shape."""
-    stage = task.stage(progress)
+    """This rank's part of the current step's batch as micro-batches, each with masks of one shape.
+
+    As many on every rank, since gathering weights (FSDP), and whatever else ranks do together in a forward or backward
+    pass, needs all of them: a rank with fewer repeats its last one with weight 0.
+    """
+    stage, runtime = task.stage(progress), task.runtime
+    groups = task.masks[progress.stage].at(stages.fraction_done(stage, progress))
     batches = draw_batch(
         task.data,
-        task.masks[progress.stage].at(stages.fraction_done(stage, progress)),
+        groups,
         denoiser.process,
         step=progress.stage_step,
         batch_size=stage.batch_size,
         seed=(task.config.train.seed, "stage", progress.stage),
         flip=task.config.data.flip,
         label_dropout=stage.label_dropout,
-        device=task.runtime.device,
-        rank_slice=task.runtime.rank_slice,
+        device=runtime.device,
+        rank_slice=runtime.rank_slice,
     )
-    return [part for batch in batches for part in batch.split(progress.micro_batch)]
+    parts = [part for batch in batches for part in batch.split(progress.micro_batch)]
+    if runtime.world_size > 1:
+        most = most_micro_batches(groups, stage.batch_size, runtime.world_size, progress.micro_batch)
+        parts += [replace(parts[-1], weight=0.0)] * (most - len(parts))
+    return parts

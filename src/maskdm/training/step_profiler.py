@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,11 +12,21 @@ from maskdm.errors import InputError
 from maskdm.models import build
 from maskdm.models.flops import forward_flops
 from maskdm.runtime import memory
+from maskdm.runtime.device import deterministic
 from maskdm.training import stages
 from maskdm.training.checkpoint import State
+from maskdm.training.clock import Clock
 from maskdm.training.progress import Progress
-from maskdm.training.step import Task, draw_micro_batches, forward_backward, training_step
+from maskdm.training.step import (
+    Task,
+    draw_micro_batches,
+    forward_backward,
+    graph_count,
+    training_step,
+)
 
+STEPS_BETWEEN_WAITS = 10
+"""On a GPU, while steps are timed."""
 USABLE = 0.85
 """Share of the free memory that a step may plan with; the rest is for fragments and for what else runs."""
 
@@ -39,7 +48,7 @@ class StepProfiler:
         self.task = task
         self.batch_size = task.config.stages[stage].batch_size // task.runtime.world_size
         self.state = stages.init_state(task.config, task.spec, task.runtime, Progress(stage=stage))
-        self._model = task.runtime.wrap(self.state.model)
+        self._model = task.runtime.wrap(self.state.model, graph_count(task))
         self._learner = build.denoiser(task.spec, self._model, task.objective)
 
     def use(self, task: Task) -> None:
@@ -48,20 +57,31 @@ class StepProfiler:
         self.task = task
         self.state.progress.micro_batch = micro_batch if isinstance(micro_batch, int) else None
 
-    def step(self) -> float:
-        """One step to its very end: seconds."""
-        since = time.perf_counter()
-        training_step(self.task, self.state, self._learner, self._model)
-        self.task.runtime.synchronize()
-        seconds = time.perf_counter() - since
-        self.state.progress.advance(self.task.stage(self.state.progress).batch_size, 0.0)
-        return seconds
+    @property
+    def between(self) -> int:
+        """Steps between two waits for the device. In training there are many: while a GPU computes one, the host is
+        ahead, which shows most where steps are short; to wait for every single one would charge that to them."""
+        return STEPS_BETWEEN_WAITS if self.task.runtime.device.type == "cuda" else 1
+
+    def step(self, count: int = 1) -> float:
+        """`count` steps to their very end: seconds of one."""
+        with deterministic(self.task.config.train.deterministic):
+            clock = Clock(self.task.runtime)
+            for _ in range(count):
+                training_step(self.task, self.state, self._learner, self._model)
+                self.state.progress.advance(self.task.stage(self.state.progress).batch_size, 0.0)
+            return clock.lap(wait=True) / count
 
     def steps(self, seconds: float, least: int = 3, most: int = 50) -> list[float]:
-        """As many steps as fit into `seconds`, but at least `least` and at most `most`: seconds of each."""
+        """Steps for `seconds`, waited for every `between`: seconds of one between each two waits.
+
+        Args:
+            seconds: for how long.
+            least, most: waits.
+        """
         taken: list[float] = []
-        while len(taken) < least or (sum(taken) < seconds and len(taken) < most):
-            taken.append(self.step())
+        while len(taken) < least or (self.between * sum(taken) < seconds and len(taken) < most):
+            taken.append(self.step(self.between))
         return taken
 
     def memory(self) -> MemoryEstimate | None:
@@ -97,12 +117,12 @@ def estimate_memory(task: Task, state: State, learner: Denoiser) -> MemoryEstima
     """The memory that steps of a stage at its start take; None where the system does not tell.
 
     By gradients of ever more images under the mask that leaves most visible, and from there on in a straight line.
-    Stops long before memory runs out; weights stay as they are.
+    Stops long before memory runs out; weights and buffers stay as they are.
 
     Args:
         task: what is trained.
         state: at the start of the stage.
-        learner: a denoiser of its network.
+        learner: a denoiser of its network as it is called in training, compiled and wrapped.
     """
     device, progress = task.runtime.device, state.progress
     heaviest = max(task.masks[progress.stage].maskings, key=lambda masking: forward_flops(task.spec, masking))
@@ -110,16 +130,21 @@ def estimate_memory(task: Task, state: State, learner: Denoiser) -> MemoryEstima
     free = memory.available_bytes(device) + memory.bytes_in_use(device)
     share = task.stage(progress).batch_size // task.runtime.world_size
     found: list[tuple[int, int]] = []
-    for size in powers_of_two(share):
+    # Every size that is tried is compiled, which takes a minute: then fewer, further apart.
+    apart = 4 if task.runtime.compile else 2
+    buffers = state.buffers.keep()
+    for size in powers_of(apart, share):
         part = draw_micro_batches(task, learner, replace(progress, micro_batch=size))[0]
         _, most = memory.peak_bytes(device, partial(forward_backward, task, state, learner, part))
         state.optimizer.zero_grad(set_to_none=True)
         if most is None:
+            state.buffers.restore(buffers)
             return None
         found.append((len(part), most))
         # Ranks stop together: gradients of sharded weights are computed by all of them at once.
-        if len(found) > 1 and task.runtime.any_rank(most > free / 4):
+        if len(found) > 1 and task.runtime.any_rank(most > free / (2 * apart)):
             break
+    state.buffers.restore(buffers)
     (small, low), (large, high) = found[0] if len(found) == 1 else found[-2], found[-1]
     # One image alone says nothing of what the next would add: all of it counts as the image's.
     per_image = max(high - low, 0) / (large - small) if large > small else float(high)
@@ -153,9 +178,9 @@ def choose_micro_batch(task: Task, state: State, learner: Denoiser) -> int | Non
     return equal_parts(stage.batch_size // task.runtime.world_size, largest)
 
 
-def powers_of_two(share: int, most: int = 64) -> list[int]:
-    """1, 2, 4, ... up to a rank's share of the batch, or `most`: the micro-batches that are tried."""
-    return [2**i for i in range(most.bit_length()) if 2**i <= min(share, most)]
+def powers_of(base: int, share: int, most: int = 64) -> list[int]:
+    """1, `base`, `base`^2, ... up to a rank's share of the batch, or `most`: the micro-batches that are tried."""
+    return [base**i for i in range(most.bit_length()) if base**i <= min(share, most)]
 
 
 def equal_parts(batch: int, most: int) -> int:
