@@ -38,6 +38,9 @@ ROLES: tuple[Role, ...] = get_args(Role)
 PUBLIC_SALT = b"maskdm public salt, version 1"
 """For public data only: whoever has an image can compute with it whether the image was a member."""
 
+LEAST_TO_AUDIT = 10
+"""Images of each role that an audit needs."""
+
 SALT_BYTES = 32
 """Length of a machine's own salt."""
 MIN_SALT_BYTES = 16

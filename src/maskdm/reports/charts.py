@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -47,10 +47,11 @@ BINS = 40
 
 
 class Point(NamedTuple):
-    """A point of a line, in the units of the axes."""
+    """A point of a line, in the units of the axes; points of different parts, such as stages, are not joined."""
 
     x: float
     y: float
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -213,12 +214,15 @@ def _set_limits(axes: Axes, points: Sequence[Point], log_y: bool) -> None:
 def _draw_line(axes: Axes, number: int, line: Series, x_label: str) -> list[Element]:
     """A line, and the dots that go over it where there are few."""
     style = "--" if number == MAX_SERIES - 1 else "-"  # a third color alone is hard to tell from the first
-    axes.plot(*zip(*line.points, strict=True), style, color=SERIES[number], lw=1 if line.faint else 2, clip_on=False)
+    for _, points in groupby(line.points, key=lambda point: point.part):
+        xs, ys, _ = zip(*points, strict=True)
+        dot = "." if len(xs) == 1 else ""  # a line of one point is not seen
+        axes.plot(xs, ys, style + dot, color=SERIES[number], lw=1 if line.faint else 2, clip_on=False)
     if len(line.points) > MAX_DOTS:
         return []
     return [
         dot_at(*place(axes, x, y), number, f"{line.name}: {format_value(y)} at {format_count(x)} {x_label}")
-        for x, y in line.points
+        for x, y, _ in line.points
     ]
 
 

@@ -34,6 +34,7 @@ from maskdm.training.monitor import Training, evaluate_heldout, evaluate_when_du
 from maskdm.training.progress import Progress, newest_checkpoint, read_progress
 from maskdm.training.step import training_step
 from maskdm.training.step_profiler import choose_micro_batch
+from maskdm.training.time_left import TimeLeft
 
 
 def run_stages(training: Training) -> State:
@@ -115,7 +116,7 @@ def run_stage(training: Training, state: State, denoiser: Denoiser, signals: Seq
     config, runtime, progress, stage = training.config, training.runtime, state.progress, training.stage(state.progress)
     model = runtime.wrap(state.model)
     learner = replace(denoiser, backbone=model)
-    meter = Meter(runtime.device, progress)
+    meter, time_left = Meter(runtime.device, progress), TimeLeft(training, progress)
     total = stages.total_steps(stage)
     images = None if total is None else total * stage.batch_size
     with training.console.bar(stage.name, images, initial=progress.stage_step * stage.batch_size) as bar:
@@ -130,6 +131,7 @@ def run_stage(training: Training, state: State, denoiser: Denoiser, signals: Seq
             progress.advance(stage.batch_size, seconds if stage.minutes is None else runtime.broadcast(seconds))
             meter.add(loss, norm, progress.step)
             bar.update(stage.batch_size)
+            time_left.step_done()
 
             logging = progress.stage_step % config.log.every == 0
             # What a signal decides, ranks must agree on, which waits: several do so when they log.
