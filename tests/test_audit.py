@@ -303,8 +303,8 @@ def test_arguments_that_cannot_be(arguments, name, audited):
     ("subject", "arguments", "name", "problem"),
     [
         ("weights/ema.safetensors", {}, "{path}", "belongs to a run"),
-        ("samples", {}, "{path}", "is no run"),
-        ("weights/ema.safetensors", {"stage": "0"}, "stage", "{path} is no run, and has no stages"),
+        ("samples", {}, "{path}", "is not a run folder"),
+        ("weights/ema.safetensors", {"stage": "0"}, "stage", "{path} is not a run folder, and has no stages"),
     ],
 )
 def test_what_is_no_run(subject, arguments, name, problem, audited):

@@ -28,6 +28,7 @@ from maskdm.experiments.comparison import Arm, Budget, Comparison
 from maskdm.experiments.conclusion import conclude
 from maskdm.experiments.outcome import ComparisonSetup, Evaluation, Outcome
 from maskdm.reports.charts import (
+    MAX_DOTS,
     MAX_POINTS,
     Boundary,
     Point,
@@ -566,8 +567,10 @@ def test_lines_of_two_stages_are_not_joined(run):
     apart = chart([Point(0, 1, 0), Point(1, 2, 0), Point(1, 5, 1), Point(2, 4, 1)])
     joined = chart([Point(0, 1), Point(1, 2), Point(1, 5), Point(2, 4)])
     assert len(apart.all("path")) == len(joined.all("path")) + 1
-    lonely = chart([Point(0, 1, 0), Point(1, 2, 0), Point(2, 4, 1)])
-    assert len(lonely.all("use")) > len(joined.all("use"))  # a dot where there is no line
+    many = [Point(i, 1 + i, 0) for i in range(2 * MAX_DOTS)]
+    lonely = chart([*many, Point(2 * MAX_DOTS, 4, 1)])
+    assert len(lonely.all("circle")) == 1  # where there is no line
+    assert not chart(many).all("circle")
 
 
 def test_a_run_that_has_learned_little_says_so_under_its_result(tmp_path):

@@ -240,7 +240,7 @@ def _read_network(path: Path, device: torch.device) -> Callable[[Tensor], Tensor
                 network = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
     except Exception:  # of many kinds
         raise ArgumentError(
-            "features", f"{path} is no TorchScript or torch.export file that this torch can read"
+            "features", f"{path} is not a TorchScript or torch.export file that this torch can read"
         ) from None
     return network
 
