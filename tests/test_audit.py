@@ -239,7 +239,7 @@ def test_weights_of_another_run(audited, photos_run, tmp_path):
 def test_no_membership_without_held_out_images(digits_npz, tmp_path):
     run = train(digits_npz, tmp_path, "data.heldout=0", "data.calibration=0")
     error = refused(run)
-    assert (error.name, error.got, error.wanted) == (str(run), 0, "at least 10")
+    assert (error.name, error.got, error.wanted) == (str(run), 0, "at least 10 images")
     assert "the role heldout" in error.problem
 
 

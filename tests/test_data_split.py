@@ -215,7 +215,7 @@ def test_some_but_not_all_must_be_given(held):
 
 def test_given_by_a_pattern():
     assert matching(["train/a.png", "test/a.png", "x/test/b.png"], "^test/") == [False, True, False]
-    with refused("pattern", "no regular expression (", got="[", wanted="^test/", kind=ArgumentError):
+    with refused("pattern", "not a regular expression (", got="[", wanted="^test/", kind=ArgumentError):
         matching(["a"], "[")
 
 
