@@ -240,7 +240,7 @@ def test_no_membership_without_held_out_images(digits_npz, tmp_path):
     run = train(digits_npz, tmp_path, "data.heldout=0", "data.calibration=0")
     error = refused(run)
     assert (error.name, error.got, error.wanted) == (str(run), 0, "at least 10 images")
-    assert "the role heldout" in error.problem
+    assert "too few held-out images" in error.problem
 
 
 def test_folders_in_place_of_a_manifest(audited, photos, tmp_path, capsys):
