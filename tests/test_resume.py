@@ -127,7 +127,7 @@ def test_resume_evaluate_and_audit_take_the_new_place(small, tmp_path, monkeypat
     result = maskdm.evaluate(run, data=moved, num=8, steps=1, quiet=True)
     assert result.scores
     assert main(["audit", str(run), "--data", str(moved)]) == 2  # 40 images are too few, and are read
-    assert "too few images" in line_of(capsys)
+    assert "too few held-out images" in line_of(capsys)
     with pytest.raises(InputError) as caught:
         maskdm.evaluate(run, moved, data=moved, num=8, steps=1, quiet=True)
     assert caught.value.name == "data"
