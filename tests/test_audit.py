@@ -239,8 +239,8 @@ def test_weights_of_another_run(audited, photos_run, tmp_path):
 def test_no_membership_without_held_out_images(digits_npz, tmp_path):
     run = train(digits_npz, tmp_path, "data.heldout=0", "data.calibration=0")
     error = refused(run)
-    assert (error.name, error.got, error.wanted) == (str(run), 0, "at least 10")
-    assert "the role heldout" in error.problem
+    assert (error.name, error.got, error.wanted) == (str(run), 0, "at least 10 images")
+    assert "too few held-out images" in error.problem
 
 
 def test_folders_in_place_of_a_manifest(audited, photos, tmp_path, capsys):
@@ -303,8 +303,8 @@ def test_arguments_that_cannot_be(arguments, name, audited):
     ("subject", "arguments", "name", "problem"),
     [
         ("weights/ema.safetensors", {}, "{path}", "belongs to a run"),
-        ("samples", {}, "{path}", "is no run"),
-        ("weights/ema.safetensors", {"stage": "0"}, "stage", "{path} is no run, and has no stages"),
+        ("samples", {}, "{path}", "is not a run folder"),
+        ("weights/ema.safetensors", {"stage": "0"}, "stage", "{path} is not a run folder, and has no stages"),
     ],
 )
 def test_what_is_no_run(subject, arguments, name, problem, audited):

@@ -308,7 +308,7 @@ OTHERS: Table = {
     "guide without guidance": ("sample {run} --guide pretrain", ["--guide", "without guidance"]),
     "guide that is not there": (
         "sample {run} --guidance 2 --guide warmup",
-        ["--guide", "'warmup'", "finetune, pretrain", "run"],
+        ["--guide", "'warmup'", "finetune-raw, pretrain-ema", "run"],
     ),
     "guide of other images": (
         "sample {run} --guidance 2 --guide {photos_run}",
@@ -598,7 +598,7 @@ def test_checkpoints_of_another_version(digits_run, tmp_path, capsys):
 @pytest.mark.parametrize("output", ["file", "file/made", "file/made.npz"])
 def test_where_samples_go_is_looked_at_before_they_are_made(output, refused, places, monkeypatch):
     calls: list[object] = []
-    monkeypatch.setattr("maskdm.commands.sample.sample_across_ranks", lambda *arguments, **_: calls.append(arguments))
+    monkeypatch.setattr("maskdm.commands.sample.make_round", lambda *arguments, **_: calls.append(arguments))
     refused(["sample", places["run"], "--steps", "1", "--num", "1", "--output", output])
     assert not calls
 

@@ -23,6 +23,7 @@ from maskdm.cli.renamed import NEW_NAMES
 from maskdm.config.keys import all_settings
 from maskdm.config.recipes import recipes
 from maskdm.data.manifest import read_manifest
+from maskdm.data.write import CAPTION
 from maskdm.models import weights
 from maskdm.sampling.samplers import SAMPLERS
 from maskdm.sampling.timesteps import SPACINGS
@@ -37,6 +38,7 @@ SETTINGS = ["--data", "--recipe", "--config", "--image-size --resolution", "--mi
 COMMANDS = {
     "train": [
         "-h --help",
+        "--quiet -q",
         *SETTINGS,
         "--output-dir --outdir",
         "--name",
@@ -47,6 +49,7 @@ COMMANDS = {
     ],
     "sample": [
         "-h --help",
+        "--quiet -q",
         "RUN|FILE",
         "--num",
         "--seeds",
@@ -72,9 +75,11 @@ COMMANDS = {
         "--mixed-precision",
         "--compile",
         "--output -o",
+        "--overwrite",
     ],
     "eval": [
         "-h --help",
+        "--quiet -q",
         "RUN|FILE|IMAGES",
         "--reference",
         "--data",
@@ -95,6 +100,7 @@ COMMANDS = {
     ],
     "compare": [
         "-h --help",
+        "--quiet -q",
         "FILE|NAME",
         "--data",
         "--output-dir --outdir",
@@ -107,6 +113,7 @@ COMMANDS = {
     ],
     "audit": [
         "-h --help",
+        "--quiet -q",
         "RUN|FILE",
         "--profile",
         "--stage",
@@ -128,13 +135,13 @@ COMMANDS = {
         "--device",
         "--output -o --out",
     ],
-    "audit compare": ["-h --help", "A", "B"],
-    "plan": ["-h --help", *SETTINGS, "--seconds", "--watts"],
-    "bench": ["-h --help", *SETTINGS, "--ratios", "--rounds", "--output -o"],
-    "info": ["-h --help", "RUN|FILE"],
-    "report": ["-h --help", "RUN"],
-    "import": ["-h --help", "source", "FILE", "--output -o", "--weights", "--heads"],
-    "demo": ["-h --help", "--output-dir --outdir"],
+    "audit compare": ["-h --help", "--quiet -q", "A", "B"],
+    "plan": ["-h --help", "--quiet -q", *SETTINGS, "--seconds", "--watts"],
+    "bench": ["-h --help", "--quiet -q", *SETTINGS, "--ratios", "--rounds", "--output -o"],
+    "info": ["-h --help", "--quiet -q", "RUN|FILE"],
+    "report": ["-h --help", "--quiet -q", "RUN"],
+    "import": ["-h --help", "--quiet -q", "source", "FILE", "--output -o", "--weights", "--heads"],
+    "demo": ["-h --help", "--quiet -q", "--output-dir --outdir"],
 }
 
 
@@ -161,11 +168,11 @@ def maskdm(*arguments: object) -> None:
 def sampled(model: Path, folder: Path, *more: object) -> dict[str, np.ndarray]:
     """File name -> pixels of what `maskdm sample` makes; two steps are enough to tell models apart."""
     maskdm("sample", model, "--steps", 2, "--output", folder, *more)
-    return {path.name: pixels(path) for path in sorted(folder.iterdir())}
+    return {path.name: pixels(path) for path in sorted(folder.glob("*.png"))}
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    return a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 # --- the options -----------------------------------------------------------------------------------------------------
@@ -278,8 +285,10 @@ def test_train_sample_info_report(photos, tiny, tmp_path, monkeypatch, capsys):
     assert (run / "log.txt").read_text().count("held-out error") == 4
 
     maskdm("sample", run, "--num", 2, "--steps", 2)
-    assert sorted(path.name for path in Path("samples").iterdir()) == ["grid.png", "seed-000000.png", "seed-000001.png"]
-    assert "2 images in samples" in capsys.readouterr().err
+    folder = Path("samples") / run.name
+    names = ["grid.png", "samples.json", "seed-000000.png", "seed-000001.png"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert f"2 images in {folder}" in capsys.readouterr().err
 
     maskdm("info", run)
     out = capsys.readouterr().out
@@ -410,8 +419,9 @@ def test_a_folder_has_an_image_for_every_seed_and_a_grid(photos_run, tmp_path):
     generated = sampled(photos_run, tmp_path / "deep" / "generated", "--seeds", "7,0-3")
     assert list(generated) == ["grid.png", *(f"seed-{seed:06d}.png" for seed in (0, 1, 2, 3, 7))]
     grid = generated.pop("grid.png")
-    factor = 10  # 512 px over 3 columns of 17 px and a gap
-    assert grid.shape == ((2 * 17 + 1) * factor, (3 * 17 + 1) * factor, 3)
+    factor = 15  # 512 px over 2 columns of 17 px, one for each class, and a gap
+    grid = grid[CAPTION:]
+    assert grid.shape == ((3 * 17 + 1) * factor, (2 * 17 + 1) * factor, 3)
     assert all(image.shape == (16, 16, 3) for image in generated.values())
     first = grid[factor : 17 * factor : factor, factor : 17 * factor : factor]
     assert (first == generated["seed-000007.png"]).all()  # in the order in which they were asked for
@@ -429,7 +439,7 @@ def test_an_npz_of_samples_is_data_again(photos_run, tmp_path, tiny, monkeypatch
     maskdm("sample", photos_run, "--steps", 2, "--seeds", "0-8", "--output", "deep/generated.npz")
     assert [path.name for path in Path("deep").iterdir()] == ["generated.npz"]
     with np.load("deep/generated.npz") as archive:
-        assert archive.files == ["images"]
+        assert archive.files == ["images", "samples"]
         images = archive["images"]
     assert images.dtype == np.uint8
     assert images.shape == (9, 16, 16, 3)
@@ -492,6 +502,7 @@ def test_guidance(photos_run, tmp_path):
     nothing = sampled(photos_run, tmp_path / "nothing", "--seeds", "0-3", "--labels", "none")
     assert same(guided(1), plain)
     assert not same(guided(4), plain)
+    del nothing["grid.png"]  # has no class above it
     unguided = guided(0)  # all of the unconditional answer; in batches of twice the size
     assert all(np.abs(unguided[name].astype(int) - nothing[name].astype(int)).max() <= 1 for name in nothing)
 
@@ -639,11 +650,11 @@ def test_info_about_a_file(photos_run, capsys):
     maskdm("info", photos_run / "weights" / "pretrain-raw.safetensors")
     out = capsys.readouterr().out
     for words in (
-        "which      raw",
+        "average    none, the last weights (raw)",
         "stage      pretrain",
         "steps      4",
-        "images     32",
-        "maskdm     ",
+        "seen       32",
+        "version    ",
         "mask       ",
     ):
         assert words in out
@@ -707,7 +718,7 @@ def test_several_processes_sample_the_images_that_one_does(digits_run, tmp_path)
     assert done.stderr.count("5 images in") == 1  # one of them talks
     assert same(
         sampled(digits_run, tmp_path / "one", "--seeds", "0-4"),
-        {path.name: pixels(path) for path in sorted((tmp_path / "two").iterdir())},
+        {path.name: pixels(path) for path in sorted((tmp_path / "two").glob("*.png"))},
     )
 
 

@@ -215,7 +215,7 @@ def test_some_but_not_all_must_be_given(held):
 
 def test_given_by_a_pattern():
     assert matching(["train/a.png", "test/a.png", "x/test/b.png"], "^test/") == [False, True, False]
-    with refused("pattern", "no regular expression (", got="[", wanted="^test/", kind=ArgumentError):
+    with refused("pattern", "not a regular expression (", got="[", wanted="^test/", kind=ArgumentError):
         matching(["a"], "[")
 
 
@@ -262,12 +262,12 @@ def test_groups_by_a_wrong_csv(content: bytes | None, problem: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("pattern", "problem"),
     [
-        ("(", "is no regular expression ("),
+        ("(", "is not a regular expression ("),
         ("[a-z]+", "has 0 capturing groups"),
         ("(a)(b)", "has 2 capturing groups"),
         ("(ann)", "finds no group in 'bob_x/3.png'"),
         ("bob|(ann)", "finds no group in 'bob_x/3.png'"),
-        ("(\n", "is no regular expression ("),
+        ("(\n", "is not a regular expression ("),
     ],
 )
 def test_groups_by_a_wrong_pattern(pattern: str, problem: str) -> None:

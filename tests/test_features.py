@@ -288,7 +288,7 @@ def test_networks_of_transformers(name, tmp_path, monkeypatch):
     torch.nn.init.normal_(next(network.parameters()))
     network.save_pretrained(tmp_path / "other")
     assert get(name, weights=tmp_path / "other").name != found.name
-    with pytest.raises(ArgumentError, match="is no folder that save_pretrained") as caught:
+    with pytest.raises(ArgumentError, match="is not a folder that save_pretrained") as caught:
         get(name, weights=tmp_path)
     assert caught.value.name == "features_weights"
     monkeypatch.setitem(sys.modules, "transformers", None)

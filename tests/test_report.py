@@ -28,6 +28,7 @@ from maskdm.experiments.comparison import Arm, Budget, Comparison
 from maskdm.experiments.conclusion import conclude
 from maskdm.experiments.outcome import ComparisonSetup, Evaluation, Outcome
 from maskdm.reports.charts import (
+    MAX_DOTS,
     MAX_POINTS,
     Boundary,
     Point,
@@ -556,3 +557,29 @@ def test_numbers_read_well():
         "9.42 s", "1 min", "2 min 10 s", "1 h", "3 h 5 min", "2 d 4 h"
     ]  # fmt: skip
     assert [format_plural(n, "step") for n in (1, 2, 4000)] == ["1 step", "2 steps", "4,000 steps"]
+
+
+def test_lines_of_two_stages_are_not_joined(run):
+    def chart(points):
+        drawn = line_chart("t", [Series("a", points)], x_label="x", y_label="y")
+        return parse(drawn.svg)
+
+    apart = chart([Point(0, 1, 0), Point(1, 2, 0), Point(1, 5, 1), Point(2, 4, 1)])
+    joined = chart([Point(0, 1), Point(1, 2), Point(1, 5), Point(2, 4)])
+    assert len(apart.all("path")) == len(joined.all("path")) + 1
+    many = [Point(i, 1 + i, 0) for i in range(2 * MAX_DOTS)]
+    lonely = chart([*many, Point(2 * MAX_DOTS, 4, 1)])
+    assert len(lonely.all("circle")) == 1  # where there is no line
+    assert not chart(many).all("circle")
+
+
+def test_a_run_that_has_learned_little_says_so_under_its_result(tmp_path):
+    def lead_of(name: str, mean: float | None) -> Node:
+        events = [event | {"error_mean": mean} if event["event"] == "heldout" else event for event in training()]
+        return lead(report(write_run(tmp_path / name, events)))
+
+    little = lead_of("little", 0.1)
+    assert "83% of that of answering with the mean image" in little.text
+    for name, mean in (("much", 0.4), ("older", None)):
+        assert "mean image" not in lead_of(name, mean).text
+    assert little.attributes != lead_of("again", 0.4).attributes or "good" not in str(little.attributes)

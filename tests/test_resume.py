@@ -23,7 +23,7 @@ from maskdm.errors import InputError, StorageError
 from maskdm.models import weights
 from maskdm.training import loop
 from maskdm.training.checkpoint import find_sound_checkpoint
-from maskdm.training.progress import Progress, check_checkpoint, list_checkpoints, read_state, write_state
+from maskdm.training.progress import Progress, check_checkpoint, list_checkpoints, read_state, write_state_file
 from maskdm.training.read_run import is_finished
 
 FILES = ("raw.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
@@ -127,7 +127,7 @@ def test_resume_evaluate_and_audit_take_the_new_place(small, tmp_path, monkeypat
     result = maskdm.evaluate(run, data=moved, num=8, steps=1, quiet=True)
     assert result.scores
     assert main(["audit", str(run), "--data", str(moved)]) == 2  # 40 images are too few, and are read
-    assert "too few images" in line_of(capsys)
+    assert "too few held-out images" in line_of(capsys)
     with pytest.raises(InputError) as caught:
         maskdm.evaluate(run, moved, data=moved, num=8, steps=1, quiet=True)
     assert caught.value.name == "data"
@@ -253,7 +253,7 @@ def test_a_checkpoint_of_an_earlier_version_has_no_digests_and_is_read(digits_ru
 def test_a_damaged_checkpoint_that_cannot_be_set_aside(tmp_path, monkeypatch):
     for step in (1, 2):
         (tmp_path / f"step-000000{step}").mkdir()
-        write_state(tmp_path / f"step-000000{step}", Progress(step=step), {}, None)
+        write_state_file(tmp_path / f"step-000000{step}", Progress(step=step), {}, None)
     (tmp_path / "step-0000002" / "state.json").write_text("{")
 
     def full(*_: object) -> None:

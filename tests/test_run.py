@@ -23,7 +23,7 @@ from maskdm.files import digest
 from maskdm.runtime.distributed import Runtime
 from maskdm.training.events import EndEvent, StoppedEvent
 from maskdm.training.find_run import _flat, differences, find_resumable, find_run, same_settings
-from maskdm.training.progress import Progress, write_state
+from maskdm.training.progress import Progress, write_state_file
 from maskdm.training.read_run import is_finished, list_runs, read_config, read_history
 from maskdm.training.runs import Run, begin_run, resume_run, write_env
 
@@ -212,7 +212,7 @@ def save(run: Path, config_sha256: str | None) -> None:
     """The state of a checkpoint, with nothing in it."""
     checkpoint = run / "checkpoints" / "step-0000003"
     checkpoint.mkdir()
-    write_state(checkpoint, Progress(step=3), {}, config_sha256)
+    write_state_file(checkpoint, Progress(step=3), {}, config_sha256)
 
 
 @pytest.mark.parametrize("text", ["model: {width: [", None])

@@ -352,7 +352,7 @@ CHOICES = {
         ("data.channels=5", 5, "auto|1|2|3|4"),
         ("data.channels='3'", "3", "auto|1|2|3|4"),
         ("stages.0.lr=fast", "fast", "number"),
-        ("stages.0.steps=1e3", 1000.0, "int or null"),
+        ("stages.0.steps=1.5e0", 1.5, "int or null"),
         ("stages.0.betas=0.9", 0.9, "[number, number]"),
         ("stages.0.mask.kind=blok", "blok", "none|patch|block|crop|route or auto"),
         ("train.mixed_precision=fp8", "fp8", "auto|bf16|fp16|no"),
@@ -830,3 +830,42 @@ def test_the_settings_page_says_what_stages_there_are(capsys):
     given = [f"stages.{i}.{word}" for i, stage in enumerate(words) for word in stage]
     assert resolve(overrides=given) == resolve()
     assert "stages.0.mask.kind=auto" in given
+
+
+# --- whole numbers, and settings of nothing --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("written", ["100000", "1e5", "1E+5", "100000.0", "1.0e5"])
+def test_whole_numbers_however_they_are_written(written, write):
+    words = ["stages.0.steps", "eval.samples_every", "eval.heldout_every", "train.save_every"]
+    config = resolve(overrides=[f"{word}={written}" for word in words])
+    assert (config.stages[0].steps, config.eval.samples_every, config.eval.heldout_every) == (100_000,) * 3
+    file = write(f"stages:\n  0:\n    steps: {written}\n")
+    assert resolve(file=file).stages[0].steps == 100_000
+    assert resolve(overrides=["data.image_size=[6.4e1, 32.0]"]).data.image_size == (64, 32)
+    assert isinstance(config.stages[0].steps, int)
+
+
+@pytest.mark.parametrize("written", ["1.5", "1e-1", "1e400", ".nan", "true", "'8'"])
+def test_what_is_no_whole_number_is_refused(written):
+    with pytest.raises(InputError) as caught:
+        resolve(overrides=[f"stages.0.steps={written}"])
+    assert caught.value.name == "stages.0.steps"
+
+
+def fault_of(override: str) -> InputError | None:
+    try:
+        resolve(overrides=[override])
+    except InputError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("value", ["{}", "{a: 1}"])
+@pytest.mark.parametrize("key", [setting.key for setting in all_settings()])
+def test_a_mapping_in_place_of_a_value_is_never_answered_by_the_same_setting(key, value):
+    error = fault_of(f"{key}={value}")
+    if error is not None:  # text may be anything
+        unknown = error.name != key  # eval.scores_every.a, which there is not
+        assert unknown == error.problem.startswith("unknown setting")
+        assert unknown or f"did you mean {key}?" not in error.remedy

@@ -12,11 +12,20 @@ from conftest import train
 
 from maskdm.cli.main import main
 from maskdm.config.resolve import resolve
+from maskdm.config.schema import EvalConfig
 from maskdm.errors import InputError
 from maskdm.models.weights import load
 from maskdm.profiling.bench import BenchRow, bench_as_json, bench_masks, format_bench, matrix_peak, measure_masks
-from maskdm.profiling.forecast import StageForecast, estimate_watts, forecast_stages, format_forecasts, format_hours
+from maskdm.profiling.forecast import (
+    StageForecast,
+    estimate_watts,
+    forecast_stages,
+    format_forecasts,
+    format_hours,
+    measuring_hours,
+)
 from maskdm.runtime import memory
+from maskdm.sampling.sample import STEPS
 from maskdm.training import stages, step, step_profiler
 from maskdm.training.prepare import synthetic_task
 from maskdm.training.progress import Progress
@@ -297,7 +306,20 @@ def test_forecasts_as_lines():
     assert lines[3].endswith("up to 2,457 would fit")
     assert lines[7].endswith("too many; write stages.1.micro_batch=auto for 0 at most")
     assert "does not tell" in lines[11]
-    assert lines[-1].startswith("in all 3 h 30 min, about 6 kWh")
+    assert lines[-1].startswith("in all 3 h 30 min of training, about 6 kWh")
+    measured = format_forecasts([replace(stage, measuring={"held-out errors": 0.5, "sample grids": 1.0})])
+    assert measured[-2] == "  on top of that, measuring: held-out errors 30 min, sample grids 1 h 0 min"
+    assert measured[-1].endswith(", and 1 h 30 min of measuring (settings eval.*)")
+
+
+def test_what_measuring_costs():
+    config = EvalConfig(
+        heldout_every=(400, 100), heldout_images=10, samples_every=500, samples=4, sample_steps=5, score_images=3
+    )
+    hours = measuring_hours(config, 0, 1000, 3600.0)
+    assert hours == {"held-out errors": (1 + 3) * 2 * 10, "sample grids": 2 * 4 * 5}
+    scored = config.model_copy(update={"scores": "pixels", "scores_every": 300, "samples": 0, "heldout_images": 0})
+    assert measuring_hours(scored, 1, 1000, 3600.0) == {"scores": 4 * 3 * STEPS}
 
 
 def test_plan_at_the_command(photos, tmp_path, tiny, capsys):
@@ -312,7 +334,9 @@ def test_plan_at_the_command(photos, tmp_path, tiny, capsys):
     said = capsys.readouterr().out
     assert "stage 1, pretrain: patch" in said
     assert "4 steps of" in said
-    assert "30 min, about 0.05 kWh (a guess)" in said
+    assert "30 min, about 0.05 kWh (estimated)" in said
+    assert "on top of that, measuring: held-out errors " in said
+    assert "sample grids" in said
     assert "images at once" in said
     assert said.splitlines()[-1].startswith("in all 30")
     assert sorted(tmp_path.rglob("*")) == before

@@ -361,9 +361,9 @@ def run_audit(denoiser: Denoiser, subject: Subject, size: AuditSize, options: Au
 
 
 def _generate(denoiser: Denoiser, count: int, batch_size: int, console: Console) -> np.ndarray:
-    with console.bar("sampling", count * STEPS, "step") as bar:
+    with console.sampling_bar("sampling", count, STEPS) as advance:
         config = sampling_config(denoiser, seeds=range(count))
-        unit = sample_images(config, range(count), batch_size=batch_size, callback=bar.update)
+        unit = sample_images(config, range(count), batch_size=batch_size, callback=advance)
         return to_uint8_nhwc(unit)
 
 

@@ -13,7 +13,7 @@ from maskdm.data.dataset import load_image_set, read_unsplit
 from maskdm.data.image_set import ImageSet
 from maskdm.data.labelled import LabelledImages
 from maskdm.data.manifest import Manifest, read_manifest
-from maskdm.data.split import Role, group_names
+from maskdm.data.split import LEAST_TO_AUDIT, Role, group_names
 from maskdm.errors import InputError, within
 from maskdm.models.spec import ModelSpec
 from maskdm.models.weights import Weights, find_weights, read_weights
@@ -21,7 +21,9 @@ from maskdm.runtime.console import Console
 from maskdm.training.read_run import is_run, read_config, read_data_config
 
 AUDIT_ROLES: tuple[Role, ...] = ("member", "heldout", "calibration")
-MIN_ROLE_IMAGES, MAX_ROLE_IMAGES = 10, 10_000
+ROLE_IMAGES = {"member": "training images", "heldout": "held-out images", "calibration": "calibration images"}
+"""How a person calls the images of these roles."""
+MIN_ROLE_IMAGES, MAX_ROLE_IMAGES = LEAST_TO_AUDIT, 10_000
 """Images of a role without which nothing is asked, and that are read at most."""
 RoleGroups = tuple[Sequence[str], Sequence[str], Sequence[str]]
 """Names of the groups of members, held-out and calibration images."""
@@ -122,7 +124,7 @@ def open_subject(
     if data is not None and members is not None:
         raise InputError("data", "says where the images of a run are, and members are given", remedy="leave out one")
     if stage is not None and not is_run(subject):
-        raise InputError("stage", f"{subject} is no run, and has no stages", remedy="leave it out")
+        raise InputError("stage", f"{subject} is not a run folder, and has no stages", remedy="leave it out")
     which = stage_weights(subject, stage, weights) if is_run(subject) else weights
     if members is not None and nonmembers is not None:
         return data_subject(subject, which, members, nonmembers, seed=seed, console=console)
@@ -202,7 +204,9 @@ def _require_run(run: Path) -> None:
     owner = run.parent.parent
     if run.is_file() and is_run(owner):
         raise InputError(str(run), "belongs to a run", remedy=f"audit that, by weights or stage: maskdm audit {owner}")
-    raise InputError(str(run), "is no run", remedy="give a run's folder, or a weights file with members and nonmembers")
+    raise InputError(
+        str(run), "is not a run folder", remedy="give a run's folder, or a weights file with members and nonmembers"
+    )
 
 
 def _roles(
@@ -217,10 +221,11 @@ def _roles(
         if len(rows) < MIN_ROLE_IMAGES:
             raise InputError(
                 str(run),
-                f"has too few images of the role {role}, without which membership cannot be told",
+                f"has too few {ROLE_IMAGES[role]} for an audit",
                 got=len(rows),
-                wanted=f"at least {MIN_ROLE_IMAGES}",
-                remedy="train with more data.heldout and data.calibration, or give members and nonmembers",
+                wanted=f"at least {MIN_ROLE_IMAGES} images",
+                remedy="train with larger data.heldout and data.calibration, which are shares of all images, or give "
+                "members and nonmembers",
             )
         if len(rows) > MAX_ROLE_IMAGES:
             rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MAX_ROLE_IMAGES])

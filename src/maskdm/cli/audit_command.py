@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from maskdm.cli.parsing import Commands, add_machine, add_model, command
+from maskdm.cli.parsing import Commands, add_machine, add_model, command, integer
 
 
 def add_audit(commands: Commands) -> None:
@@ -36,7 +36,7 @@ def add_audit(commands: Commands) -> None:
     p.add_argument("--data", metavar="DATA", help="where the run's images are now, if they were moved")
     p.add_argument("--members", metavar="DATA", help="images that the model was trained on, where no run says so")
     p.add_argument("--nonmembers", metavar="DATA", help="images of the same source that it was not trained on")
-    p.add_argument("--num", type=int, metavar="N", help="images to generate, 0 for none (default: by the profile)")
+    p.add_argument("--num", type=integer, metavar="N", help="images to generate, 0 for none (default: by the profile)")
     p.add_argument("--generated", metavar="DATA", help="images that the model generated before, instead")
     p.add_argument(
         "--features",
@@ -54,7 +54,7 @@ def add_audit(commands: Commands) -> None:
         action="store_true",
         help="show members that stand out, and that generated images are near to, in the report (private)",
     )
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of images (default: 0)")
+    p.add_argument("--seed", type=integer, default=0, metavar="N", help="of the choice of images (default: 0)")
     add_machine(p)
     p.add_argument("--output", "-o", "--out", type=Path, metavar="DIR", help="default: audit, in the run's folder")
     p.set_defaults(call=call_audit)
@@ -100,6 +100,7 @@ def call_audit(a: argparse.Namespace) -> int:
         batch_size=a.batch_size,
         device=a.device,
         output=a.output,
+        quiet=a.quiet,
         command=a.typed,
     )
     if result.verdict is not None:

@@ -65,6 +65,7 @@ def call_compare(a: argparse.Namespace, rest: Words) -> None:
         seeds=seeds,
         output_dir=a.output_dir,
         dry_run=a.dry_run,
+        quiet=a.quiet,
         command=a.typed,
     )
     if result.conclusions:

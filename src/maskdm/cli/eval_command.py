@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from maskdm.cli.parsing import Commands, add_machine, add_model, add_precision, command
+from maskdm.cli.parsing import Commands, add_machine, add_model, add_precision, command, integer
 
 
 def add_eval(commands: Commands) -> None:
@@ -39,14 +39,16 @@ def add_eval(commands: Commands) -> None:
         metavar="PATH",
         help="of inception (a file), dinov2 or clip (a folder): no download",
     )
-    p.add_argument("--num", type=int, default=1000, metavar="N", help="images to generate (default: 1000)")
+    p.add_argument("--num", type=integer, default=1000, metavar="N", help="images to generate (default: 1000)")
     p.add_argument("--sampler", default="dpm++", help="of a model (default: dpm++)")
-    p.add_argument("--steps", type=int, default=25, metavar="N", help="of the sampler (default: 25)")
+    p.add_argument("--steps", type=integer, default=25, metavar="N", help="of the sampler (default: 25)")
     p.add_argument("--guidance", type=float, default=1.0, metavar="W", help="of a model (default: 1, none)")
-    p.add_argument("--first-seed", type=int, default=0, metavar="N", help="seeds count from here (default: 0)")
-    add_model(p, "of a run, or of a stage of it: pretrain-ema (default: ema)")
+    p.add_argument("--first-seed", type=integer, default=0, metavar="N", help="seeds count from here (default: 0)")
+    add_model(p, "of a run, or of a stage of it: pretrain, pretrain-raw (default: ema)")
     add_precision(p)
-    p.add_argument("--bootstrap", type=int, default=0, metavar="B", help="resamples for an interval of the distance")
+    p.add_argument(
+        "--bootstrap", type=integer, default=0, metavar="B", help="resamples for an interval of the distance"
+    )
     add_machine(p)
     p.add_argument("--output", "-o", type=Path, metavar="FILE.json", help="also write the scores there")
     p.set_defaults(call=call_eval)
@@ -75,6 +77,7 @@ def call_eval(a: argparse.Namespace) -> None:
         batch_size=a.batch_size,
         device=a.device,
         output=a.output,
+        quiet=a.quiet,
         command=a.typed,
     )
     if result.scores:  # the first rank has them

@@ -7,13 +7,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maskdm.cli.parsing import Commands, command
+from maskdm.cli.parsing import Commands, command, integer
 
 if TYPE_CHECKING:
     from maskdm.commands.info import RunInfo, WeightsInfo
 
 MOST_CLASSES = 20
 """Names of classes that are listed."""
+METADATA = {
+    "maskdm": "version",
+    "which": "average",
+    "images": "seen",
+    "manifest_sha256": "split",
+    "heldout_images": "held out",
+    "members": "trained on",
+}
+"""Keys of a weights file -> as they are printed, where the key itself does not say it."""
+WHICH = {"ema": "moving average of the weights (ema)", "raw": "none, the last weights (raw)"}
 
 
 def add_info(commands: Commands) -> None:
@@ -69,7 +79,8 @@ def _lines_of_weights(weights: WeightsInfo) -> Iterator[str]:
         yield f"classes    {len(spec.class_names)}: {', '.join(spec.class_names[:MOST_CLASSES])}"
     for key, value in weights.metadata.items():
         if value is not None:
-            yield f"{key:10} {value}"
+            said = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+            yield f"{METADATA.get(key, key.replace('_', ' ')):10} {WHICH.get(str(value), said)}"
 
 
 def add_report(commands: Commands) -> None:
@@ -105,7 +116,7 @@ def add_import(commands: Commands) -> None:
     p.add_argument("checkpoint", metavar="FILE", type=Path)
     p.add_argument("--output", "-o", required=True, metavar="FILE.safetensors", type=Path, help="where to")
     p.add_argument("--weights", choices=["ema", "raw"], default="ema", help="which of the two (default: ema)")
-    p.add_argument("--heads", type=int, metavar="N", help="attention heads (default: width / 64)")
+    p.add_argument("--heads", type=integer, metavar="N", help="attention heads (default: width / 64)")
     p.set_defaults(call=call_import)
 
 
@@ -137,4 +148,4 @@ def call_demo(a: argparse.Namespace) -> None:
     """Runs the demo, which says what it does."""
     from maskdm.commands.demo import demo
 
-    demo(a.output_dir)
+    demo(a.output_dir, quiet=a.quiet)

@@ -16,7 +16,7 @@ def add_settings(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--data",
         metavar="DIR|FILE|hf:NAME",
-        help="the images (data.path): a folder, .zip, .tar, .npz, or a data set of a hub",
+        help="the images (data.path): a folder, .zip, .tar, .npz, or a Hugging Face data set",
     )
     p.add_argument("--recipe", metavar="NAME", help="shipped settings")
     p.add_argument("--config", metavar="FILE", type=Path, help="a file of settings (YAML)")

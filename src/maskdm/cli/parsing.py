@@ -42,12 +42,13 @@ def command(commands: Commands, name: str, summary: str, examples: str) -> Parse
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(settings_follow=False)  # words of the form key=value
+    parser.add_argument("--quiet", "-q", action="store_true", help="no progress and no notes: results and errors only")
     return parser
 
 
 def add_model(p: argparse.ArgumentParser, weights: str) -> None:
     """Which weights of a run, and the class of a backbone that is not ours."""
-    p.add_argument("--weights", metavar="ema|raw", default="ema", help=weights)
+    p.add_argument("--weights", metavar="ema|raw|STAGE", default="ema", help=weights)
     p.add_argument("--backbone", metavar="MODULE:CLASS", help="the class of a backbone of your own")
 
 
@@ -88,6 +89,21 @@ def numbers(text: str, name: str) -> list[int]:
             raise InputError(name, got=text, wanted=f"at most {MOST_NUMBERS:,} at a time")
         found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     return found
+
+
+def integer(text: str) -> int:
+    """A whole number, however it is written: "1000", "1e3" and "1000.0" are one.
+
+    Raises:
+        ValueError: it is no whole number, in the words of argparse.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+    if not number.is_integer():
+        raise ValueError(text)
+    return int(number)
 
 
 def floats(text: str, name: str, wanted: str) -> list[float]:

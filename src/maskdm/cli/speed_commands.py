@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from maskdm.cli.overrides import Words, add_settings, given
-from maskdm.cli.parsing import Commands, command, floats
+from maskdm.cli.parsing import Commands, command, floats, integer
 
 
 def add_plan(commands: Commands) -> None:
@@ -19,7 +19,7 @@ def add_plan(commands: Commands) -> None:
     )
     add_settings(p)
     p.add_argument("--seconds", type=float, default=10.0, metavar="S", help="time for each stage (default: 10)")
-    p.add_argument("--watts", type=float, metavar="W", help="of the device under load (default: a guess)")
+    p.add_argument("--watts", type=float, metavar="W", help="of the device under load (default: estimated)")
     p.set_defaults(call=call_plan, settings_follow=True)
 
 
@@ -37,7 +37,7 @@ def add_bench(commands: Commands) -> None:
     )
     add_settings(p)
     p.add_argument("--ratios", default="0,0.5,0.75,0.9", metavar="R,R", help="to mask (default: 0,0.5,0.75,0.9)")
-    p.add_argument("--rounds", type=int, default=5, metavar="N", help="measurements of each (default: 5)")
+    p.add_argument("--rounds", type=integer, default=5, metavar="N", help="measurements of each (default: 5)")
     p.add_argument("--output", "-o", type=Path, metavar="FILE.json", help="also write the table there")
     p.set_defaults(call=call_bench, settings_follow=True)
 
@@ -48,7 +48,7 @@ def call_plan(a: argparse.Namespace, rest: Words) -> None:
     from maskdm.commands.plan import plan
     from maskdm.profiling.forecast import format_forecasts
 
-    print("\n".join(format_forecasts(plan(**settings, seconds=a.seconds, watts=a.watts))))
+    print("\n".join(format_forecasts(plan(**settings, seconds=a.seconds, watts=a.watts, quiet=a.quiet))))
 
 
 def call_bench(a: argparse.Namespace, rest: Words) -> None:
@@ -58,5 +58,5 @@ def call_bench(a: argparse.Namespace, rest: Words) -> None:
     from maskdm.commands.bench import bench
     from maskdm.profiling.bench import format_bench
 
-    result = bench(**settings, ratios=ratios, rounds=a.rounds, output=a.output)
+    result = bench(**settings, ratios=ratios, rounds=a.rounds, output=a.output, quiet=a.quiet)
     print("\n".join(format_bench(result.rows, result.peak)))

@@ -52,6 +52,7 @@ def call_train(a: argparse.Namespace, rest: Words) -> None:
         name=a.name,
         resume=a.resume,
         dry_run=a.dry_run,
+        quiet=a.quiet,
         command=a.typed,
     )
     return None

@@ -107,12 +107,12 @@ def demo(output_dir: str | Path = "demo", *, settings: Settings | None = None, q
 
     console.say(f"3/4  sampling {GENERATED:,} digits in {STEPS} steps each")
     denoiser = load(run)
-    with console.bar("sampling", GENERATED * STEPS, "call") as bar:
-        sampling = sampling_config(denoiser, sampler="ddim", steps=STEPS, seeds=range(GENERATED))
-        unit = sample_images(sampling, range(GENERATED), batch_size=100, callback=bar.update)
+    sampling = sampling_config(denoiser, sampler="ddim", steps=STEPS, seeds=range(GENERATED))
+    with console.sampling_bar("sampling", GENERATED, STEPS) as advance:
+        unit = sample_images(sampling, range(GENERATED), batch_size=100, callback=advance)
     generated = to_uint8_nhwc(unit)
     grid = run / "samples" / "final.png"
-    save_grid(generated[:SHOWN], grid)
+    save_grid(generated[:SHOWN], grid, captions=[sampling.class_name(i) for i in range(SHOWN)])
 
     console.say("4/4  scores")
     manifest = read_manifest(run)

@@ -29,7 +29,7 @@ def plan(
     Args:
         data, recipe, config, settings: as of `maskdm.train`.
         seconds: to measure each stage for.
-        watts: of the device under load; by default what a GPU is allowed, or a guess from the number of cores.
+        watts: of the device under load; by default what a GPU is allowed, or an estimate from the number of cores.
         quiet: no progress on standard error.
 
     Returns:

@@ -2,63 +2,41 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from maskdm.commands.arguments import Precision, open_model
-from maskdm.data.decode import Transform, decode_file
-from maskdm.data.write import save_grid, save_images, save_npz
+from maskdm.commands.sample_output import Samples, open_samples, plan_samples
+from maskdm.commands.sample_start import Edit, Image, choose_edit, identity_of, maker_of
 from maskdm.diffusion.denoiser import Denoiser
-from maskdm.diffusion.pixels import to_model, to_uint8_nhwc
-from maskdm.errors import InputError, StorageError, within
-from maskdm.files import check_folder, make_folder
-from maskdm.reports.formatting import format_plural
+from maskdm.diffusion.pixels import to_uint8_nhwc
+from maskdm.errors import InputError, Interrupted, within
+from maskdm.files import check_folder
+from maskdm.models.weights import find_weights
 from maskdm.runtime.console import Console
 from maskdm.runtime.distributed import Runtime, init_distributed
-from maskdm.sampling import edit
 from maskdm.sampling.guidance import ALWAYS
-from maskdm.sampling.sample import SAMPLER, STEPS, SamplingConfig, check_counts, sample_across_ranks, sampling_config
+from maskdm.sampling.sample import (
+    SAMPLER,
+    STEPS,
+    SamplingConfig,
+    check_counts,
+    make_round,
+    rounds_of,
+    sampling_config,
+)
 from maskdm.sampling.samplers import get_sampler
 
-Image: TypeAlias = str | Path | Tensor
-"""A file, or (C, H, W) in [0, 1] in the model's size."""
 FILES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".npy", ".zip", ".tar", ".pt", ".safetensors")
 """Endings by which an output is meant as a file of a kind that is not written."""
 USUAL, USUAL_EDITS = 64, 16
 """Images where neither a number nor seeds are given."""
-STRENGTH = 0.6
-"""Of `init` where nothing is masked."""
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What images start from.
-
-    Attributes:
-        init: an image to vary, or to inpaint where `mask` says so.
-        mask: an image, white where pixels are to be regenerated.
-        ends: two images to interpolate between.
-        strength: noise level to start from, 0 to 1.
-        resample: how often every step of inpainting is taken.
-    """
-
-    init: Image | None
-    mask: Image | None
-    ends: Sequence[Image] | None
-    strength: float
-    resample: int
-
-    @property
-    def active(self) -> bool:
-        """Whether there is an image to start from."""
-        return self.init is not None or self.ends is not None
 
 
 def sample(
@@ -88,13 +66,16 @@ def sample(
     mixed_precision: Precision = "no",
     compile: bool = False,
     output: str | Path | None = None,
+    overwrite: bool = False,
+    return_images: bool = True,
     callback: Callable[[int], object] | None = None,
     quiet: bool = False,
 ) -> Tensor:
     """Images from a model.
 
-    Under torchrun the images of a run or a weights file are sampled across the ranks and returned on every rank; a
-    `Denoiser` samples all of them wherever it is called.
+    With an `output` every batch is written as it is made, and the same call goes on where it was interrupted: what is
+    there already is read from there. Under torchrun the images of a run or a weights file are sampled across the ranks
+    and returned on every rank; a `Denoiser` samples all of them wherever it is called.
 
     Args:
         model: what `maskdm.load` gives, a run's folder, or a weights file.
@@ -117,28 +98,32 @@ def sample(
         inpaint: a mask image, regenerated where it is white (RePaint).
         resample: take each step of inpainting so often.
         interpolate: two images; interpolates from the first to the second, both included.
-        weights: of a run: the moving average (ema), the last weights (raw), or either of a stage (pretrain-ema).
+        weights: of a run: the moving average (ema), the last weights (raw), or those of a stage (pretrain, which is
+            its moving average; pretrain-raw).
         backbone: the class of a backbone of your own, or its name, module:Class.
         batch_size: images at once. An image depends on its seed and label, not on this.
         device: where a run or file is loaded: auto, cpu, cuda, ...; a `Denoiser` stays where it is.
         mixed_precision: precision of a network that is loaded: bf16 is faster, auto uses it where the device has it.
         compile: compile a network that is loaded: a minute, for many images.
-        output: a folder for PNGs and a grid, or an .npz; by default nothing is written.
+        output: a folder for PNGs, a grid and samples.json, or an .npz; by default nothing is written.
+        overwrite: replace the samples of other settings that are there, which are refused otherwise.
+        return_images: False keeps no more than a batch in memory and returns none: for many images and an `output`.
         callback: called with the number of (image x step) units done.
-        quiet: no progress on standard error.
+        quiet: nothing on standard error.
 
     Returns:
-        (num, C, H, W) float32 in [0, 1] on the CPU.
+        (num, C, H, W) float32 in [0, 1] on the CPU; without `return_images` (0, C, H, W).
 
     Raises:
         InputError: a model or image that cannot be read, an unknown sampler, spacing or label, guidance by nothing,
-            numbers out of range, a place that cannot be written to.
+            numbers out of range, a place that cannot be written to or holds other images.
+        Interrupted: Ctrl-C while there is an `output`; what was written stays.
 
     Example:
         >>> images = maskdm.sample("runs/00000-photos", 16, labels=["cat"], guidance=2.0)
         >>> edited = maskdm.sample("runs/00000-photos", 4, init="photo.png", inpaint="mask.png", output="edits/")
     """
-    wanted = _edit(init, strength, inpaint, resample, interpolate)
+    wanted = choose_edit(init, strength, inpaint, resample, interpolate)
     target = _output(output)
     with _opened(model, weights, backbone, device, mixed_precision, compile) as (denoiser, runtime):
         console = Console(quiet=quiet, main=runtime.main)
@@ -159,10 +144,17 @@ def sample(
                 guidance_interval=guidance_interval,
                 guide=_guide(guide, model, denoiser, backbone),
             )
-            unit = _make(config, wanted, count, batch_size, runtime, console, callback)
-        if target is not None and runtime.main:
-            console.say(_save(target, unit, _names(used, count)))
-    return unit
+            options: dict[str, object] = {
+                "sampler": sampler,
+                "eta": eta,
+                "s_churn": s_churn,
+                "steps": steps,
+                "spacing": spacing,
+                "shift": shift,
+                "mixed_precision": mixed_precision,
+            }
+            work = Work(config, wanted, count, batch_size, runtime, console, target, overwrite, return_images)
+            return _make(work, options, callback)
 
 
 @contextmanager
@@ -205,30 +197,6 @@ def _counts(num: int | None, seeds: Sequence[int] | None, usual: int) -> tuple[i
     return count, range(max(count, 1)) if seeds is None else seeds
 
 
-def _edit(
-    init: Image | None,
-    strength: float | None,
-    inpaint: Image | None,
-    resample: int | None,
-    interpolate: Sequence[Image] | None,
-) -> Edit:
-    """What the images start from; arguments that need one another are there together."""
-    if interpolate is not None and (init is not None or inpaint is not None):
-        raise InputError("interpolate", "takes its two images itself", remedy="leave init and inpaint out")
-    if interpolate is not None and len(interpolate) != 2:
-        raise InputError("interpolate", got=len(interpolate), wanted="two images")
-    if inpaint is not None and init is None:
-        raise InputError("inpaint", "needs the image around the mask", remedy="give it as init")
-    if strength is not None and init is None and interpolate is None:
-        raise InputError("strength", "given without an image", remedy="give one as init")
-    if resample is not None and inpaint is None:
-        raise InputError("resample", "given without inpaint", remedy="leave it out")
-    usual = STRENGTH if init is not None and inpaint is None else 1.0
-    return Edit(
-        init, inpaint, interpolate, usual if strength is None else strength, 1 if resample is None else resample
-    )
-
-
 def _output(output: str | Path | None) -> Path | None:
     """Where images go, looked at before minutes are spent on them."""
     if output is None:
@@ -246,111 +214,96 @@ def _guide(
     denoiser: Denoiser,
     backbone: str | type[nn.Module] | None,
 ) -> Denoiser | None:
-    """The weaker model: itself, a stage of the run `model`, or another run or file."""
+    """The weaker model: itself, weights of the run `model` by their name, or another run or file."""
     if guide is None or isinstance(guide, Denoiser):
         return guide
-    folder = None if isinstance(model, Denoiser) else Path(model) / "weights"
-    stage = None if folder is None else folder / f"{guide}-ema.safetensors"
-    if stage is not None and stage.is_file():
-        return open_model(stage, device=denoiser.device, backbone=backbone)
-    if not Path(guide).exists():
-        files = [] if folder is None else sorted(folder.glob("*-ema.safetensors"))
-        stages = [file.name.removesuffix("-ema.safetensors") for file in files]
-        raise InputError("guide", got=str(guide), wanted=", ".join([*stages, "another run or a weights file"]))
-    return open_model(guide, device=denoiser.device, backbone=backbone)
+    source, stages = Path(guide), ""
+    if not isinstance(model, Denoiser) and Path(model).is_dir():
+        try:
+            source = find_weights(Path(model), str(guide))
+        except InputError as error:
+            stages = f"{error.wanted.removeprefix('one of ')}, "
+    if not source.exists():
+        raise InputError("guide", got=str(guide), wanted=f"{stages}another run or a weights file")
+    return open_model(source, device=denoiser.device, backbone=backbone)
 
 
-def _make(
-    config: SamplingConfig,
-    wanted: Edit,
-    num: int,
-    batch_size: int,
-    runtime: Runtime,
-    console: Console,
-    callback: Callable[[int], object] | None,
-) -> Tensor:
-    """The images, (num, C, H, W) in [0, 1], with a bar."""
-    share = 1 if wanted.active else runtime.world_size  # edits are few: every rank makes all of them
-    with console.bar("sampling", _steps(config, wanted, num) // share, "step") as bar:
+@dataclass(frozen=True)
+class Work:
+    """All that decides what is made, and how.
 
-        def report(steps: int) -> None:
-            bar.update(steps)
-            if callback is not None:
-                callback(steps)
+    Attributes:
+        config: of sampling.
+        edit: what images start from.
+        num: how many.
+        batch_size: of them at once.
+        runtime: among which ranks.
+        console: what a person sees.
+        output: where they are written, or None.
+        overwrite: whether samples of other settings there are replaced.
+        keep: whether the images are kept in memory.
+    """
 
-        denoiser = config.denoiser
-        if wanted.ends is not None:
-            ends = torch.stack([_image(each, denoiser) for each in wanted.ends])
-            return edit.interpolate(config, ends, wanted.strength, num, batch_size=batch_size, callback=report)
-        if wanted.init is None:
-            return sample_across_ranks(config, num, runtime, batch_size=batch_size, callback=report)
-        init = _image(wanted.init, denoiser)
-        if wanted.mask is None:
-            return edit.img2img(config, init[None], wanted.strength, num, batch_size=batch_size, callback=report)
-        return edit.inpaint(
-            config,
-            init,
-            _hole(wanted.mask, denoiser),
-            num,
-            strength=wanted.strength,
-            resample=wanted.resample,
-            batch_size=batch_size,
-            callback=report,
-        )
+    config: SamplingConfig
+    edit: Edit
+    num: int
+    batch_size: int
+    runtime: Runtime
+    console: Console
+    output: Path | None
+    overwrite: bool
+    keep: bool
 
 
-def _steps(config: SamplingConfig, wanted: Edit, num: int) -> int:
-    """How many there are to take, over all images."""
-    steps = len(edit.truncate(config, wanted.strength)) - 1
-    return num * steps * wanted.resample + (2 * (steps - 1) if wanted.ends is not None else 0)
+def _make(work: Work, options: dict[str, object], callback: Callable[[int], object] | None) -> Tensor:
+    """The images, (num, C, H, W) in [0, 1], written as they are made; only those that are not there yet."""
+    config, runtime, console = work.config, work.runtime, work.console
+    report: list[Callable[[int], object]] = [] if callback is None else [callback]
 
+    def advance(steps: int) -> None:
+        for each in report:
+            each(steps)
 
-def _image(image: Image, denoiser: Denoiser) -> Tensor:
-    """An image as the model sees it: (C, H, W) in [-1, 1]."""
-    if isinstance(image, Tensor):
-        wanted = (denoiser.channels, *denoiser.image_size)
-        if tuple(image.shape) != wanted:
-            raise InputError("init", got=tuple(image.shape), wanted=f"the shape of the model's images, {wanted}")
-        return image.float().mul(2).sub(1)
-    return to_model(decode_file(Path(image), Transform(*denoiser.image_size, denoiser.channels))[None])[0]
-
-
-def _hole(mask: Image, denoiser: Denoiser) -> Tensor:
-    """(H, W), True where the mask is white."""
-    if isinstance(mask, Tensor):
-        if tuple(mask.shape) != denoiser.image_size:
-            raise InputError("inpaint", got=tuple(mask.shape), wanted=f"the model's (H, W), {denoiser.image_size}")
-        hole = mask > 0.5
-    else:
-        hole = torch.from_numpy(decode_file(Path(mask), Transform(*denoiser.image_size, 1))[..., 0] > 127)
-    if not hole.any():
-        name = "its mask" if isinstance(mask, Tensor) else str(mask)
-        raise InputError(
-            "inpaint", f"{name} is white nowhere, so there is nothing to regenerate", remedy="paint a part of it white"
-        )
-    return hole
-
-
-def _names(seeds: Sequence[int], num: int) -> list[str]:
-    """By seed, and where a seed makes several images, by their number too."""
-    taken = [seeds[i % len(seeds)] for i in range(num)]
-    several, counts, names = len(set(taken)) < num, Counter[int](), []
-    for seed in taken:
-        names.append(f"seed-{seed:06d}" + (f"-{counts[seed]}" if several else ""))
-        counts[seed] += 1
-    return names
-
-
-def _save(output: Path, unit: Tensor, names: list[str]) -> str:
-    """Writes the images and says where they are."""
-    images = to_uint8_nhwc(unit)
-    make_folder(output.parent if output.suffix == ".npz" else output, "output")
+    make, steps, more = maker_of(config, work.edit, work.num, advance)  # complains before there is a folder
+    samples = None
+    if work.output is not None:
+        identity = options | identity_of(config, work.edit, work.num)
+        samples = open_samples(work.output, plan_samples(config, work.num, identity))
+        if runtime.main:
+            samples.open(work.overwrite)
+    todo = _todo(work, samples)
+    own = sum(len(runtime.rank_indices(len(numbers))) for numbers in todo)
+    found = {}
     try:
-        if output.suffix == ".npz":
-            save_npz(output, images)
-            return f"{format_plural(len(images), 'image')} in {output}"
-        save_images(images, output, names)
-        save_grid(images, output / "grid.png")
-        return f"{format_plural(len(images), 'image')} in {output}, side by side in {output / 'grid.png'}"
-    except StorageError as error:
-        raise InputError("output", str(error), remedy="choose another place") from None
+        with console.sampling_bar("sampling", own, steps, more if todo else 0) as show:
+            report.append(show)
+            for numbers in todo:
+                unit = make_round(config, make, numbers, runtime, work.batch_size)
+                if samples is not None and runtime.main:
+                    samples.write(numbers, to_uint8_nhwc(unit))
+                if work.keep:
+                    found[numbers] = unit
+        if samples is not None and runtime.main:
+            console.say(samples.finish())
+    except KeyboardInterrupt:
+        if samples is None:
+            raise
+        raise Interrupted(samples.progress()) from None
+    if not work.keep:
+        return torch.empty(0, config.denoiser.channels, *config.denoiser.image_size)
+    if samples is not None:
+        rest = [numbers for numbers in rounds_of(work.num, work.batch_size, runtime) if numbers not in found]
+        found |= {numbers: torch.from_numpy(samples.read(numbers)).permute(0, 3, 1, 2) / 255 for numbers in rest}
+    return torch.cat([found[numbers] for numbers in rounds_of(work.num, work.batch_size, runtime)])
+
+
+def _todo(work: Work, samples: Samples | None) -> list[range]:
+    """The rounds of which an image is missing; whole ones, since a batch of other images rounds differently."""
+    rounds = list(rounds_of(work.num, work.batch_size, work.runtime))
+    if samples is None:
+        return rounds
+    missing = [i for i, numbers in enumerate(rounds) if work.runtime.main and samples.missing(numbers)]
+    there = work.num - sum(len(rounds[i]) for i in missing)
+    if there and work.runtime.main:
+        work.console.say(f"{there:,} of {work.num:,} images are there already")
+    return [rounds[i] for i in json.loads(work.runtime.broadcast_object(json.dumps(missing)))]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
-from maskdm.config.section import Count, Positive, Section, Side, Variants
+from maskdm.config.section import Count, Positive, Section, Side, Variants, Whole
 from maskdm.errors import ArgumentError
 
 OWN = "module:Class"
@@ -23,7 +23,7 @@ class ModelBase(Section):
     or a class of your own as module:Class, see docs/backbones.md."""
     patch_size: Side = 4
     """Side of a patch in pixels; must divide the image. For a unet, of the patches that masks count."""
-    haar_levels: Annotated[int, Field(ge=0, le=8)] = 0
+    haar_levels: Annotated[Whole, Field(ge=0, le=8)] = 0
     """Levels of Haar wavelets in front of the network: each halves the sides and takes the channels fourfold."""
     classes: Literal["auto", "none"] = "auto"
     """auto: class-conditional where the data has classes (sub-folders, dataset.json, labels). none: never."""
@@ -34,7 +34,7 @@ class NetworkConfig(ModelBase):
 
     width: Side | None = None
     """Width of a token, or channels of the unet's first level. null: that of model.size."""
-    depth: Annotated[int, Field(gt=0, le=1024)] | None = None
+    depth: Annotated[Whole, Field(gt=0, le=1024)] | None = None
     """Blocks in all (uvit: odd), or of each level of the unet. null: that of model.size."""
     heads: Side | None = None
     """Attention heads; must divide the width. null: that of model.size."""

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from maskdm.config.section import PositiveFloat, Section, Variants
+from maskdm.config.section import PositiveFloat, Section, Variants, Whole
 from maskdm.errors import ArgumentError
 
 PredictionName = Literal["eps", "x0", "v", "velocity", "F"]
@@ -100,7 +100,7 @@ class DDPMConfig(ScheduledConfig, ShiftedConfig):
     """DDPM: noise in T timesteps."""
 
     kind: Literal["ddpm"] = "ddpm"
-    timesteps: Annotated[int, Field(ge=2)] = 1000
+    timesteps: Annotated[Whole, Field(ge=2)] = 1000
     """Number of timesteps."""
     zero_terminal: bool = False
     """Stretch the schedule so that the last timestep is noise alone."""

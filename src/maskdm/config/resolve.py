@@ -114,6 +114,8 @@ def _merge_value(below: object, key: str, value: object, origin: str, section: t
         return tree | value
     if isinstance(value, dict) and member:
         raise InputError(name, f"in {origin}", got=value, wanted="all of it as a list, [{...}, {...}]")
+    if isinstance(value, dict) and not value:
+        raise InputError(name, f"in {origin}", got=value, wanted=setting_type(name) or "a value", remedy=HELP)
     if isinstance(value, dict):
         raise _unknown(f"{prefix}{_deepest(key, value)}", origin)
     if member and isinstance(value, list) and all(isinstance(v, dict) for v in value):

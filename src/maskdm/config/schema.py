@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from maskdm.config.model_config import MODEL_VARIANTS, ModelConfig, UViTConfig
 from maskdm.config.process_config import PROCESS_VARIANTS, DDPMConfig, ProcessConfig
-from maskdm.config.section import Count, PathText, Positive, Probability, Section, Share, Side
+from maskdm.config.section import Count, PathText, Positive, Probability, Section, Share, Side, Whole
 from maskdm.config.stage_config import StageConfig, default_stages
 from maskdm.errors import ArgumentError
 
@@ -114,7 +114,7 @@ class EvalConfig(Section):
     inception, dinov2, clip, encoder, or a file; null for none."""
     scores_every: Positive = 1_000_000
     """Images of a stage between such scores, which are also taken as a stage ends."""
-    score_images: Annotated[int, Field(ge=2)] = 500
+    score_images: Annotated[Whole, Field(ge=2)] = 500
     """Images generated for each."""
 
 

@@ -7,13 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from maskdm.files import expanded
 
-Positive = Annotated[int, Field(gt=0)]
-Side = Annotated[int, Field(gt=0, le=65_536)]
-Count = Annotated[int, Field(ge=0)]
+
+def _as_whole(value: object) -> object:
+    """1e5 and 100000.0 are whole numbers too; what is not stays, for pydantic to refuse."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_as_whole)]
+"""A whole number, however it is written."""
+Positive = Annotated[Whole, Field(gt=0)]
+Side = Annotated[Whole, Field(gt=0, le=65_536)]
+Count = Annotated[Whole, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -15,6 +15,7 @@ from maskdm.config.section import (
     Probability,
     Section,
     Share,
+    Whole,
 )
 from maskdm.errors import ArgumentError
 
@@ -49,7 +50,7 @@ class MaskConfig(Section):
     crop 0.75, for route 0.5, for none 0."""
     schedule: Literal["steps", "linear", "cosine"] = "steps"
     """How a list of ratios is meant: equal parts of the stage, or a line or half a cosine from first to last."""
-    buckets: Annotated[int, Field(ge=2, le=100)] = 6
+    buckets: Annotated[Whole, Field(ge=2, le=100)] = 6
     """In how many parts a line or cosine is taken; shapes stay fixed in each."""
     by_noise: tuple[Share, ...] = ()
     """Ratios for equally likely ranges of noise, from the least noise to the most, instead of mask.ratio: such as

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from maskdm.data.libtiff import silence_libtiff
 from maskdm.errors import InputError
 
 Pixels = NDArray[np.uint8]
@@ -170,7 +171,10 @@ def probe(content: Content) -> tuple[int, int, bool]:
 
 
 def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.format == "TIFF":
+        silence_libtiff()
+    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -2,7 +2,7 @@
 
 From a StyleGAN/EDM `dataset.json` if there is one, from the arrays `labels` and `classes` of an .npz, from the files
 beside the images of a webdataset (`webdataset.py`), or else from the first folder of each name, where there are two or
-more. A data set of a hub brings its own.
+more. A Hugging Face data set brings its own.
 """
 
 from __future__ import annotations

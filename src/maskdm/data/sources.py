@@ -1,4 +1,4 @@
-"""From a path or a name to a source of images: a folder, a .zip, .tar files, an .npz, or a data set of a hub."""
+"""From a path or a name to a source of images: a folder, a .zip, .tar files, an .npz, or a Hugging Face data set."""
 
 from __future__ import annotations
 

@@ -38,6 +38,9 @@ ROLES: tuple[Role, ...] = get_args(Role)
 PUBLIC_SALT = b"maskdm public salt, version 1"
 """For public data only: whoever has an image can compute with it whether the image was a member."""
 
+LEAST_TO_AUDIT = 10
+"""Images of each role that an audit needs."""
+
 SALT_BYTES = 32
 """Length of a machine's own salt."""
 MIN_SALT_BYTES = 16
@@ -162,7 +165,7 @@ def matching(names: Sequence[str], pattern: str) -> list[bool]:
     try:
         found = re.compile(pattern)
     except re.error as error:
-        problem = f"is no regular expression ({one_line(error)})"
+        problem = f"is not a regular expression ({one_line(error)})"
         raise ArgumentError("pattern", problem, got=pattern, wanted="one such as ^test/") from error
     return [found.search(name) is not None for name in names]
 
@@ -283,7 +286,7 @@ def _groups_of_pattern(names: Sequence[str], text: str) -> list[str]:
     try:
         pattern = re.compile(text)
     except re.error as error:
-        raise wrong(f"is no regular expression ({one_line(error)})") from error
+        raise wrong(f"is not a regular expression ({one_line(error)})") from error
     if pattern.groups != 1:
         raise wrong(f"has {pattern.groups} capturing groups")
     groups = []

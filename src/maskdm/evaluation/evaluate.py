@@ -202,8 +202,8 @@ def generate_like(
             labels=None if labels is None else labels_like(labels, num),
             guidance=guidance,
         )
-    with console.bar("sampling", len(runtime.rank_indices(num)) * steps, "step") as bar:
-        unit = sample_across_ranks(config, num, runtime, batch_size=batch_size, callback=bar.update)
+    with console.sampling_bar("sampling", len(runtime.rank_indices(num)), steps) as advance:
+        unit = sample_across_ranks(config, num, runtime, batch_size=batch_size, callback=advance)
     return to_uint8_nhwc(unit)
 
 

@@ -14,6 +14,7 @@ A distance is comparable only with distances in the same features; their name sa
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import re
@@ -141,7 +142,12 @@ def check_features(features: str, features_weights: Path | None = None) -> None:
         _import(features)
     elif features not in NAMES and Path(features).suffix not in FILES:
         wanted = f"{', '.join(NAMES)}, a TorchScript or torch.export file, or module:callable"
-        raise ArgumentError("features", got=features, wanted=wanted)
+        close = difflib.get_close_matches(features.lower(), NAMES, n=1, cutoff=0.5)
+        raise ArgumentError(
+            "features", got=features, wanted=wanted, remedy=f"did you mean {close[0]}?" if close else ""
+        )
+    elif features not in NAMES and not Path(features).is_file():
+        raise ArgumentError("features", f"there is no file {features}")
     if features_weights is not None and features not in ("inception", *PUBLISHED):
         raise ArgumentError("features_weights", f"given with the features {features}, which need none")
 
@@ -236,7 +242,7 @@ def _read_network(path: Path, device: torch.device) -> Callable[[Tensor], Tensor
                 network = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
     except Exception:  # of many kinds
         raise ArgumentError(
-            "features", f"{path} is no TorchScript or torch.export file that this torch can read"
+            "features", f"{path} is not a TorchScript or torch.export file that this torch can read"
         ) from None
     return network
 

@@ -48,6 +48,11 @@ class HeldOut:
         label = None if labels is None else torch.from_numpy(labels).to(device)
         return HeldOut(x_0.to(device), t.to(device, torch.float32), eps.to(device), label)
 
+    @property
+    def error_of_mean(self) -> float:
+        """The error of a model that answers every question with the mean image: one that has learned nothing else."""
+        return float((self.x_0 - self.x_0.mean(dim=0)).square().mean())
+
     def __len__(self) -> int:
         """Number of images, N."""
         return len(self.x_0)

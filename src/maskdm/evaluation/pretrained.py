@@ -91,7 +91,7 @@ def _network(name: str, which: Published, folder: Path | None, say: Callable[[st
     except ImportError:
         raise ArgumentError("features", f"{name} needs transformers", remedy="pip install 'maskdm[features]'") from None
     if folder is not None and not (folder / "config.json").is_file():
-        raise ArgumentError("features_weights", f"{folder} is no folder that save_pretrained of transformers wrote")
+        raise ArgumentError("features_weights", f"{folder} is not a folder that save_pretrained of transformers wrote")
     if folder is None:
         say(f"features of {which.hub} (downloaded where they are not yet there)")
     log: Any = transformers.logging

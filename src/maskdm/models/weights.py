@@ -152,7 +152,7 @@ def find_weights(path: Path, which: str = "ema") -> Path:
 
     Args:
         path: a folder or file.
-        which: of a folder: ema, raw, or either of a stage (pretrain-ema).
+        which: of a folder: ema, raw, either of a stage (pretrain-ema), or a stage, which is its ema.
 
     Raises:
         InputError: nothing there, or no weights of this name.
@@ -162,14 +162,15 @@ def find_weights(path: Path, which: str = "ema") -> Path:
             raise InputError(str(path), "no such run or file")
         return path
     for folder in (path / "weights", path):
-        if (folder / f"{which}.safetensors").is_file():
-            return folder / f"{which}.safetensors"
+        for name in (which, f"{which}-ema"):
+            if (folder / f"{name}.safetensors").is_file():
+                return folder / f"{name}.safetensors"
     there = sorted(file.stem for file in (path / "weights").glob("*.safetensors"))
     if there:
         raise InputError(str(path), f"holds no weights called {which!r}", wanted=f"one of {', '.join(there)}")
     if not (path / "config.yaml").is_file():
         wanted = "a run folder or a .safetensors file"
-        raise InputError(str(path), "is no run: it has no config.yaml", wanted=wanted)
+        raise InputError(str(path), "is not a run folder: it has no config.yaml", wanted=wanted)
     wanted = "a run folder, a checkpoint folder, or a .safetensors file"
     raise InputError(str(path), f"holds no {which} weights yet", wanted=wanted)
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import mean, median
 
 import torch
 
+from maskdm.config.schema import EvalConfig
 from maskdm.diffusion.mask_schedule import MaskSchedule
+from maskdm.models import build
+from maskdm.runtime.console import duration
+from maskdm.sampling.sample import STEPS, sample_images, sampling_config
 from maskdm.training import stages
 from maskdm.training.step import Task
 from maskdm.training.step_profiler import MemoryEstimate, StepProfiler, equal_parts
 
+FEW = 4
+"""Images by which the pace of sampling is told."""
 WATTS_OF_A_CORE = 8.0
 """A guess for a server's core with its share of memory and fans, under load."""
 
@@ -30,8 +38,9 @@ class StageForecast:
         memory: of a step, or None where the system does not tell.
         seconds: of a step.
         hours: of the stage.
-        kilowatt_hours: likewise, a guess.
+        kilowatt_hours: likewise, estimated.
         waiting: share of a step spent waiting for images.
+        measuring: hours that come on top: held-out errors, sample grids, scores.
     """
 
     name: str
@@ -44,6 +53,7 @@ class StageForecast:
     hours: float
     kilowatt_hours: float
     waiting: float
+    measuring: Mapping[str, float] = field(default_factory=dict)
 
 
 def forecast_stages(task: Task, *, seconds: float, watts: float) -> Iterator[StageForecast]:
@@ -69,6 +79,9 @@ def forecast_stages(task: Task, *, seconds: float, watts: float) -> Iterator[Sta
             assert stage.minutes is not None, "a stage has one length"
             steps = max(int(60 * stage.minutes / step), 1)
         hours = steps * step / 3600 if stage.minutes is None else stage.minutes / 60
+        measuring = measuring_hours(
+            task.config.eval, number, steps * stage.batch_size, _seconds_per_call(profiler) / task.runtime.world_size
+        )
         yield StageForecast(
             name=stage.name,
             mask=str(task.masks[number]),
@@ -80,7 +93,37 @@ def forecast_stages(task: Task, *, seconds: float, watts: float) -> Iterator[Sta
             hours=hours,
             kilowatt_hours=hours * watts * task.runtime.world_size / 1000,
             waiting=waiting,
+            measuring=measuring,
         )
+
+
+def measuring_hours(config: EvalConfig, stage: int, images: int, seconds_per_call: float) -> dict[str, float]:
+    """Hours that a stage spends on being measured, by what is measured.
+
+    Args:
+        config: how often, and how much each time.
+        stage: its number, from 0.
+        images: of the stage.
+        seconds_per_call: of the network for one image.
+    """
+    every = config.heldout_every if isinstance(config.heldout_every, int) else config.heldout_every[stage]
+    calls = {
+        "held-out errors": (1 + math.ceil(images / every)) * 2 * config.heldout_images,
+        "sample grids": math.ceil(images / config.samples_every) * config.samples * config.sample_steps,
+        "scores": 0 if config.scores is None else math.ceil(images / config.scores_every) * config.score_images * STEPS,
+    }
+    return {name: count * seconds_per_call / 3600 for name, count in calls.items() if count}
+
+
+def _seconds_per_call(profiler: StepProfiler) -> float:
+    """Of the network for one image, by sampling a few in two steps."""
+    task = profiler.task
+    denoiser = build.denoiser(task.spec, profiler.state.ema, task.objective)
+    config = sampling_config(denoiser, steps=2)
+    since = time.perf_counter()
+    sample_images(config, range(FEW))
+    task.runtime.synchronize()
+    return (time.perf_counter() - since) / (2 * FEW)
 
 
 def _time(profiler: StepProfiler, number: int, seconds: float) -> tuple[float, float]:
@@ -99,7 +142,7 @@ def _time(profiler: StepProfiler, number: int, seconds: float) -> tuple[float, f
 
 
 def estimate_watts(device: torch.device) -> float:
-    """Watts that the device is allowed (a GPU, by nvidia-smi), or a guess from the number of cores."""
+    """Watts that the device is allowed (a GPU, by nvidia-smi), or an estimate from the number of cores."""
     if device.type == "cuda":
         question = [
             "nvidia-smi",
@@ -123,11 +166,15 @@ def format_forecasts(forecasts: Sequence[StageForecast]) -> list[str]:
             f"  {f.steps:,} steps of {f.seconds:.3g} s, {f.images:,} images at {f.images / f.steps / f.seconds:,.0f} a "
             f"second ({f.waiting:.1%} of it waiting for images)"
         )
-        lines.append(f"  {format_hours(f.hours)}, about {f.kilowatt_hours:.2g} kWh (a guess)")
+        lines.append(f"  {format_hours(f.hours)}, about {f.kilowatt_hours:.2g} kWh (estimated)")
         lines.append("  " + _format_memory(i, f))
+        if f.measuring:
+            parts = [f"{name} {format_hours(hours)}" for name, hours in f.measuring.items()]
+            lines.append(f"  on top of that, measuring: {', '.join(parts)}")
     total, energy = sum(f.hours for f in forecasts), sum(f.kilowatt_hours for f in forecasts)
-    end = f"in all {format_hours(total)}, about {energy:.2g} kWh; held-out errors and sample grids come on top"
-    return [*lines, end]
+    measuring = sum(sum(f.measuring.values()) for f in forecasts)
+    more = f", and {format_hours(measuring)} of measuring (settings eval.*)" if measuring else ""
+    return [*lines, f"in all {format_hours(total)} of training, about {energy:.2g} kWh{more}"]
 
 
 def _format_memory(number: int, f: StageForecast) -> str:
@@ -147,11 +194,4 @@ def _format_memory(number: int, f: StageForecast) -> str:
 
 def format_hours(hours: float) -> str:
     """4 s; 30 min; 1 h 30 min; 3.0 days."""
-    minutes = hours * 60
-    if minutes < 1:
-        return f"{60 * minutes:.0f} s"
-    if minutes < 60:
-        return f"{minutes:.3g} min"
-    if hours < 48:
-        return f"{int(hours)} h {round(minutes % 60)} min"
-    return f"{hours / 24:.1f} days"
+    return duration(3600 * hours)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -47,10 +47,11 @@ BINS = 40
 
 
 class Point(NamedTuple):
-    """A point of a line, in the units of the axes."""
+    """A point of a line, in the units of the axes; points of different parts, such as stages, are not joined."""
 
     x: float
     y: float
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -213,12 +214,16 @@ def _set_limits(axes: Axes, points: Sequence[Point], log_y: bool) -> None:
 def _draw_line(axes: Axes, number: int, line: Series, x_label: str) -> list[Element]:
     """A line, and the dots that go over it where there are few."""
     style = "--" if number == MAX_SERIES - 1 else "-"  # a third color alone is hard to tell from the first
-    axes.plot(*zip(*line.points, strict=True), style, color=SERIES[number], lw=1 if line.faint else 2, clip_on=False)
+    parts = [list(points) for _, points in groupby(line.points, key=lambda point: point.part)]
+    for points in parts:
+        xs, ys, _ = zip(*points, strict=True)
+        axes.plot(xs, ys, style, color=SERIES[number], lw=1 if line.faint else 2, clip_on=False)
+    dotted = line.points
     if len(line.points) > MAX_DOTS:
-        return []
+        dotted = [points[0] for points in parts if len(points) == 1]  # of one point no line is seen
     return [
         dot_at(*place(axes, x, y), number, f"{line.name}: {format_value(y)} at {format_count(x)} {x_label}")
-        for x, y in line.points
+        for x, y, _ in dotted
     ]
 
 

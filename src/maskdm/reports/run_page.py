@@ -91,12 +91,28 @@ def _lead(run: RunFolder) -> Lead:
     total = max(len(planned) if isinstance(planned, list) else 0, len(history.stages))
     work = _work(run)
     if isinstance(history.last, EndEvent):
-        return Lead("good", "Finished:", f"{format_plural(total, 'stage')}, {work}.")
+        text, learned = f"{format_plural(total, 'stage')}, {work}.", _learned(history)
+        return Lead("warn" if learned else "good", "Finished:", f"{text}{learned}")
     stage = history.stage_at(history.step + 1)
     where = f" in stage {stage.index + 1} of {max(total, stage.index + 1)}, {stage.stage}" if stage else ""
     if stopped is not None:
         return Lead("bad", f"Stopped{f' ({stopped})' if stopped else ''}{where}:", f"{work}.")
     return Lead("warn", f"Unfinished{where}:", f"{work}. It is running, or was cut off.")
+
+
+LITTLE = 0.5
+"""Share of the error of the mean image from which on a model has learned little: a blur of every image has half."""
+
+
+def _learned(history: History) -> str:
+    """A warning where the samples cannot be expected to look like anything."""
+    last = history.heldout[-1] if history.heldout else None
+    if last is None or not last.error_mean or last.error_ema < LITTLE * last.error_mean:
+        return ""
+    return (
+        f" The model has learned little yet: its held-out error is {last.error_ema / last.error_mean:.0%} of that of "
+        "answering with the mean image. Its samples are noise or grey; train it for longer."
+    )
 
 
 def _work(run: RunFolder) -> str:
@@ -176,16 +192,21 @@ def _interval(row: EvalRow) -> str:
 
 def _curves(history: History) -> list[Chart]:
     train, heldout, scores = history.train, history.heldout, history.scores
+    stages = {stage.stage: i for i, stage in enumerate(history.stages)}
+
+    def line(name: str, values: Iterable[tuple[str, int, float]], faint: bool = False) -> Series:
+        return Series(name, [Point(x, y, stages.get(stage, 0)) for stage, x, y in values], faint)
+
     errors = [
-        _series("averaged weights", ((e.images, e.error_ema) for e in heldout)),
-        _series("raw weights", ((e.images, e.error_raw) for e in heldout)),
+        line("averaged weights", ((e.stage, e.images, e.error_ema) for e in heldout)),
+        line("raw weights", ((e.stage, e.images, e.error_raw) for e in heldout)),
     ]
-    distance = _series("averaged weights", ((e.images, e.frechet_distance) for e in scores))
+    distance = line("averaged weights", ((e.stage, e.images, e.frechet_distance) for e in scores))
     distance_label = f"{scores[-1].title}, {format_plural(scores[-1].n, 'image')}" if scores else ""
-    loss = _series("training loss", ((e.images, e.loss) for e in train), faint=True)
-    rate = _series("learning rate", ((e.images, e.lr) for e in train))
-    throughput = _series("throughput", ((e.images, e.images_per_second) for e in train), faint=True)
-    norm = _series("gradient norm", ((e.images, e.grad_norm) for e in train), faint=True)
+    loss = line("training loss", ((e.stage, e.images, e.loss) for e in train), faint=True)
+    rate = line("learning rate", ((e.stage, e.images, e.lr) for e in train))
+    throughput = line("throughput", ((e.stage, e.images, e.images_per_second) for e in train), faint=True)
+    norm = line("gradient norm", ((e.stage, e.images, e.grad_norm) for e in train), faint=True)
 
     boundaries = [Boundary(stage.images, stage.stage) for stage in history.stages]
     chart = partial(line_chart, x_label="images seen", boundaries=boundaries)
@@ -198,10 +219,6 @@ def _curves(history: History) -> list[Chart]:
         chart("Throughput", [throughput], y_label="images/s"),
     ]
     return [each for each in drawn if each is not None]
-
-
-def _series(name: str, values: Iterable[tuple[int, float]], faint: bool = False) -> Series:
-    return Series(name, [Point(x, y) for x, y in values], faint)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -8,20 +8,17 @@ left out altogether: the last timestep of many a process still holds a little of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from maskdm.diffusion.pixels import to_unit
 from maskdm.diffusion.process import noise_level
 from maskdm.errors import ArgumentError
-from maskdm.sampling.sample import Callback, SamplingConfig, check_counts, no_callback
+from maskdm.sampling.sample import Callback, Maker, SamplingConfig, check_counts, make_images, no_callback
 from maskdm.sampling.samplers import Context, Sampler, heun_step, integrate, renoise, time_of
 
 
-@torch.no_grad()
 def img2img(
     config: SamplingConfig,
     images: Tensor,
@@ -48,19 +45,23 @@ def img2img(
         ArgumentError: numbers out of range.
     """
     check_counts(num, batch_size)
+    return make_images(config, from_images(config, images, strength, callback), range(num), batch_size)
+
+
+def from_images(config: SamplingConfig, images: Tensor, strength: float, callback: Callback = no_callback) -> Maker:
+    """How `img2img` makes a batch; arguments and errors are its own."""
     times = truncate(config, strength)
     start = time_of(config.denoiser.process, times[0])
 
-    def edited(batch: range, context: Context) -> Tensor:
+    def make(batch: range, context: Context) -> Tensor:
         x_t = start.sigma * context.noise()
         if strength < 1:
             x_t = x_t + start.alpha * images[[i % len(images) for i in batch]].to(config.denoiser.device)
-        return config.integrate(context, x_t, times, partial(callback, len(batch)))
+        return config.integrate(context, x_t, times, lambda: callback(len(batch)))
 
-    return _in_batches(config, num, batch_size, edited)
+    return make
 
 
-@torch.no_grad()
 def inpaint(
     config: SamplingConfig,
     image: Tensor,
@@ -91,6 +92,20 @@ def inpaint(
         ArgumentError: numbers out of range.
     """
     check_counts(num, batch_size)
+    make = around_a_hole(config, image, hole, strength=strength, resample=resample, callback=callback)
+    return make_images(config, make, range(num), batch_size)
+
+
+def around_a_hole(
+    config: SamplingConfig,
+    image: Tensor,
+    hole: Tensor,
+    *,
+    strength: float = 1.0,
+    resample: int = 1,
+    callback: Callback = no_callback,
+) -> Maker:
+    """How `inpaint` makes a batch; arguments and errors are its own."""
     if resample < 1:
         raise ArgumentError("resample", got=resample, wanted="at least 1", remedy="5 to 10 joins the parts well")
     process, device = config.denoiser.process, config.denoiser.device
@@ -98,7 +113,7 @@ def inpaint(
     known, hole = image.to(device), hole.to(device)
     begun = known if strength < 1 else torch.where(hole, 0.0, known)
 
-    def edited(batch: range, context: Context) -> Tensor:
+    def make(batch: range, context: Context) -> Tensor:
         x_t = times[0].alpha * begun + times[0].sigma * context.noise()
         for t, s in pairwise(times):
             for repeats_left in reversed(range(resample)):
@@ -110,10 +125,9 @@ def inpaint(
             x_t = x_s
         return x_t
 
-    return _in_batches(config, num, batch_size, edited)
+    return make
 
 
-@torch.no_grad()
 def interpolate(
     config: SamplingConfig,
     ends: Tensor,
@@ -143,6 +157,11 @@ def interpolate(
         ArgumentError: a sampler that adds noise, several labels, or fewer than two images.
     """
     check_counts(num, batch_size)
+    return make_images(config, between(config, ends, strength, num, callback), range(num), batch_size)
+
+
+def between(config: SamplingConfig, ends: Tensor, strength: float, num: int, callback: Callback = no_callback) -> Maker:
+    """How `interpolate` makes a batch; arguments and errors are its own."""
     if num < 2:
         raise ArgumentError("num", got=num, wanted="at least 2 to interpolate between two images")
     if config.sampler.stochastic:
@@ -157,15 +176,19 @@ def interpolate(
         )
     times = truncate(config, strength)
     device = config.denoiser.device
-    latents = ddim_invert(config, ends.to(device), times, partial(callback, 2))
-    x = torch.stack([slerp(latents[0], latents[1], float(w)) for w in torch.linspace(0, 1, num, device=device)])
+    latents: list[Tensor] = []
 
-    def edited(batch: range, context: Context) -> Tensor:
-        return config.integrate(context, x[batch.start : batch.stop], times, partial(callback, len(batch)))
+    def make(batch: range, context: Context) -> Tensor:
+        if not latents:
+            latents.extend(ddim_invert(config, ends.to(device), times, lambda: callback(2)))
+        weights = torch.linspace(0, 1, num, device=device)
+        x = torch.stack([slerp(latents[0], latents[1], float(weights[min(i, num - 1)])) for i in batch])
+        return config.integrate(context, x, times, lambda: callback(len(batch)))
 
-    return _in_batches(config, num, batch_size, edited)
+    return make
 
 
+@torch.no_grad()
 def ddim_invert(
     config: SamplingConfig, x_0: Tensor, times: Sequence[float], callback: Callable[[], None] = lambda: None
 ) -> Tensor:
@@ -205,7 +228,3 @@ def truncate(config: SamplingConfig, strength: float) -> tuple[float, ...]:
             "strength", "is less noise than the first of the steps", got=strength, remedy="take more, or more steps"
         )
     return times
-
-
-def _in_batches(config: SamplingConfig, num: int, batch_size: int, one: Callable[[range, Context], Tensor]) -> Tensor:
-    return torch.cat([to_unit(one(*parts)).float().cpu() for parts in config.batches(range(num), batch_size)])

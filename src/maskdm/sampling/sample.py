@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from maskdm.sampling.samplers import Context, Sampler, get_sampler, integrate, t
 from maskdm.sampling.timesteps import sampling_times
 
 SEEDS = 2**32
+MOST_IMAGES = 1_000_000
+"""Of one call."""
 SAMPLER, STEPS = "dpm++", 25
 """The usual ones: benchmarks/sampling.py."""
 
@@ -74,16 +76,32 @@ class SamplingConfig:
 
     def batches(self, numbers: range, batch_size: int) -> Iterator[tuple[range, Context]]:
         """Numbers of the images of each batch, and the model with their labels, and their noise."""
-        denoiser = self.denoiser
-        shape = (denoiser.channels, *denoiser.image_size)
         for start in range(0, len(numbers), batch_size):
             batch = numbers[start : start + batch_size]
-            streams = [(self.seeds[i % len(self.seeds)], i // len(self.seeds)) for i in batch]
-            label = None
-            if self.labels:
-                label = torch.tensor([self.labels[i % len(self.labels)] for i in batch], device=denoiser.device)
-            noise = SeededNoise(streams, shape, denoiser.device)
-            yield batch, Context(denoiser.process, estimator(denoiser, self.guidance, label), noise)
+            yield batch, self.context(batch)
+
+    def context(self, batch: range) -> Context:
+        """The model with the labels of the images of these numbers, and their noise."""
+        denoiser = self.denoiser
+        label = None
+        if self.labels:
+            label = torch.tensor([self.label(i) for i in batch], device=denoiser.device)
+        shape = (denoiser.channels, *denoiser.image_size)
+        noise = SeededNoise([self.stream(i) for i in batch], shape, denoiser.device)
+        return Context(denoiser.process, estimator(denoiser, self.guidance, label), noise)
+
+    def stream(self, number: int) -> tuple[int, int]:
+        """The seed of an image, and how many images before it were made of this seed."""
+        return self.seeds[number % len(self.seeds)], number // len(self.seeds)
+
+    def label(self, number: int) -> int | None:
+        """The class of an image, as a number; None for a model without classes."""
+        return self.labels[number % len(self.labels)] if self.labels else None
+
+    def class_name(self, number: int) -> str:
+        """The class of an image; "" where it has none."""
+        label, names = self.label(number), self.denoiser.class_names
+        return names[label] if label is not None and label < len(names) else ""
 
     def integrate(self, context: Context, x_t: Tensor, times: Sequence[float], callback: Callable[[], None]) -> Tensor:
         """From x_t at times[0], a part of the times, to the last of them: (B, C, H, W) in [-1, 1]."""
@@ -154,8 +172,32 @@ def _guidance(denoiser: Denoiser, weight: float, interval: tuple[float, float], 
     return Guidance(weight, guide, interval)
 
 
+Maker: TypeAlias = Callable[[range, Context], Tensor]
+"""(numbers of the images of a batch, what steps may ask) -> (B, C, H, W) in [-1, 1]: how a batch is made."""
+
+
+def from_noise(config: SamplingConfig, callback: Callback = no_callback) -> Maker:
+    """Images from noise alone.
+
+    Args:
+        config: made by `sampling_config`.
+        callback: called with the number of (image x step) units done.
+    """
+    start = time_of(config.denoiser.process, config.times[0]).sigma
+
+    def make(batch: range, context: Context) -> Tensor:
+        return config.integrate(context, start * context.noise(), config.times, lambda: callback(len(batch)))
+
+    return make
+
+
 @torch.no_grad()
 @exact_float32()
+def make_images(config: SamplingConfig, make: Maker, numbers: range, batch_size: int) -> Tensor:
+    """The images of these numbers, batch after batch: (N, C, H, W) float32 in [0, 1] on the CPU."""
+    return torch.cat([to_unit(make(*part)).float().cpu() for part in config.batches(numbers, batch_size)])
+
+
 def sample_images(
     config: SamplingConfig, numbers: range, *, batch_size: int = 64, callback: Callback = no_callback
 ) -> Tensor:
@@ -174,12 +216,7 @@ def sample_images(
         ArgumentError: no images, or batches of none.
     """
     check_counts(len(numbers), batch_size)
-    start = time_of(config.denoiser.process, config.times[0]).sigma
-    done = []
-    for batch, context in config.batches(numbers, batch_size):
-        x = config.integrate(context, start * context.noise(), config.times, partial(callback, len(batch)))
-        done.append(to_unit(x).float().cpu())
-    return torch.cat(done)
+    return make_images(config, from_noise(config, callback), numbers, batch_size)
 
 
 def sample_across_ranks(
@@ -201,17 +238,34 @@ def sample_across_ranks(
         ArgumentError: no images, or batches of none.
     """
     check_counts(num, batch_size)
-    unit = sample_images(config, runtime.rank_indices(num), batch_size=batch_size, callback=callback)
-    return torch.stack(runtime.all_gather(unit), dim=1).flatten(0, 1)[:num]
+    make = from_noise(config, callback)
+    rounds = rounds_of(num, batch_size, runtime)
+    return torch.cat([make_round(config, make, numbers, runtime, batch_size) for numbers in rounds])
+
+
+def rounds_of(num: int, batch_size: int, runtime: Runtime) -> Iterator[range]:
+    """The numbers from 0 to num - 1 in rounds, in each of which every rank makes one batch."""
+    size = batch_size * runtime.world_size
+    return (range(start, min(start + size, num)) for start in range(0, num, size))
+
+
+def make_round(config: SamplingConfig, make: Maker, numbers: range, runtime: Runtime, batch_size: int) -> Tensor:
+    """The images of one round, on every rank: (N, C, H, W) float32 in [0, 1] on the CPU."""
+    own = runtime.rank_indices(len(numbers))
+    own = range(own.start + numbers.start, own.stop + numbers.start, own.step)
+    unit = make_images(config, make, own, batch_size)
+    return torch.stack(runtime.all_gather(unit), dim=1).flatten(0, 1)[: len(numbers)]
 
 
 def check_counts(num: int, batch_size: int) -> None:
-    """Refuses no images, and batches of none.
+    """Refuses no images, more than a million, and batches of none.
 
     Raises:
         ArgumentError: of `num` or `batch_size`.
     """
     if num < 1:
         raise ArgumentError("num", got=num, wanted="at least 1")
+    if num > MOST_IMAGES:
+        raise ArgumentError("num", got=num, wanted=f"at most {MOST_IMAGES:,} at a time")
     if batch_size < 1:
         raise ArgumentError("batch_size", got=batch_size, wanted="at least 1")

@@ -33,7 +33,7 @@ from maskdm.training.progress import (
     damaged_checkpoint,
     list_checkpoints,
     read_state,
-    write_state,
+    write_state_file,
 )
 
 MOMENTS = "optimizer.safetensors"
@@ -192,7 +192,7 @@ def _write(folder: Path, state: State, tensors: FullState, model: Weights, confi
         metadata: Metadata = {"which": which, "steps": state.progress.step, "images": state.progress.images}
         weights.write_weights(folder / f"{which}.safetensors", Weights(model.spec, model.metadata | metadata, values))
     weights.write_tensors(folder / MOMENTS, tensors.moments)
-    write_state(folder, state.progress, state.scaler.state_dict(), config_sha256)
+    write_state_file(folder, state.progress, state.scaler.state_dict(), config_sha256)
     files.flush(folder)
 
 

@@ -87,6 +87,7 @@ class HeldoutEvent(Event):
     Attributes:
         error_ema, error_raw: of the averaged weights, and of those being trained.
         n: images.
+        error_mean: of answering with the mean of these images; None where an earlier version wrote the line.
         seconds: of training so far, over all stages.
     """
 
@@ -95,6 +96,7 @@ class HeldoutEvent(Event):
     error_raw: float
     n: int
     seconds: FiniteFloat
+    error_mean: float | None = None
 
 
 class ScoreEvent(Event):

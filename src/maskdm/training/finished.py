@@ -48,8 +48,8 @@ def complete_run(prepared: Prepared, runtime: Runtime, run: Path, console: Conso
         weights.load_state(network, weights.read_weights(file).tensors, file)
         denoiser = build.denoiser(prepared.spec, network.to(runtime.device).eval(), prepared.objective)
         own = len(runtime.rank_indices(config.eval.samples))
-        with console.bar("samples", own * config.eval.sample_steps, "call") as bar:
-            write_samples(denoiser, config.eval, grid, runtime, bar.update)
+        with console.sampling_bar("sample grid", own, config.eval.sample_steps) as advance:
+            write_samples(denoiser, config.eval, grid, runtime, advance)
         console.say(f"wrote {grid}, which was missing")
 
 

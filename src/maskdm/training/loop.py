@@ -38,6 +38,7 @@ from maskdm.training.monitor import Training, due_now, evaluate_due, evaluate_he
 from maskdm.training.progress import Progress, newest_checkpoint, read_progress
 from maskdm.training.step import graph_count, training_step
 from maskdm.training.step_profiler import choose_micro_batch
+from maskdm.training.time_left import TimeLeft
 
 LEAST_SCALE = 1.0
 """Of fp16's loss scaling: gradients that overflow without any scaling up are not its doing."""
@@ -154,7 +155,7 @@ def run_stage(training: Training, state: State, denoiser: Denoiser, learner: Den
     """
     config, runtime, progress, stage = training.config, training.runtime, state.progress, training.stage(state.progress)
     model = cast(nn.Module, learner.backbone)
-    meter = Meter(runtime, progress)
+    meter, time_left = Meter(runtime, progress), TimeLeft(training, progress)
     total = stages.total_steps(stage)
     images = None if total is None else total * stage.batch_size
     # Rates and masks follow the wall-clock time of such a stage: on every rank the same.
@@ -169,6 +170,7 @@ def run_stage(training: Training, state: State, denoiser: Denoiser, learner: Den
             progress.advance(stage.batch_size, clock.lap())
             meter.add(loss, norm, progress.step)
             bar.update(stage.batch_size)
+            time_left.step_done()
 
             logging = progress.stage_step % config.log.every == 0
             # What a signal decides, ranks must agree on, which waits: several do so when they log.

@@ -16,6 +16,7 @@ from maskdm.data.sources import resolved_path
 from maskdm.diffusion.mask_schedule import MaskSchedule
 from maskdm.diffusion.patches import patch_grid
 from maskdm.errors import InputError, within
+from maskdm.evaluation.features import check_features
 from maskdm.models import build
 from maskdm.models.build import Objective
 from maskdm.models.spec import ModelSpec
@@ -61,6 +62,9 @@ def check_settings(config: Config) -> tuple[Config, Objective]:
     if not isinstance(config.data.image_size, str):
         with within("", image_size="data.image_size", patch_size="model.patch_size"):
             patch_grid(as_size(config.data.image_size), config.model.patch_size)
+    if config.eval.scores is not None:
+        with within("eval.", features="scores"):
+            check_features(config.eval.scores)
     config = config.model_copy(update={"model": build.resolved_model(config.model)})
     side = config.model.patch_size
     with torch.device("meta"):

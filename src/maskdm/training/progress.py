@@ -75,7 +75,7 @@ def read_progress(checkpoint: Path) -> Progress:
     return read_state(checkpoint)[0]
 
 
-def write_state(checkpoint: Path, progress: Progress, scaler: Mapping[str, Any], config: str | None) -> None:
+def write_state_file(checkpoint: Path, progress: Progress, scaler: Mapping[str, Any], config: str | None) -> None:
     """state.json, written last of a checkpoint: how far it is, and what its other files are to the last bit.
 
     Args:

@@ -291,7 +291,7 @@ def read_run(run: Path) -> RunFolder:
     """
     wanted = "the folder of a run, with config.yaml or metrics.jsonl"
     if not any((run / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
-        problem = "is a folder, but no run" if run.is_dir() else "is no folder"
+        problem = "is a folder, but not that of a run" if run.is_dir() else "is not a folder"
         raise InputError("run", problem, got=str(run), wanted=wanted, remedy="give the folder that training wrote")
     remarks: list[str] = []
     history = read_history(run)

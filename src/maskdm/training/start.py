@@ -17,6 +17,7 @@ from maskdm.config.schema import Config
 from maskdm.config.section import to_dict
 from maskdm.data.dataset import Dataset
 from maskdm.data.manifest import HEAD, Manifest, read_manifest, write_manifest
+from maskdm.data.split import LEAST_TO_AUDIT
 from maskdm.errors import InputError, TrainingError, within
 from maskdm.evaluation.heldout import HeldOut
 from maskdm.evaluation.scorer import Scorer, make_scorer
@@ -35,6 +36,7 @@ from maskdm.training.read_run import is_finished, read_config
 from maskdm.training.runs import Run, begin_run, resume_run, write_env
 from maskdm.training.stage_masks import remarks
 from maskdm.training.stages import total_steps
+from maskdm.training.store import check_store
 from maskdm.training.trackers import check_trackers, make_trackers
 
 
@@ -86,12 +88,14 @@ def start_training(
         with runtime.main_first():
             prepared = prepare(config, console)
         check_batches(prepared.config, runtime)
+        check_measures(prepared, runtime)
         found, finished = _agreed_run(prepared, output_dir, resume, runtime, console)
         prepared = as_recorded(prepared, found)
         describe_task(prepared, runtime, console)
         if found and finished:
             complete_run(prepared, runtime, found, console)
             return found
+        warn_of_roles(prepared, console)
         warn_of_parents(prepared, console)
         if runtime.main:
             check_origins(prepared, found)
@@ -161,10 +165,12 @@ def dry_run(config: Config, *, output_dir: Path, resume: str | None, console: Co
     runtime = init_runtime(config.train)
     prepared = prepare(config, console)
     check_batches(prepared.config, runtime)
+    check_measures(prepared, runtime)
     found = find_run(output_dir, prepared.config, resume, prepared.dataset.images, console.warn)
     finished = found is not None and is_finished(found)
     prepared = as_recorded(prepared, found)
     describe_task(prepared, runtime, console)
+    warn_of_roles(prepared, console)
     warn_of_parents(prepared, console)
     check_origins(prepared, found)
     if finished:
@@ -195,6 +201,34 @@ def check_batches(config: Config, runtime: Runtime) -> None:
         if stage.batch_size % runtime.world_size:
             wanted = f"a multiple of the {runtime.world_size} processes"
             raise InputError(f"stages.{i}.batch_size", got=stage.batch_size, wanted=wanted)
+
+
+def check_measures(prepared: Prepared, runtime: Runtime) -> None:
+    """Refuses what would otherwise be missed after a folder was made, or not before the end of a stage.
+
+    Raises:
+        InputError: images that cannot lie where `data.store` wants them, or too few held-out images for `eval.scores`.
+    """
+    config, heldout = prepared.config, prepared.dataset.counts["heldout"]
+    check_store(prepared.dataset.images.images, runtime.device, config.data.store)
+    if config.eval.scores is not None and heldout < 2:
+        wanted = "at least 2 held-out images"
+        raise InputError("eval.scores", got=heldout, wanted=wanted, remedy="raise data.heldout")
+
+
+def warn_of_roles(prepared: Prepared, console: Console) -> None:
+    """Says before a run what its split will not allow after it."""
+    counts = prepared.dataset.counts
+    if not counts["heldout"]:
+        console.warn("no image is held out, so that there will be no held-out error and no audit; see data.heldout")
+        return
+    names = {"member": "to train on", "heldout": "held out", "calibration": "for calibration"}
+    few = [f"{counts[role]:,} {name}" for role, name in names.items() if counts[role] < LEAST_TO_AUDIT]
+    if few:
+        console.warn(
+            f"too few images for an audit of this run, which needs {LEAST_TO_AUDIT} of each kind: {', '.join(few)}; "
+            "data.heldout and data.calibration are shares of all images"
+        )
 
 
 def check_origins(prepared: Prepared, run: Path | None) -> None:
@@ -283,10 +317,6 @@ def _scorer(prepared: Prepared, runtime: Runtime, console: Console) -> Scorer | 
     """What scores images during training, where that is asked for."""
     if prepared.config.eval.scores is None:
         return None
-    heldout = prepared.dataset.counts["heldout"]
-    if heldout < 2:
-        wanted = "at least 2 held-out images"
-        raise InputError("eval.scores", got=heldout, wanted=wanted, remedy="raise data.heldout")
     return make_scorer(prepared.config, prepared.spec, prepared.dataset, runtime, console)
 
 

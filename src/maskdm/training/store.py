@@ -108,6 +108,23 @@ class HostStore:
             return pixels.pin_memory().to(self.device, non_blocking=True)
 
 
+def check_store(images: ImageArray, device: torch.device, where: Where) -> None:
+    """Refuses images on a device that is no GPU, or that has no room for them; arguments as of `make_store`.
+
+    Raises:
+        InputError: `data.store` is device, and that cannot be.
+    """
+    if where != "device":
+        return
+    if device.type != "cuda":
+        problem = f"the model is trained on {device.type}"
+        raise InputError("data.store", problem, got="device", wanted="a GPU for it", remedy="write auto")
+    free = available_bytes(device)
+    if images.nbytes > free:
+        problem = f"the images take {images.nbytes:,} bytes of the device, where {free:,} are free"
+        raise InputError("data.store", problem, got="device", remedy="write auto")
+
+
 def make_store(images: ImageArray, device: torch.device, where: Where = "auto", ranks: int = 1) -> Store:
     """The store for `images` on this machine.
 
@@ -124,13 +141,7 @@ def make_store(images: ImageArray, device: torch.device, where: Where = "auto", 
     if where == "auto":
         where = _fitting(images.nbytes, device, ranks)
     if where == "device":
-        if device.type != "cuda":
-            problem = f"the model is trained on {device.type}"
-            raise InputError("data.store", problem, got="device", wanted="a GPU for it", remedy="write auto")
-        free = available_bytes(device)
-        if images.nbytes > free:
-            problem = f"the images take {images.nbytes:,} bytes of the device, where {free:,} are free"
-            raise InputError("data.store", problem, got="device", remedy="write auto")
+        check_store(images, device, where)
         return DeviceStore(images, device)
     if where == "ram":
         images = images[np.arange(images.shape[0])]
