@@ -157,10 +157,14 @@ def _scores(scores: EvalTable) -> ScoreTable:
         "standard error": ["" if row.error is None else f"± {format_value(row.error)}" for row in scores.rows],
         "95 % interval": [_interval(row) for row in scores.rows],
         "n": ["" if row.n is None else format_count(row.n) for row in scores.rows],
+        "note": [row.note for row in scores.rows],
     }
     filled = {name: cells for name, cells in columns.items() if any(cells)}
     table = Table(
-        list(filled), list(zip(*filled.values(), strict=True)), numbers=filled.keys() - {"score"}, prose={"score"}
+        list(filled),
+        list(zip(*filled.values(), strict=True)),
+        numbers=filled.keys() - {"score", "note"},
+        prose={"score", "note"},
     )
     return ScoreTable(scores.title, scores.note, table, scores.command)
 
@@ -175,7 +179,8 @@ def _interval(row: EvalRow) -> str:
 
 
 def _curves(history: History) -> list[Chart]:
-    train, heldout, scores = history.train, history.heldout, history.scores
+    train, heldout = history.train, history.heldout
+    scores = [score for score in history.scores if score.title == history.scores[-1].title]  # others do not compare
     errors = [
         _series("averaged weights", ((e.images, e.error_ema) for e in heldout)),
         _series("raw weights", ((e.images, e.error_raw) for e in heldout)),
