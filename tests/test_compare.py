@@ -23,7 +23,7 @@ from maskdm.experiments.comparison import (
     read_comparison,
 )
 from maskdm.experiments.conclusion import NOTE, conclude, format_conclusions
-from maskdm.experiments.forecast import forecast_comparison
+from maskdm.experiments.duration import forecast_comparison
 from maskdm.experiments.outcome import Evaluation, Outcome
 from maskdm.experiments.ratios import LEVEL, Ratio, holm, reached, speedup, t_quantile
 from maskdm.experiments.runner import THROUGHPUT, Runs, resolve_runs
@@ -594,9 +594,9 @@ def test_eleven_arms_with_nothing_to_find_find_nothing(seeds):
 
 
 def test_corrected_p_values_are_holms():
-    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
-    assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
-    assert holm({}) == {}
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
 
 
 def test_what_is_better_alone_may_not_be_among_many():

@@ -10,7 +10,7 @@ from maskdm.commands.arguments import Settings, settings_words
 from maskdm.errors import InputError
 from maskdm.experiments.comparison import Comparison, override_comparison, read_comparison
 from maskdm.experiments.conclusion import Conclusion, conclude
-from maskdm.experiments.forecast import forecast_comparison, format_forecast
+from maskdm.experiments.duration import forecast_comparison, format_forecast
 from maskdm.experiments.outcome import Outcome
 from maskdm.experiments.runner import describe_runs, describe_setup, resolve_runs, run_comparison
 from maskdm.files import check_folder

@@ -151,7 +151,8 @@ def _other_features(runs: Seeds, base: Seeds) -> list[str]:
 
 def _corrected(ratios: Mapping[str, Ratio]) -> dict[str, float]:
     """P-values after Holm's correction, of the arms that have one."""
-    return holm({arm: ratio.p for arm, ratio in ratios.items() if ratio.p is not None})
+    known = {arm: ratio.p for arm, ratio in ratios.items() if ratio.p is not None}
+    return dict(zip(known, holm(list(known.values())), strict=True))
 
 
 def _steps(runs: Seeds, base: Seeds) -> int | None:

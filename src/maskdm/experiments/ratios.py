@@ -8,7 +8,7 @@ procedure"): with 11 arms and nothing to find, one in five comparisons would fin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -82,14 +82,14 @@ def t_quantile(n: int) -> float:
     return float(stats.t.ppf(0.975, n - 1))
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """P-values corrected for their number, by their names: each may be held against the level of all tests together."""
-    corrected: dict[str, float] = {}
-    least = 0.0
-    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        least = max(least, min(1.0, (len(p_values) - rank) * p))
-        corrected[name] = least
-    return corrected
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number (Holm 1979), in the given order."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min((len(p_values) - rank) * p_values[i], 1.0))
+        adjusted[i] = largest
+    return adjusted
 
 
 def reached(evaluations: Sequence[Evaluation], error: float) -> float | None:
