@@ -210,7 +210,12 @@ def _fast(ratio: Ratio, p: float | None, arms: int) -> str:
     if ratio.low is None or ratio.high is None or p is None:
         return said
     corrected = f" after Holm's correction for {arms} arms" if arms > 1 else ""
-    return f"{said} (95 % interval {ratio.low:.2f} to {ratio.high:.2f}, {ratio.n} seeds; p = {p:.2g}{corrected})"
+    return f"{said} (95 % interval {ratio.low:.2f} to {ratio.high:.2f}, {ratio.n} seeds; {_p(p)}{corrected})"
+
+
+def _p(p: float) -> str:
+    """A p-value as people write it."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def _of_control(verdict: str, control: str | None, over: tuple[Ratio, float | None] | None) -> list[str]:
@@ -232,7 +237,7 @@ def _of_distance(runs: Seeds, base: Seeds, ratio: Ratio | None, p: float | None)
     said = f"Frechet distance {change} than the baseline's"
     if ratio.low is None or ratio.high is None or p is None:
         return [f"{said}, with one seed: a hint"]
-    interval = f"ratio {ratio.low:.2f} to {ratio.high:.2f}, p = {p:.2g}"
+    interval = f"ratio {ratio.low:.2f} to {ratio.high:.2f}, {_p(p)}"
     return [f"{said} ({interval}{'' if p <= LEVEL else ': no difference that these seeds show'})"]
 
 
