@@ -38,7 +38,7 @@ from maskdm.auditing.scoring import score_attacks
 from maskdm.auditing.subject import run_subject
 from maskdm.auditing.target import ModelTarget
 from maskdm.config.resolve import resolve
-from maskdm.experiments.conclusion import t_quantile
+from maskdm.experiments.ratios import t_quantile
 from maskdm.models.weights import load
 from maskdm.runtime.console import Console
 from maskdm.training.start import start_training

@@ -143,11 +143,6 @@ def test_epsilon_of_a_perfect_attack_is_what_its_images_allow():
     assert s.OperatingPoint(0.01, 10, 1000, 10, 1000, (1000, 1000)).epsilon() == 0
 
 
-def test_holm():
-    assert s.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert s.holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
-
-
 def test_balanced_accuracy_is_of_images_that_did_not_choose_the_threshold():
     rng = np.random.default_rng(2)
     chance = [s.balanced_accuracy(*rng.normal(size=(2, 40))) for _ in range(200)]

@@ -22,8 +22,10 @@ from maskdm.experiments.comparison import (
     override_comparison,
     read_comparison,
 )
-from maskdm.experiments.conclusion import Ratio, conclude, reached, t_quantile
+from maskdm.experiments.conclusion import NOTE, conclude, format_conclusions
+from maskdm.experiments.duration import forecast_comparison
 from maskdm.experiments.outcome import Evaluation, Outcome
+from maskdm.experiments.ratios import LEVEL, Ratio, holm, reached, speedup, t_quantile
 from maskdm.experiments.runner import THROUGHPUT, Runs, resolve_runs
 from maskdm.models.flops import training_flops
 from maskdm.runtime.console import Console
@@ -94,6 +96,8 @@ def test_shipped_comparisons_are_whole(name):
         ("seeds: [0]", "seeds: [a]", "seeds.0", "a"),
         ("title: Small", "title: 3", "title", 3),
         ("baseline: plain", "", "baseline", MISSING),
+        ("baseline: plain", "baseline: plain\ncontrol: none", "control", "none"),
+        ("baseline: plain", "baseline: plain\ncontrol: plain", "control", "plain"),
         ("  plain:\n    - {share: 1, batch_size: 8, lr: 1.0e-3}", "  plain: 3", "arms.plain", MISSING),
     ],
 )
@@ -265,19 +269,46 @@ def test_new_stages_are_laid_on_the_scale_of_the_old(small, digits_npz, tmp_path
 
 
 def test_what_else_the_machine_does_is_no_part_of_throughput(small, digits_npz, tmp_path, monkeypatch):
-    """Four of the five turns of either stage, whole and masked, are slowed down two- or threefold."""
+    """Four of the nine turns of either stage, whole and masked, are slowed down two- or threefold."""
     comparison = read_comparison(str(small))
     runs = resolved(comparison, digits_npz)
     turns: list[int] = []
 
     def steps(self, seconds, least=3, most=50):
         turns.append(1)
-        return [8.0 * (1 if len(turns) in (3, 8) else 2 + len(turns) % 2)] * 3
+        return [8.0 * (1 if len(turns) > 8 else 2 + len(turns) % 2)] * 3
 
     monkeypatch.setattr(StepProfiler, "steps", steps)
     found = runner.image_seconds({arm: prepared for (arm, _), prepared in runs.arms.items()}, tmp_path)
     assert len(turns) == 2 * throughput.ROUNDS  # stages that cost the same are measured once
     assert found == {"plain": [1.0], "masked": [1.0, 1.0]}
+
+
+def test_stages_of_few_slow_steps_are_measured_as_those_of_many_fast_ones(small, digits_npz, monkeypatch):
+    """Steps of half a second and of a hundredth, with noise: neither gains by the number of its steps."""
+    comparison = read_comparison(str(small))
+    tasks = runner.stage_tasks({"masked": resolved(comparison, digits_npz).arms["masked", 0]})["masked"]
+    rng = np.random.default_rng(0)
+
+    class Pretended:
+        def __init__(self, task):
+            self.slow = False
+
+        def use(self, task):
+            self.slow = not task.masks[0].ratio
+
+        def step(self):
+            return float((0.5 if self.slow else 0.01) * np.exp(rng.normal(0, 0.1)))
+
+        steps = StepProfiler.steps
+
+    monkeypatch.setattr(throughput, "StepProfiler", Pretended)
+    monkeypatch.setattr(throughput, "SECONDS", 0.6)
+    ratios = []
+    for _ in range(100):
+        found = throughput.measure_seconds({"fast": tasks[0], "slow": tasks[1]})
+        ratios.append(math.log(found["slow"] / found["fast"] / 50))
+    assert np.mean(ratios) == pytest.approx(0, abs=0.01)  # the best of five turns is 6 % short
 
 
 def test_throughput_is_real_and_of_this_machine(small, digits_npz, tmp_path, monkeypatch):
@@ -307,7 +338,10 @@ def test_training_everything_and_resuming(small, digits_npz, tmp_path, capsys):
     assert "  masked: hide " in said.err
     runs = list_runs(tmp_path / "out")
     assert len(runs) == 4
-    assert [line.split()[0] for line in said.out.splitlines()] == ["arm", "plain", "masked"]
+    *lines, last = said.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["arm", "plain", "masked"]
+    assert last == NOTE
+    assert "no verdict, with " in lines[-1]  # of the few steps that there were
     page = (tmp_path / "out" / "compare.html").read_text()
     assert "Small" in page
     assert "4 of 4 runs done" in page
@@ -391,10 +425,28 @@ def test_a_shipped_file_can_be_shown_and_used(tmp_path, digits_npz, capsys):
     assert capsys.readouterr().out == comparison_text("digits")
     (tmp_path / "mine.yaml").write_text(comparison_text("digits"))
     assert run("compare", tmp_path / "mine.yaml", "--data", digits_npz, "--dry-run") == 0
-    assert "8 runs, 2 minutes of training in all" in capsys.readouterr().err
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("8 runs, about ")
+    assert ": 2 min training, " in last
+    assert "sample grids" in last
+    assert not (tmp_path / "compare").exists()
     with pytest.raises(InputError) as caught:
         comparison_text("none")
     assert (caught.value.name, caught.value.got) == ("show", "none")
+
+
+def test_the_time_that_is_promised_has_everything_in_it(small, digits_npz, tmp_path):
+    """A hundred grids and scores beside little training: nobody would wait for the training alone."""
+    more = ("eval.samples=64", "eval.sample_steps=25", "eval.scores=encoder", "eval.score_images=16")
+    comparison = read_comparison(str(small))
+    found = forecast_comparison(comparison, resolved(comparison, digits_npz, *more))
+    assert found.pace == 0  # of petaFLOPs
+    assert all(each > 0 for each in (found.training, found.heldout, found.grids, found.scores, found.rest))
+    assert found.total == pytest.approx(sum((found.training, found.heldout, found.grids, found.scores, found.rest)))
+    timed = comparison.model_copy(update={"budget": Budget(minutes=1), "seeds": (0, 1)})
+    twice = forecast_comparison(timed, resolved(timed, digits_npz))
+    assert (twice.training, twice.scores) == (240, 0)
+    assert twice.pace > 2 * throughput.ROUNDS * throughput.SECONDS
 
 
 def test_pretrain_data_in_vain(small, digits_npz, capsys):
@@ -460,9 +512,7 @@ def test_twice_as_fast_with_all_seeds_is_a_finding():
     plain = [outcome("plain", seed, 1.0, 0.6, 0.4, 0.3, 0.2 + seed / 1000) for seed in range(3)]
     fast = [outcome("fast", seed, 1.0, 0.5, 0.2, 0.15, 0.1 + seed / 1000) for seed in range(3)]
     base, found = conclude([*plain, *fast], "plain")
-    assert base.speedup is not None
     assert (base.speedup.value, base.text) == (1.0, "the baseline")
-    assert found.speedup is not None
     assert found.speedup.value == pytest.approx(2, rel=0.02)
     assert found.speedup.low is not None
     assert found.speedup.low > 1.9
@@ -472,7 +522,6 @@ def test_twice_as_fast_with_all_seeds_is_a_finding():
 
 def test_one_seed_is_a_hint():
     _, found = conclude([outcome("plain", 0, 1, 0.5, 0.2), outcome("fast", 0, 1, 0.2, 0.1)], "plain")
-    assert found.speedup is not None
     assert found.speedup.value == pytest.approx(2)
     assert (found.speedup.low, found.error.deviation) == (None, None)
     assert found.text.endswith("with one seed: a hint, no finding")
@@ -482,25 +531,124 @@ def test_seeds_that_disagree_show_nothing():
     plain = [outcome("plain", seed, 1.0, 0.5, 0.2) for seed in range(2)]
     other = [outcome("other", 0, 1.0, 0.2, 0.1), outcome("other", 1, 1.0, 0.6, 0.2)]
     _, found = conclude([*plain, *other], "plain")
-    assert found.speedup is not None
     assert found.speedup.low is not None
     assert found.speedup.low < 1
     assert found.text.endswith("no difference that these seeds show")
 
 
-def test_never_getting_there_is_worse():
-    plain, slow = outcome("plain", 0, 1.0, 0.5, 0.2), outcome("slow", 0, 1.0, 0.8, 0.5)
+def test_never_getting_there_is_worse_and_how_far_it_got_is_said():
+    plain, slow = outcome("plain", 0, 1.0, 0.5, 0.25), outcome("slow", 0, 1.0, 0.8, 0.5)
     _, found = conclude([plain, slow], "plain")
-    assert found.speedup is None
-    assert found.text.endswith("with 1 of 1 seeds: a hint that it is worse, no finding")
+    assert (found.never, found.speedup.value) == (1, pytest.approx(0.5))  # the baseline was there after half
+    assert "with 1 of 1 seeds: it ended 100% higher, where the baseline was with 50% of the budget" in found.text
+    assert found.text.endswith("0.50 times as fast: with one seed: a hint that it is worse, no finding")
     plain = [outcome("plain", seed, 1.0, 0.5, 0.2 + seed / 1000) for seed in range(3)]
     slow = [outcome("slow", seed, 1.0, 0.8, 0.5 + seed / 1000) for seed in range(3)]
-    assert conclude([*plain, *slow], "plain")[1].text.endswith("with 3 of 3 seeds: worse at equal compute")
+    _, found = conclude([*plain, *slow], "plain")
+    assert found.never == 3
+    assert found.text.endswith("worse at equal compute")
+
+
+def test_one_seed_that_never_gets_there_counts_with_the_others():
+    plain = [outcome("plain", seed, 1.0, 0.6, 0.4, 0.3, 0.2) for seed in range(2)]
+    other = [outcome("other", 0, 1.0, 0.4, 0.2, 0.2, 0.2), outcome("other", 1, 1.0, 0.8, 0.7, 0.6, 0.4)]
+    _, found = conclude([*plain, *other], "plain")
+    assert found.never == 1
+    assert found.speedup.value == pytest.approx(1)  # twice as fast, and half
+    assert found.text.endswith("no difference that these seeds show")
+
+
+def test_exchanging_two_arms_gives_the_inverse():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        one, other = (outcome("a", 0, *np.minimum.accumulate(rng.random(6) + 0.1)).evaluations for _ in range(2))
+        assert speedup(one, other) * speedup(other, one) == pytest.approx(1)
+    wavy = outcome("a", 0, 1.0, 0.1, 0.3).evaluations  # was below its own end, and below the other's
+    assert speedup(wavy, outcome("b", 0, 1.0, 0.1, 0.3).evaluations) == 1
+
+
+def null_comparison(rng: np.random.Generator, arms: int, seeds: int) -> list[Outcome]:
+    """Curves that differ by chance alone: in how fast each run learns, in its level, and in every measurement."""
+    spent = np.linspace(0, 1, 11)
+    found = []
+    for arm in range(arms + 1):
+        for seed in range(seeds):
+            pace, level = np.exp(rng.normal(0, 0.15)), np.exp(rng.normal(0, 0.03))
+            errors = level * (0.05 + 0.3 * np.exp(-4 * pace * spent)) * np.exp(rng.normal(0, 0.01, len(spent)))
+            name = "plain" if arm == 0 else f"arm{arm}"
+            found.append(outcome(name, seed, *errors))
+    return found
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_eleven_arms_with_nothing_to_find_find_nothing(seeds):
+    """Of 60 comparisons each; without the correction a dozen find an arm that is better."""
+    rng = np.random.default_rng(seeds)
+    better = uncorrected = 0
+    for _ in range(60):
+        conclusions = conclude(null_comparison(rng, 11, seeds), "plain")[1:]
+        better += any(each.text.endswith("better at equal compute") for each in conclusions)
+        uncorrected += any(each.speedup.p < LEVEL and each.speedup.value > 1 for each in conclusions)
+    assert better <= 3
+    assert uncorrected > better + 5
+
+
+def test_corrected_p_values_are_holms():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+def test_what_is_better_alone_may_not_be_among_many():
+    plain = [outcome("plain", seed, 1.0, 0.6, 0.4, 0.3, 0.2) for seed in range(3)]
+    fast = [outcome("fast", seed, 1.0, 0.5, last, last, 0.1) for seed, last in enumerate((0.23, 0.24, 0.27))]
+    alone = conclude([*plain, *fast], "plain")[1]
+    assert alone.p == alone.speedup.p
+    assert alone.text.endswith("better at equal compute")
+    same = [outcome(f"same{i}", seed, 1.0, 0.6, 0.4, 0.3, 0.2) for i in range(20) for seed in range(3)]
+    among = conclude([*plain, *fast, *same], "plain")[1]
+    assert among.p == pytest.approx(21 * alone.p)
+    assert "after Holm's correction for 21 arms" in among.text
+    assert among.text.endswith("no difference that these seeds show")
+    assert format_conclusions([among])[-1] == NOTE
+
+
+@pytest.mark.parametrize(
+    ("control", "said"),
+    [((0.5, 0.2, 0.1), "but not shown to be better than the control two"), ((0.6, 0.4, 0.2), "better than it too")],
+)
+def test_the_control_is_weighed(control, said):
+    """Arms that are better than plain; the control is as good, or no better than plain."""
+    plain = [outcome("plain", seed, 1.0, 0.6, 0.4, 0.2 + seed / 1000) for seed in range(3)]
+    fast = [outcome("fast", seed, 1.0, 0.5, 0.2, 0.1 + seed / 1000) for seed in range(3)]
+    two = [outcome("two", seed, 1.0, *control[:-1], control[-1] + seed / 1000) for seed in range(3)]
+    found = {each.arm: each for each in conclude([*plain, *fast, *two], "plain", "two")}
+    assert found["fast"].p < LEVEL
+    assert said in found["fast"].text
+    assert found["two"].over_control is None
+    assert "control" not in found["two"].text
+
+
+def test_few_steps_give_no_verdict():
+    plain = [replace(outcome("plain", seed, 1.0, 0.6, 0.2 + seed / 1000), steps=5000) for seed in range(3)]
+    fast = [replace(outcome("fast", seed, 1.0, 0.2, 0.1 + seed / 1000), steps=999) for seed in range(3)]
+    assert conclude([*plain, *fast], "plain")[1].text.endswith("no verdict, with 999 steps (at least 1,000 are needed)")
+    enough = [replace(each, steps=1000) for each in fast]
+    assert conclude([*plain, *enough], "plain")[1].text.endswith("better at equal compute")
+
+
+def test_distances_in_different_features_are_not_compared():
+    def scored(arm: str, features: str) -> list[Outcome]:
+        runs = [outcome(arm, seed, 1.0, 0.5) for seed in range(2)]
+        return [replace(run, distances=(Evaluation(1.0, 1.0),), features=features) for run in runs]
+
+    _, found = conclude([*scored("plain", "encoder 1"), *scored("other", "encoder 2")], "plain")
+    assert found.distance_ratio is None
+    assert found.text.endswith("Frechet distances are in different features and not compared (encoder 1, encoder 2)")
 
 
 def test_what_starts_ahead_counts_as_there_at_its_first_evaluation():
     _, found = conclude([outcome("plain", 0, 1.0, 0.5, 0.4), outcome("tuned", 0, 0.3, 0.2, 0.1)], "plain")
-    assert found.speedup is not None
     assert found.speedup.value == pytest.approx(2)
 
 
@@ -514,10 +662,11 @@ def early(arm: str, seed: int, *errors: float) -> Outcome:
 def test_an_arm_that_stops_early_says_so_and_is_not_called_worse():
     plain = [outcome("plain", seed, 1.0, 0.6, 0.4, 0.3, 0.2 + seed / 1000) for seed in range(3)]
     _, found = conclude([*plain, *(early("fast", seed, 1.0, 0.5, 0.19) for seed in range(3))], "plain")
-    assert found.text.startswith("with 25% of the budget; reached the baseline's last error 4.07 times")
+    assert found.text.startswith("with 25% of the budget; 4.07 times as fast (95 % interval ")
     assert found.text.endswith("better at equal compute")
     _, found = conclude([*plain, *(early("slow", seed, 1.0, 0.8, 0.5) for seed in range(3))], "plain")
-    assert found.text == "with 25% of the budget; did not reach the baseline's last error with 3 of 3 seeds"
+    assert found.text.startswith("with 25% of the budget; did not reach the baseline's last error with 3 of 3 seeds: ")
+    assert "worse" not in found.text
 
     def scored(found: Outcome, distance: float) -> Outcome:
         return replace(found, distances=(Evaluation(1.0, distance + found.seed / 100),))

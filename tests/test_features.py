@@ -13,19 +13,27 @@ import numpy as np
 import pytest
 import torch
 from conftest import train
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import nn
 from torch.nn import functional as F
 
 from maskdm.cli.main import main
 from maskdm.data.labelled import LabelledImages
 from maskdm.errors import ArgumentError, InputError
-from maskdm.evaluation import encoder, inception
+from maskdm.evaluation import encoder, features, inception
+from maskdm.evaluation.distances import squared_distances
 from maskdm.evaluation.evaluate import load_reference, read_statistics, reference_features
 from maskdm.evaluation.features import Features, cached_features, download, get_features, pixel_vectors, to_rgb
-from maskdm.evaluation.metrics import bootstrap_interval, gaussian, kernel_distance, manifolds, nearest_cosine
+from maskdm.evaluation.metrics import (
+    bootstrap_interval,
+    frechet_distance,
+    gaussian,
+    kernel_distance,
+    manifolds,
+    nearest_cosine,
+)
 from maskdm.evaluation.pretrained import PUBLISHED
-from maskdm.evaluation.scores import Reference, evaluate_images, sample_size_note
+from maskdm.evaluation.scores import Reference, evaluate_images, format_scores, sample_size_note
 from maskdm.runtime.console import Console
 
 CPU = torch.device("cpu")
@@ -107,6 +115,39 @@ def test_clouds_that_overlap(real, generated, precision, recall, coverage):
 def test_density_of_equal_clouds_is_about_one():
     rng = np.random.default_rng(3)
     assert manifolds(rng.normal(size=(800, 4)), rng.normal(size=(800, 4))).density == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("copies", [1, 2, 7])
+@pytest.mark.parametrize("noise", [0.0, 1e-7])
+def test_a_set_overlaps_itself_whatever_copies_are_in_it(copies, noise):
+    """In any order, and where rounding in float32 leaves equal images vectors that differ a little."""
+    rng = np.random.default_rng(0)
+    real = np.tile(rng.normal(3, 1, size=(60, 40)), (copies, 1))
+    found = manifolds(real, real[rng.permutation(len(real))] * (1 + noise * rng.normal(size=real.shape)))
+    assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
+    # Balls reach the fifth other image: six of single ones, the third pair of pairs, seven copies of one.
+    assert found.density == pytest.approx({1: 6, 2: 6, 7: 7}[copies] / 5, abs=0.01 if copies != 2 else 0.21)
+
+
+def test_the_border_belongs_to_a_ball_and_nothing_beyond_it():
+    line = np.arange(7.0)[:, None]
+    for k, border in ((5, -5.0), (2, 8.0)):  # as far from the last as its k-th neighbour is
+        assert manifolds(line, np.full((6, 1), border), k).precision == 1
+        assert manifolds(line, np.full((6, 1), border * 1.001), k).precision == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_vectors_are_at_no_distance_and_near_ones_at_theirs(dtype):
+    generator = torch.Generator().manual_seed(0)
+    known = (1000 + torch.randn(50, 30, generator=generator, dtype=torch.float64)).to(dtype)
+    queries = known.clone()
+    queries[:, 0] += 0.01
+    assert torch.equal(squared_distances(known, known).diagonal(), torch.zeros(50, dtype=dtype))
+    exact = ((queries[:, 0] - known[:, 0]) ** 2).double()
+    near = squared_distances(queries, known).diagonal().double()
+    torch.testing.assert_close(near, exact, rtol=1e-5, atol=0)
+    far = squared_distances(queries.double(), known.double())
+    torch.testing.assert_close(far, torch.cdist(queries.double(), known.double()) ** 2, rtol=1e-6, atol=1e-5)
 
 
 def test_copies_are_at_no_distance_and_opposites_at_two():
@@ -261,6 +302,19 @@ class Halves(nn.Module):
         return x.mean(dim=(2, 3)) / 2
 
 
+class Constants(nn.Module):
+    """With a weight, a buffer, a tensor that is neither, and one that it makes on the device where it was exported."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.register_buffer("shift", torch.ones(3))
+        self.plain = torch.ones(3)
+
+    def forward(self, x):
+        return x.mean(dim=(2, 3)) * self.weight + self.shift + self.plain + torch.zeros(3, device="cpu")
+
+
 @pytest.mark.parametrize("name", ["dinov2", "clip"])
 def test_networks_of_transformers(name, tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
@@ -322,6 +376,36 @@ def test_any_file_of_torch(kind, tmp_path):
     assert np.allclose(found(images), images.mean(axis=(1, 2)) / 2, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_file_of_torch_is_moved_to_the_device_with_all_that_is_in_it(tmp_path):
+    """As on a GPU: tensors of two devices would be refused."""
+    meta, x = torch.device("meta"), torch.zeros(2, 3, 8, 8)
+    torch.export.save(torch.export.export(Constants(), (x,)), tmp_path / "c.pt2")
+    torch.jit.save(torch.jit.trace(nn.Sequential(nn.Conv2d(3, 3, 8), nn.Flatten()), x), str(tmp_path / "w.pt"))
+    for name in ("c.pt2", "w.pt"):
+        out = features.read_network(tmp_path / name, meta)(x.to(meta))
+        assert (out.device, out.shape) == (meta, (2, 3))
+
+
+def test_networks_of_ours_compute_on_the_device_alone():
+    meta = torch.device("meta")
+    x = torch.zeros(4, 3, 32, 48, device=meta)
+    with torch.no_grad():
+        assert inception.Inception().eval().to(meta)(x).shape == (4, 2048)
+        assert encoder.Encoder(3, 0, (32, 48)).to(meta)(x).shape == (4, 128)
+        assert encoder.augment(x, torch.Generator()).device == meta
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_network_that_fails_is_said_in_one_line(tmp_path):
+    path = tmp_path / "narrow.pt"
+    torch.jit.save(torch.jit.trace(nn.Conv2d(3, 2, 8), torch.zeros(2, 3, 8, 8)), str(path))
+    with pytest.raises(ArgumentError) as caught:
+        get(str(path))(images_of(5, side=4))
+    assert caught.value.name == "features"
+    assert "narrow.pt fails on images of shape (5, 3, 4, 4)" in caught.value.problem
+
+
 FUNCTIONS = """
 import numpy as np
 
@@ -362,20 +446,98 @@ def test_functions_that_are_none(name, own):
     assert (caught.value.name, caught.value.got) == ("features", name)
 
 
-def test_an_encoder_is_the_same_for_the_same_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoder, "STEPS", 3)
-    images = images_of(20)
-    said: list[str] = []
+class Listener(Console):
+    """Keeps what is said."""
 
-    def trained(data: np.ndarray, folder: str) -> Features:
-        return get("encoder", tmp_path / folder, reference=lambda: LabelledImages(data), say=said.append)
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.said: list[str] = []
 
-    first, again, elsewhere = trained(images, "a"), trained(images, "a"), trained(images, "b")
-    assert len(said) == 2  # trained once in each folder
-    assert first.name == again.name == elsewhere.name
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def short(monkeypatch) -> None:
+    """Five steps train an encoder."""
+    monkeypatch.setattr(encoder, "LEAST_STEPS", 5)
+    monkeypatch.setattr(encoder, "PASSES", 1)
+
+
+def trained(folder: Path, images: np.ndarray, console: Console | None = None) -> Features:
+    return get("encoder", folder, reference=lambda: LabelledImages(images), console=console)
+
+
+def test_an_encoder_is_kept_and_named_by_its_weights(tmp_path, short):
+    images, console = images_of(20), Listener()
+    first, again, elsewhere = (trained(tmp_path / folder, images, console) for folder in ("a", "a", "b"))
+    assert len(console.said) == 2  # trained once in each folder
+    assert console.said[0].startswith("training an encoder on 20 images: 5 steps, about ")
+    assert first.name == again.name == elsewhere.name == f"encoder {first.sha256[:8]}"
+    assert first.distance == f"Frechet distance on {first.name}"
     assert np.array_equal(first(images), again(images))
     assert np.array_equal(first(images), elsewhere(images))
-    assert trained(images_of(20, seed=1), "a").name != first.name
+    other = trained(tmp_path / "a", images_of(20, seed=1))
+    assert other.sha256 != first.sha256
+    assert other.trained_on != first.trained_on
+
+
+def test_two_trainings_on_the_same_images_are_two_encoders(tmp_path, short, monkeypatch):
+    """As on two machines, whose rounding differs: neither name, nor kept features, nor distances are taken as equal."""
+    images = images_of(20)
+    here = trained(tmp_path / "here", images)
+    monkeypatch.setattr(encoder, "RATE", 1.001 * encoder.RATE)
+    there = trained(tmp_path / "there", images)
+    assert here.trained_on == there.trained_on
+    assert here.sha256 != there.sha256
+    assert here.name != there.name
+    assert here.distance != there.distance
+    kept = [cached_features(each, images, tmp_path / "features") for each in (here, there)]
+    assert not np.array_equal(*kept)
+
+
+def test_a_damaged_encoder_is_trained_again(tmp_path, short):
+    images = images_of(20)
+    first = trained(tmp_path, images)
+    (path,) = (tmp_path / "encoders").iterdir()
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 64  # a bit of a weight
+    path.write_bytes(content)
+    assert trained(tmp_path, images).sha256 == first.sha256
+
+
+def test_an_interrupted_encoder_goes_on_where_it_was(tmp_path, short, monkeypatch):
+    images = images_of(20)
+    whole = trained(tmp_path / "whole", images)
+    steps: list[int] = []
+    step = encoder._step
+
+    def interrupted(*given: object) -> None:
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        steps.append(given[4])
+        step(*given)
+
+    monkeypatch.setattr(encoder, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "cut", images)
+    (partial,) = (tmp_path / "cut" / "encoders").iterdir()
+    assert partial.name.endswith(".partial.safetensors")
+    monkeypatch.setattr(encoder, "_step", lambda *given: (steps.append(given[4]), step(*given)))
+    again = trained(tmp_path / "cut", images)
+    assert steps == [0, 1, 2, 3, 4]
+    assert again.sha256 == whole.sha256  # bit for bit
+    assert not partial.exists()
+
+
+def test_encoders_grow_with_the_set_and_not_with_the_side():
+    assert [encoder.num_steps(n) for n in (10, 413, 1000, 100_000)] == [100, 193, 468, 600]
+    for side in (8, 16, 24, 32, 64, 100, 512):
+        seen: list[tuple[int, ...]] = []
+        network = encoder.Encoder(1, 0, (side, side))
+        network.layers[0].register_forward_hook(lambda layer, given, out, seen=seen: seen.append(tuple(out.shape)))
+        assert network(torch.zeros(2, 1, side, side)).shape == (2, 128)
+        assert 8 <= seen[0][-1] <= encoder.MAP + 1
 
 
 @pytest.mark.slow
@@ -386,11 +548,42 @@ def test_an_encoder_tells_classes_apart(tmp_path):
     images[labels == 1, 4:12, 4:12] += 150
     for given in (labels, None):
         reference = LabelledImages(images, labels=given)
-        network, _ = encoder.train_encoder(reference, tmp_path, device=CPU, say=print)
+        network = encoder.train_encoder(reference, tmp_path, device=CPU, console=Console(quiet=True)).network
         x = network(torch.from_numpy(images).permute(0, 3, 1, 2).float()).numpy()
         centres = [x[labels == k].mean(axis=0) for k in (0, 1)]
         nearer = np.linalg.norm(x - centres[0], axis=1) > np.linalg.norm(x - centres[1], axis=1)
         assert (nearer == labels).mean() > 0.95
+
+
+@pytest.mark.slow
+def test_distances_in_an_encoder_grow_with_noise_and_blur(tmp_path):
+    """Drawings of discs and bars at 64 px: half of them teach it, the others are damaged more and more."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:64, :64]
+    images = np.full((360, 64, 64, 3), 255, np.uint8)
+    for image in images:
+        for _ in range(3):
+            (cy, cx), r = rng.integers(8, 56, 2), rng.integers(4, 16)
+            near = (
+                (y - cy) ** 2 + (x - cx) ** 2 < r * r if rng.random() < 0.5 else (abs(y - cy) < r) & (abs(x - cx) < 4)
+            )
+            image[near] = rng.integers(0, 256, 3)
+    found = trained(tmp_path, images[:120])
+    reference, others = gaussian(found(images[120:240])), images[240:]
+
+    def distance(changed: np.ndarray) -> float:
+        return frechet_distance(*gaussian(found(changed)), *reference)
+
+    def noisy(deviation: float) -> np.ndarray:
+        return (others + rng.normal(0, deviation, others.shape)).clip(0, 255).round().astype(np.uint8)
+
+    def blurred(radius: float) -> np.ndarray:
+        return np.stack([np.asarray(Image.fromarray(each).filter(ImageFilter.GaussianBlur(radius))) for each in others])
+
+    for damaged in ([noisy(20), noisy(40), noisy(80)], [blurred(1), blurred(2), blurred(4)]):
+        distances = [distance(each) for each in damaged]
+        assert distances == sorted(distances)
+        assert distances[-1] > 1.1 * distance(others)
 
 
 def test_features_are_kept_by_the_contents_of_both(tmp_path):
@@ -409,6 +602,11 @@ def test_features_are_kept_by_the_contents_of_both(tmp_path):
     cached_features(Features("another", "distance", counted), images, tmp_path)
     assert calls == [5, 5, 5]
     assert all(file.suffix == ".npy" and not file.name.startswith(".") for file in tmp_path.iterdir())
+    for file in tmp_path.iterdir():
+        content = bytearray(file.read_bytes())
+        content[-50] ^= 1  # a bit of a number
+        file.write_bytes(content)
+    assert np.array_equal(cached_features(ours, images, tmp_path), a)
     for file in tmp_path.iterdir():
         file.write_bytes(b"damaged")
     assert np.array_equal(cached_features(ours, images, tmp_path), a)
@@ -471,18 +669,36 @@ def test_statistics_alone_give_the_distance_alone(tmp_path):
 
 def test_files_that_hold_no_statistics(tmp_path):
     np.savez(tmp_path / "images.npz", images=images_of(9))
-    assert read_statistics(tmp_path / "images.npz") is None
+    assert read_statistics(tmp_path / "images.npz") == (None, True)
     np.savez(tmp_path / "bad.npz", mu=np.zeros(3), sigma=np.zeros((2, 3)))
     (tmp_path / "damaged.npz").write_bytes(b"nothing")
-    for name in ("bad", "damaged", "gone"):
+    np.savez(tmp_path / "nan.npz", mu=np.array([np.nan]), sigma=np.ones((1, 1)))
+    np.savez(tmp_path / "words.npz", mu=np.array(["a"]), sigma=np.ones((1, 1)))
+    np.savez(tmp_path / "whole.npz", mu=np.zeros(300), sigma=np.ones((300, 300)))
+    content = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
+    (tmp_path / "flipped.npz").write_bytes(content[:3000] + bytes([content[3000] ^ 1]) + content[3001:])
+    for name in ("bad", "damaged", "gone", "nan", "words", "cut", "flipped"):
         with pytest.raises(InputError) as caught:
             read_statistics(tmp_path / f"{name}.npz")
         assert caught.value.name == "reference"
 
 
-def test_few_images_are_remarked_on():
-    assert "so few raise a Frechet distance" in sample_size_note(1000, 200)
-    assert "precision" not in sample_size_note(1000, 200)
+def test_few_images_are_remarked_on_with_every_score_that_they_concern(tmp_path):
+    images = [images_of(30, seed=seed) for seed in range(3)]
+    reference = Reference(LabelledImages(images[0]), train=LabelledImages(images[1]))
+    scores = evaluate_images(images[2], reference, get("pixels"), cache_dir=tmp_path)
+    assert len(scores) == 9
+    assert all(score.note for score in scores)
+    assert all(score.note in line for score, line in zip(scores, format_scores(scores), strict=True))
+    many = np.tile(images[0], (70, 1, 1, 1))
+    enough = evaluate_images(many, Reference(LabelledImages(many)), get("pixels"), cache_dir=tmp_path)
+    assert not any(score.note for score in enough)
+
+
+def test_few_images_are_remarked_on_in_all():
+    assert "raise a Frechet distance and make precision, recall" in sample_size_note(1000, 200)
+    assert "need more" not in sample_size_note(1000, 200)
     assert sample_size_note(4, 200).endswith("precision and recall need more than 5")
     assert sample_size_note(50_000, 50_000) == "50,000 generated images against 50,000"
 

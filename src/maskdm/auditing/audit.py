@@ -200,7 +200,7 @@ def load_audit_features(
                 device=device,
                 cache_dir=default_cache(),
                 reference=lambda: subject.calibration,
-                say=console.say,
+                console=console,
             )
             for name in names
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 from maskdm.auditing import statistics
 from maskdm.auditing.statistics import Float64
 from maskdm.data.labelled import LabelledImages
+from maskdm.evaluation.distances import squared_distances
 
 COPY_RATIO = 1 / 3
 """A copy is nearer to one training image than this share of its distance to the next (Yoon et al. 2023)."""
@@ -148,7 +149,7 @@ def tile_distances(queries: np.ndarray, known: np.ndarray) -> Float64:
         least = torch.full((len(part),), torch.inf)
         for other in range(0, len(known), CHUNK):
             tiles = zip(_tiles(part), _tiles(known[other : other + CHUNK]), strict=True)
-            worst = torch.stack([_squares_between(x, y) / x.shape[1] for x, y in tiles]).amax(dim=0)
+            worst = torch.stack([squared_distances(x, y) / x.shape[1] for x, y in tiles]).amax(dim=0)
             least = torch.minimum(least, worst.amin(dim=1))
         found.append(least.sqrt())
     return torch.cat(found).double().numpy()
@@ -230,18 +231,13 @@ def nearest_two(queries: Vectors, known: Vectors, kinds: np.ndarray) -> tuple[Fl
 def _squares(queries: Vectors, known: Vectors) -> Iterator[Tensor]:
     """Squared distances of some queries at a time to all that is known: (n, M)."""
     for a in _float_chunks(queries):
-        yield torch.cat([_squares_between(a, b) for b in _float_chunks(known)], dim=1)
+        yield torch.cat([squared_distances(a, b) for b in _float_chunks(known)], dim=1)
 
 
 def _float_chunks(vectors: Vectors) -> Iterator[Tensor]:
     """Some at a time, as floats."""
     for start in range(0, len(vectors), CHUNK):
         yield _floats(vectors[start : start + CHUNK])
-
-
-def _squares_between(a: Tensor, b: Tensor) -> Tensor:
-    """(N, D), (M, D) -> squared distances (N, M)."""
-    return ((a**2).sum(1, keepdim=True) - 2 * (a @ b.T) + (b**2).sum(1)).clamp_min(0)
 
 
 def _floats(vectors: Vectors) -> Tensor:

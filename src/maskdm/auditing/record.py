@@ -51,6 +51,7 @@ from maskdm.auditing.scoring import ScoredAttack
 from maskdm.auditing.statistics import Auc, OperatingPoint
 from maskdm.auditing.subject import Subject
 from maskdm.errors import InputError
+from maskdm.experiments.ratios import holm
 from maskdm.files import make_folder, write_bytes, write_json
 
 SCHEMA = "maskdm-audit/2"
@@ -94,7 +95,7 @@ def audit_record(audit: Audit, command: str) -> dict[str, Any]:
         command: the command line that makes it again.
     """
     primary, *secondary = audit.scored
-    p_values = [primary.auc.p_value, *statistics.holm([each.auc.p_value for each in secondary])]
+    p_values = [primary.auc.p_value, *holm([each.auc.p_value for each in secondary])]
     groups = primary.groups
     return {
         "schema": SCHEMA,

@@ -279,16 +279,6 @@ def images_needed(auc: float, *, level: float = 0.99, power: float = 0.8) -> int
     return n
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number (Holm 1979), in the given order."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min((len(p_values) - rank) * p_values[i], 1.0))
-        adjusted[i] = largest
-    return adjusted
-
-
 def welch(members: ArrayLike, heldout: ArrayLike) -> float:
     """p-value of the hypothesis that members score no higher on average (Welch 1947, one-sided, Student's t)."""
     m, h = np.asarray(members, np.float64), np.asarray(heldout, np.float64)

@@ -10,6 +10,7 @@ from maskdm.commands.arguments import Settings, settings_words
 from maskdm.errors import InputError
 from maskdm.experiments.comparison import Comparison, override_comparison, read_comparison
 from maskdm.experiments.conclusion import Conclusion, conclude
+from maskdm.experiments.duration import forecast_comparison, format_forecast
 from maskdm.experiments.outcome import Outcome
 from maskdm.experiments.runner import describe_runs, describe_setup, resolve_runs, run_comparison
 from maskdm.files import check_folder
@@ -59,7 +60,8 @@ def compare(
         minutes: budget of every arm in place of the file's.
         seeds: in place of the file's.
         output_dir: where the runs and the page go.
-        dry_run: check all arms and list what would be trained; nothing is trained.
+        dry_run: check all arms, list what would be trained and how long all of it would take, by a few steps of every
+            network; nothing is trained.
         quiet: no progress on standard error.
         command: the command line that this was, for the page.
 
@@ -89,6 +91,8 @@ def compare(
         lines = describe_runs(runs)
         for line in lines:
             console.say(line)
+        lines.append(format_forecast(forecast_comparison(comparison, runs), len(runs.arms) + len(runs.pretrained)))
+        console.say(lines[-1])
         return ComparisonResult(runs=tuple(lines))
     setup = describe_setup(comparison, runs, command=command or "")
     outcomes: list[Outcome] = []
@@ -97,7 +101,7 @@ def compare(
     for outcome in run_comparison(comparison, runs, output_dir=output_dir, console=console):
         outcomes.append(outcome)
         if any(each.arm == comparison.baseline for each in outcomes):
-            conclusions = conclude(outcomes, comparison.baseline)
+            conclusions = conclude(outcomes, comparison.baseline, comparison.control)
         # Again after every run: a page of what there is so far.
         page = write_comparison_page(output_dir, comparison, outcomes, conclusions, setup=setup)
     console.say(f"page  {page}")

@@ -133,7 +133,7 @@ def evaluate(
             measure = None  # the first rank's
             if runtime.main:
                 measure = reference_features(
-                    features, real, device=runtime.device, features_weights=features_weights, say=console.say
+                    features, real, device=runtime.device, features_weights=features_weights, console=console
                 )
         if denoiser is None:
             generated = load_generated(path, real, console)
@@ -153,10 +153,23 @@ def evaluate(
         result = EvaluationResult()
         if measure is not None:
             result = _score(generated, real, measure, bootstrap, console)
-            against = "held-out images" if reference is None else Path(reference).name
+            against = "held-out images" if reference is None else f"{Path(reference).name} {real.sha256[:8]}"
             title = f"{weights} weights in {measure.name}, {len(generated):,} images against {against}"
-            files = _write(result, path, None if output is None else Path(output), title, command or "", console)
-            result = replace(result, files=files)
+            files = _keep(result, path, title, command or "")
+            if output is not None:
+                write_scores(
+                    Path(output),
+                    result.scores,
+                    features=measure,
+                    reference=real.sha256,
+                    note=result.note,
+                    command=command or "",
+                    version=__version__,
+                )
+                files.append(Path(output))
+            for file in files:
+                console.say(f"{'report' if file.suffix == '.html' else 'scores'}  {file}")
+            result = replace(result, files=tuple(files))
         runtime.barrier()
     return result
 
@@ -203,19 +216,9 @@ def _score(
     return EvaluationResult(tuple(scores), features.name, note)
 
 
-def _write(
-    result: EvaluationResult, subject: Path, output: Path | None, title: str, command: str, console: Console
-) -> tuple[Path, ...]:
-    """Scores of a run for its page, and for programs in `output`; what was written."""
-    files = []
-    if is_run(subject):
-        files.append(keep_scores(subject, result.scores, title=title, command=command, note=result.note))
-        files.append(write_run_page(subject))
-    if output is not None:
-        write_scores(
-            output, result.scores, features=result.features, note=result.note, command=command, version=__version__
-        )
-        files.append(output)
-    for file in files:
-        console.say(f"{'report' if file.suffix == '.html' else 'scores'}  {file}")
-    return tuple(files)
+def _keep(result: EvaluationResult, subject: Path, title: str, command: str) -> list[Path]:
+    """Scores of a run in its folder, and its page; what was written."""
+    if not is_run(subject):
+        return []
+    kept = keep_scores(subject, result.scores, title=title, command=command, note=result.note)
+    return [kept, write_run_page(subject)]

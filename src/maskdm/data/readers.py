@@ -11,10 +11,10 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from maskdm.data.arrays import BARE, read_arrays
 from maskdm.data.decode import Pixels
 from maskdm.data.labels import labels_of_arrays
 from maskdm.data.listing import list_files
@@ -248,10 +248,19 @@ class _Tars:
 def open_npz(path: Path) -> Source:
     """Lists the rows of `images`, (N, H, W) or (N, H, W, C) uint8, of an .npz, with `labels` and `classes` if there.
 
+    Sample files of guided-diffusion, ADM and EDM call them `arr_0` and `arr_1`; a .npy holds the images alone.
+
     Raises:
         InputError: it cannot be read without unpickling, or an array is of another shape or type.
     """
-    arrays = _arrays_of(path)
+    remedy = "save it with np.savez(file, images=...), (N, H, W) or (N, H, W, C) of uint8"
+    arrays, names = read_arrays(path, ("images", "labels", "classes", "arr_0", "arr_1"), remedy=remedy)
+    if "images" not in arrays and BARE in arrays:
+        arrays["images"] = arrays[BARE]
+        if "arr_1" in arrays:
+            arrays["labels"] = arrays["arr_1"]
+    if "images" not in arrays:
+        raise InputError(str(path), f"has no array 'images' or 'arr_0' but {names}", remedy=remedy)
     images: Pixels = arrays["images"]
     wanted = "(N, H, W) or (N, H, W, C) of uint8 with C from 1 to 4"
     if images.dtype != np.uint8:
@@ -266,19 +275,3 @@ def open_npz(path: Path) -> Source:
     labels, class_names = labels_of_arrays(path, arrays, len(images))
     items = tuple(Item(name, label) for name, label in zip(names, labels, strict=True))
     return Source(path, items, class_names, lambda name: images[int(name)])
-
-
-def _arrays_of(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    remedy = "save it with np.savez(file, images=...), (N, H, W) or (N, H, W, C) of uint8"
-    try:
-        with path.open("rb") as file:  # given a path, NumPy would leave a damaged file open
-            arrays = np.load(file, allow_pickle=False)  # a pickle could run any code it likes
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise InputError(str(path), "holds a single bare array", remedy=remedy)
-            if "images" not in arrays:
-                raise InputError(str(path), f"has no array 'images' but {sorted(arrays)}", remedy=remedy)
-            return {name: arrays[name] for name in ("images", "labels", "classes") if name in arrays}
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(str(path), f"cannot be read as arrays ({one_line(error)})", remedy=remedy) from error

@@ -1,4 +1,4 @@
-"""From a path or a name to a source of images: a folder, a .zip, .tar files, an .npz, or a Hugging Face data set."""
+"""From a path or a name to a source of images: a folder, .zip, .tar, .npz or .npy files, or a Hugging Face data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REMEDY = f"give a folder of images, a .zip, a .tar, an .npz, or {HUB}NAME"
 
 
 def open_source(path: str | Path, *, image_column: str = "auto", label_column: str = "auto") -> Source:
-    """Lists the images of a folder, a .zip, a .tar or a folder of them, an .npz, or `hf:NAME[[:CONFIG]:SPLIT]`.
+    """Lists the images of a folder, a .zip, a .tar or a folder of them, an .npz, .npy, or `hf:NAME[[:CONFIG]:SPLIT]`.
 
     Args:
         path: which.
@@ -44,7 +44,7 @@ def open_source(path: str | Path, *, image_column: str = "auto", label_column: s
             return open_tars(path, {"": path})
         case ".zip":
             return open_zip(path)
-        case ".npz":
+        case ".npz" | ".npy":
             return open_npz(path)
     raise InputError(str(path), "is a file of another kind", remedy=_REMEDY)
 

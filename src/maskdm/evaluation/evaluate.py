@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from maskdm.config.schema import DataConfig
+from maskdm.data.arrays import BARE, read_arrays
 from maskdm.data.dataset import default_cache, load_image_set, read_unsplit
 from maskdm.data.labelled import LabelledImages
 from maskdm.data.manifest import read_manifest
@@ -79,16 +79,17 @@ def load_reference(
                 "reference", "missing", remedy="give real images (only a run has held-out images of its own)"
             )
         return _heldout_reference(run, data, console)
+    statistics = None
     if reference.endswith(".npz"):
-        statistics = read_statistics(Path(reference))
-        if statistics is not None:
+        statistics, images_too = read_statistics(Path(reference))
+        if statistics is not None and not images_too:
             return Reference(None, statistics)
     with within(""):
         images = load_image_set(reference, console, (*denoiser.image_size, denoiser.channels) if denoiser else None)
     height, width, channels = images.images.shape[1:]
     if denoiser is not None and any(size != (width, height) for size in images.source_sizes):
         console.warn(f"reference: its images are resized to the model's {height} x {width} x {channels}")
-    return Reference(images.take(), class_names=tuple(images.class_names))
+    return Reference(images.take(), statistics, class_names=tuple(images.class_names))
 
 
 def _heldout_reference(run: Path, data: DataConfig, console: Console) -> Reference:
@@ -103,22 +104,28 @@ def _heldout_reference(run: Path, data: DataConfig, console: Console) -> Referen
     return Reference(images.take(heldout), train=images.take(members), class_names=tuple(images.class_names))
 
 
-def read_statistics(path: Path) -> tuple[Float64, Float64] | None:
-    """Mean (D,) and covariance (D, D) from an .npz with mu and sigma; None where the file holds something else.
+def read_statistics(path: Path) -> tuple[tuple[Float64, Float64] | None, bool]:
+    """Mean (D,) and covariance (D, D) from an .npz with mu and sigma, or None; and whether it holds images.
 
     Raises:
-        InputError: it cannot be read, or its arrays do not fit.
+        InputError: it cannot be read, or its arrays do not fit or are not finite.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if "mu" not in archive or "sigma" not in archive:
-                return None
-            mu, sigma = (np.asarray(archive[key], np.float64) for key in ("mu", "sigma"))
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError("reference", f"{path} cannot be read as an .npz ({type(error).__name__})") from None
+        arrays, names = read_arrays(path, ("mu", "sigma"))
+    except InputError as error:
+        raise InputError("reference", f"{path} {error.problem}") from None
+    images = not {"images", BARE}.isdisjoint(names)
+    if "mu" not in arrays or "sigma" not in arrays:
+        return None, images
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiu":
+            raise InputError("reference", f"{path} has {name} of type {array.dtype}", wanted="numbers")
+    mu, sigma = (np.asarray(arrays[key], np.float64) for key in ("mu", "sigma"))
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise InputError("reference", f"{path} has mu {mu.shape} and sigma {sigma.shape}", wanted="(D,) and (D, D)")
-    return mu, sigma
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise InputError("reference", f"{path} has numbers that are infinite or NaN", remedy="compute it again")
+    return (mu, sigma), images
 
 
 def reference_features(
@@ -127,7 +134,7 @@ def reference_features(
     *,
     device: torch.device,
     features_weights: Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    console: Console | None = None,
 ) -> Features:
     """Features for a reference; an encoder is trained on it, or on the training images where there are more.
 
@@ -135,7 +142,7 @@ def reference_features(
         features, features_weights: see `maskdm.evaluation.features.get_features`.
         reference: what images are compared with.
         device: where to compute.
-        say: called with a line about what takes time.
+        console: says what takes time, and shows progress.
 
     Raises:
         InputError: features that cannot be had, or an encoder for statistics.
@@ -156,7 +163,7 @@ def reference_features(
             cache_dir=default_cache(),
             reference=images,
             features_weights=features_weights,
-            say=say,
+            console=console,
         )
 
 

@@ -17,15 +17,17 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import io
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.export.passes import move_to_device_pass
 from torch.nn import functional as F
 
 from maskdm.data.labelled import LabelledImages
@@ -35,7 +37,8 @@ from maskdm.evaluation.encoder import train_encoder
 from maskdm.evaluation.inception import SHA256, URL, load_inception
 from maskdm.evaluation.metrics import Float64
 from maskdm.evaluation.pretrained import PUBLISHED, load_published
-from maskdm.files import make_folder, replacing
+from maskdm.files import make_folder, replacing, write_bytes
+from maskdm.runtime.console import Console
 from maskdm.runtime.device import exact_float32
 
 NAMES = ("pixels", "inception", "dinov2", "clip", "encoder")
@@ -52,16 +55,20 @@ class Features:
     """A map from images to vectors.
 
     Attributes:
-        name: which, with the hash of its weights: equal names give equal vectors.
-        distance: what the Fréchet distance in them is called.
+        name: which, with the first digits of the hash of its weights: equal names give equal vectors.
+        distance: what the Fréchet distance in them is called, with these digits too, but for the FID's own.
         extract: (B, H, W, C) uint8 -> (B, D), of a few images at once.
         lasting: whether equal names give equal vectors on another day too, so that these may be kept.
+        sha256: of the weights, "" where there are none.
+        trained_on: of an encoder, the sha256 of its images.
     """
 
     name: str
     distance: str
     extract: Extract
     lasting: bool = True
+    sha256: str = ""
+    trained_on: str = ""
 
     @torch.no_grad()
     @exact_float32()
@@ -95,7 +102,7 @@ def get_features(
     cache_dir: Path,
     reference: Callable[[], LabelledImages],
     features_weights: Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    console: Console | None = None,
 ) -> Features:
     """The features of a name.
 
@@ -105,31 +112,38 @@ def get_features(
         cache_dir: where weights are kept.
         reference: gives the images, with labels if they have some, that an encoder is trained on.
         features_weights: in place of the download: for inception a file, for dinov2 and clip a folder.
-        say: called with a line about what takes time.
+        console: says what takes time, and shows progress.
 
     Raises:
         ArgumentError: an unknown name, or weights that cannot be had or are not those that they should be.
     """
     check_features(features, features_weights)
-    name, title = features, f"Frechet distance on {features}"
+    console = console or Console(quiet=True)
     if features == "pixels":
-        return Features(name, title, _on(device, pixel_vectors))
-    if features == "inception":
-        path = features_weights or download(URL, SHA256, cache_dir / "weights", say)
-        network, digest = load_inception(_read_state(path)).to(device), _sha256(path)
-        title = "FID" if digest == SHA256 else "Frechet distance on Inception features"
-        return Features(f"{name} {digest[:8]}", title, _on(device, lambda x: network(to_rgb(x))))
-    if features in PUBLISHED:
-        published, digest = load_published(features, features_weights, device, say)
-        return Features(f"{name} {digest[:8]}", title, _on(device, lambda x: published(to_rgb(x))))
-    if features == "encoder":
-        encoder, digest = train_encoder(reference(), cache_dir / "encoders", device=device, say=say)
-        return Features(f"{name} {digest[:8]}", "Frechet distance on an encoder", _on(device, encoder))
+        return Features(features, f"Frechet distance on {features}", _on(device, pixel_vectors))
     if _CALLABLE.fullmatch(features):
-        return Features(name, title, _import(features), lasting=False)
+        return Features(features, f"Frechet distance on {features}", _import(features), lasting=False)
+    if features == "inception":
+        path = features_weights or download(URL, SHA256, cache_dir / "weights", console.say)
+        network, digest = load_inception(_read_state(path)).to(device), _sha256(path)
+        found = _of_weights(features, digest, _on(device, lambda x: network(to_rgb(x))))
+        return replace(found, distance="FID") if digest == SHA256 else found
+    if features in PUBLISHED:
+        published, digest = load_published(features, features_weights, device, console.say)
+        return _of_weights(features, digest, _on(device, lambda x: published(to_rgb(x))))
+    if features == "encoder":
+        encoder = train_encoder(reference(), cache_dir / "encoders", device=device, console=console)
+        found = _of_weights(features, encoder.sha256, _on(device, encoder.network))
+        return replace(found, trained_on=encoder.trained_on)
     path = Path(features)
-    module = _read_network(path, device)
-    return Features(f"{path.name} {_sha256(path)[:8]}", "Frechet distance", _on(device, lambda x: module(to_rgb(x))))
+    module = read_network(path, device)
+    return _of_weights(path.name, _sha256(path), _on(device, _refusing(path, lambda x: module(to_rgb(x)))))
+
+
+def _of_weights(name: str, sha256: str, extract: Extract) -> Features:
+    """Features of a network, named by its weights: nothing measured with others is taken for the same."""
+    name = f"{name} {sha256[:8]}"
+    return Features(name, f"Frechet distance on {name}", extract, sha256=sha256)
 
 
 def check_features(features: str, features_weights: Path | None = None) -> None:
@@ -229,22 +243,38 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _read_network(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+def read_network(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     """A network in a file of torch's own, which needs no code of ours."""
     if not path.is_file():
         raise ArgumentError("features", f"no such file: {path}")
     try:
         if path.suffix == ".pt2":
-            network: Callable[[Tensor], Tensor] = torch.export.load(path).module().to(device)
+            exported = move_to_device_pass(torch.export.load(path), device)  # constants and devices in it too
+            network: Callable[[Tensor], Tensor] = exported.module()
         else:
             with warnings.catch_warnings():  # deprecated, and what published feature networks come as
                 warnings.simplefilter("ignore", DeprecationWarning)
-                network = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
+                network = torch.jit.load(str(path), map_location=device).to(device).eval()  # type: ignore[no-untyped-call]
     except Exception:  # of many kinds
         raise ArgumentError(
             "features", f"{path} is not a TorchScript or torch.export file that this torch can read"
         ) from None
     return network
+
+
+def _refusing(path: Path, network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A network of the user's whose failures are said in one line."""
+
+    def extract(x: Tensor) -> Tensor:
+        try:
+            return network(x)
+        except Exception as error:  # whatever a network may raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ArgumentError(
+                "features", f"{path} fails on images of shape {tuple(x.shape)} on {x.device.type} ({reason[:200]})"
+            ) from None
+
+    return extract
 
 
 def _sha256(path: Path) -> str:
@@ -276,18 +306,28 @@ def cached_features(
     """
     if not features.lasting:
         return features(images, callback)
-    key = hashlib.sha256(f"{features.name} {hash_images(images)}".encode()).hexdigest()
+    key = hashlib.sha256(f"{features.name} {features.sha256} {hash_images(images)}".encode()).hexdigest()
     path = folder / f"{key}.npy"
-    if path.is_file():
-        try:
-            found: Float64 = np.load(path, allow_pickle=False)
-        except (OSError, ValueError):
-            path.unlink(missing_ok=True)
-        else:
-            callback(len(images))
-            return found
+    kept = _read_vectors(path)
+    if kept is not None:
+        callback(len(images))
+        return kept
     found = features(images, callback)
+    content = io.BytesIO()
+    np.save(content, found)
     make_folder(folder, "cache_dir")
-    with replacing(path) as temporary:
-        np.save(temporary, found)
+    write_bytes(path, content.getvalue() + hashlib.sha256(content.getvalue()).digest())
+    return found
+
+
+def _read_vectors(path: Path) -> Float64 | None:
+    """What was kept, with its sha256 at the end; None where there is nothing, or where it is damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    size = hashlib.sha256().digest_size
+    if len(content) < size or hashlib.sha256(content[:-size]).digest() != content[-size:]:
+        return None
+    found: Float64 = np.load(io.BytesIO(content[:-size]), allow_pickle=False)
     return found

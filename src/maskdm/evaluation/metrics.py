@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from maskdm.errors import ArgumentError
+from maskdm.evaluation.distances import TIE, squared_distances
 
 Float64 = NDArray[np.float64]
 TAKE_FROM_GAUSSIAN = "take it from `gaussian`"
@@ -160,20 +162,49 @@ class Manifolds(NamedTuple):
 def manifolds(real: ArrayLike, generated: ArrayLike, k: int = 5) -> Manifolds:
     """Overlap of (N, D) real and (M, D) generated features, by balls that reach each point's k-th neighbour.
 
-    Sources: Kynkäänniemi et al. 2019, arXiv 1904.06991 (precision, recall); Naeem et al. 2020, arXiv 2002.09797
-    (density, coverage, and k = 5 for all).
+    A ball holds its border, as in the papers: so of a set against itself precision, recall and coverage are 1, with
+    copies in it too, and density is (k + 1) / k where no two distances are equal.
+
+    Sources: Kynkäänniemi et al. 2019, arXiv 1904.06991, eq. 1 and 2 (precision, recall); Naeem et al. 2020,
+    arXiv 2002.09797 (density, coverage, and k = 5 for all).
     """
     x, y = _features(real, "real", k + 1), _features(generated, "generated", k + 1)
     _require_same_width(x, y, "generated")
-    radius_x, radius_y = (np.partition(_distances(p, p), k, axis=1)[:, k] for p in (x, y))
-    between = _distances(x, y)
-    within = between < radius_x[:, None]
+    (x, rows), (y, columns) = _distinct(x), _distinct(y)
+    reach_y = _reach(y, columns, k)[columns]
+    held = np.zeros(len(columns), np.int64)  # balls of real images that hold each generated one
+    found, covered = [], []
+    for i in range(0, len(x), CHUNK):
+        part = slice(i, i + CHUNK)
+        between = _distances(x[part], y)[:, columns]
+        inside = between <= _reach(x, rows, k, part)[:, None]
+        times = np.bincount(rows, minlength=len(x))[part]
+        held += times @ inside
+        covered.append(inside.any(axis=1))
+        found.append((between <= reach_y).any(axis=1))
     return Manifolds(
-        precision=float(within.any(axis=0).mean()),
-        recall=float((between < radius_y[None]).any(axis=1).mean()),
-        density=float(within.sum(axis=0).mean() / k),
-        coverage=float(within.any(axis=1).mean()),
+        precision=float((held > 0).mean()),
+        recall=float(np.concatenate(found)[rows].mean()),
+        density=float(held.mean() / k),
+        coverage=float(np.concatenate(covered)[rows].mean()),
     )
+
+
+def _distinct(x: Float64) -> tuple[Float64, NDArray[np.int64]]:
+    """The different rows of (N, D), and of every row which of them it is: (N,)."""
+    numbers: dict[bytes, int] = {}
+    which = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in x + 0.0], np.int64)  # -0 is 0
+    return x[np.unique(which, return_index=True)[1]], which
+
+
+def _reach(x: Float64, which: NDArray[np.int64], k: int, part: slice = slice(None)) -> Float64:
+    """The radius of the ball of some of the different rows `x`: the distance to the k-th other row, with what counts
+    as equal to it on top."""
+    rows = x[part]
+    reach = [
+        np.partition(_distances(rows[i : i + CHUNK], x)[:, which], k, axis=1)[:, k] for i in range(0, len(rows), CHUNK)
+    ]
+    return np.concatenate(reach) * (1 + TIE)
 
 
 def nearest_cosine(queries: ArrayLike, train: ArrayLike) -> Float64:
@@ -206,13 +237,12 @@ def bootstrap_interval(
     return float(whole + low), float(whole + high)
 
 
-CHUNK = 1024
+CHUNK = 512
 
 
 def _distances(x: Float64, y: Float64) -> Float64:
     """Euclidean, (N, D) and (M, D) -> (N, M)."""
-    squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)[None] - 2 * x @ y.T
-    found: Float64 = np.sqrt(np.maximum(squares, 0.0))
+    found: Float64 = squared_distances(torch.from_numpy(x), torch.from_numpy(y)).sqrt().numpy()
     return found
 
 

@@ -12,17 +12,17 @@ interpolation with antialiasing and normalised as it was trained.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from maskdm.errors import ArgumentError
+from maskdm.evaluation.encoder import hash_weights
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Published:
         network: its class in transformers.
         output: the field of its output that is the feature.
         mean, std: of RGB in 0..1, by which its inputs are normalised.
+        side: at which its features were compared, where that is less than what it was trained at; or None.
     """
 
     hub: str
@@ -41,11 +42,12 @@ class Published:
     output: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    side: int | None = None
 
 
 PUBLISHED = {
     "dinov2": Published(
-        "facebook/dinov2-large", "Dinov2Model", "pooler_output", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        "facebook/dinov2-large", "Dinov2Model", "pooler_output", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), side=224
     ),
     "clip": Published(
         "openai/clip-vit-large-patch14",
@@ -73,7 +75,8 @@ def load_published(
     """
     which = PUBLISHED[name]
     network = _network(name, which, folder, say).to(device).eval().requires_grad_(False)
-    side = 224 if folder is None else int(network.config.image_size)  # what they were compared at, not trained at
+    trained_at = int(network.config.image_size)
+    side = min(trained_at, which.side or trained_at)  # the same for a download and for a folder of the same weights
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (which.mean, which.std))
 
     def extract(x: Tensor) -> Tensor:
@@ -81,7 +84,7 @@ def load_published(
         found: Tensor = getattr(network((resized.clamp(0, 255) / 255 - mean) / std), which.output)
         return found
 
-    return extract, _hash(network)
+    return extract, hash_weights(network.state_dict())
 
 
 def _network(name: str, which: Published, folder: Path | None, say: Callable[[str], None]) -> Any:
@@ -113,11 +116,3 @@ def _network(name: str, which: Published, folder: Path | None, say: Callable[[st
         name = "features" if folder is None else "features_weights"
         raise ArgumentError(name, f"{origin} lacks {len(missing)} tensors, such as {missing[0]}")
     return network
-
-
-def _hash(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, tensor in sorted(network.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -82,7 +82,7 @@ def make_scorer(config: Config, spec: ModelSpec, dataset: Dataset, runtime: Runt
         return dataset.images.take(members) if trains_on_members(len(members), len(heldout)) else real
 
     with within("eval.", features="scores"):
-        features = get_features(wanted, device=runtime.device, cache_dir=cache, reference=reference, say=console.say)
+        features = get_features(wanted, device=runtime.device, cache_dir=cache, reference=reference, console=console)
     like = None
     if spec.class_names and real.labels is not None:
         like = labels_like(real.labels, config.eval.score_images)

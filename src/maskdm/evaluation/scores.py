@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,12 +13,16 @@ import numpy as np
 from maskdm.data.labelled import LabelledImages
 from maskdm.errors import ArgumentError
 from maskdm.evaluation import metrics
-from maskdm.evaluation.features import Features, cached_features
+from maskdm.evaluation.features import Features, cached_features, hash_images
 from maskdm.evaluation.metrics import Float64
 from maskdm.files import make_folder, write_json
 
 FEW = 2000
-"""Images below which the bias of a Fréchet distance deserves a word."""
+"""Images, on either side, below which every score that depends on their number deserves a word."""
+RAISED = "few images raise it: compare only values of as many"
+WIDE = "few images: mind its error, not its size"
+COARSE = "few images make it coarse: compare only values of as many"
+"""What few images do to a Fréchet distance; to KID; to precision, recall, density, coverage and nearest neighbours."""
 K = 5
 """Neighbours of precision, recall, density and coverage."""
 
@@ -32,6 +37,7 @@ class Score:
         n: how many images it was taken on.
         error: its standard error, or None.
         low, high: a 95 % interval, or None.
+        note: what few images do to it, "" where they are enough.
     """
 
     name: str
@@ -40,6 +46,7 @@ class Score:
     error: float | None = None
     low: float | None = None
     high: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Reference:
 
     Attributes:
         real: real images, or None where there are only statistics.
-        statistics: mean (D,) and covariance (D, D) of their features, where that is all there is.
+        statistics: given mean (D,) and covariance (D, D) of their features; beside images, those of a larger set.
         train: images that the model was trained on, or None.
         class_names: that the labels of both number, or ().
     """
@@ -65,6 +72,14 @@ class Reference:
             return None
         height, width, channels = self.real.images.shape[1:]
         return height, width, channels
+
+    @property
+    def sha256(self) -> str:
+        """Of the real images or, where there are none, of the statistics."""
+        if self.real is not None:
+            return hash_images(self.real.images)
+        assert self.statistics is not None, "a reference has images or statistics"
+        return hashlib.sha256(b"".join(part.tobytes() for part in self.statistics)).hexdigest()
 
     @property
     def images(self) -> int:
@@ -99,7 +114,9 @@ def evaluate_images(
         None if part is None else cached_features(features, part.images, cache_dir, callback)
         for part in (reference.real, reference.train)
     )
-    statistics = reference.statistics or (metrics.gaussian(real) if real is not None else None)
+    statistics = reference.statistics
+    if real is not None and (statistics is None or len(statistics[0]) != ours.shape[1]):  # of other features
+        statistics = metrics.gaussian(real)
     assert statistics is not None, "a reference has images or statistics"
     if len(statistics[0]) != ours.shape[1]:
         raise ArgumentError(
@@ -108,12 +125,15 @@ def evaluate_images(
             remedy="measure both in the same features",
         )
     n = len(generated)
+    others = len(real) if real is not None and reference.statistics is None else FEW  # of statistics nobody knows
     low, high = metrics.bootstrap_interval(ours, statistics, resamples) if resamples else (None, None)
     distance = metrics.frechet_distance(*metrics.gaussian(ours), *statistics)
-    scores = [Score(f"{features.distance}, generated", distance, n, low=low, high=high)]
+    note = _note(RAISED, n, others)
+    scores = [Score(f"{features.distance}, generated", distance, n, low=low, high=high, note=note)]
     if train is not None and len(train) > 1:
         value = metrics.frechet_distance(*metrics.gaussian(train), *statistics)
-        scores.append(Score(f"{features.distance}, training images", value, len(train)))
+        note = _note(RAISED, len(train), others)
+        scores.append(Score(f"{features.distance}, training images", value, len(train), note=note))
     if real is not None:
         scores += _against_images(ours, real, train)
     return scores
@@ -123,17 +143,23 @@ def _against_images(generated: Float64, real: Float64, train: Float64 | None) ->
     """Scores that need the features of every real image, and not their statistics alone."""
     n = len(generated)
     kid, error = metrics.kernel_distance(generated, real)
-    scores = [Score("KID x 1000", 1000 * kid, n, error=1000 * error)]
+    scores = [Score("KID x 1000", 1000 * kid, n, error=1000 * error, note=_note(WIDE, n, len(real)))]
+    coarse = _note(COARSE, n, len(real))
     if min(n, len(real)) > K:
         found = metrics.manifolds(real, generated, K)
         of = {"precision": n, "density": n, "recall": len(real), "coverage": len(real)}
-        scores += [Score(name, value, of[name]) for name, value in found._asdict().items()]
+        scores += [Score(name, value, of[name], note=coarse) for name, value in found._asdict().items()]
     if train is not None:
         title = "cosine distance to the nearest training image"
         for name, part in (("generated", generated), ("reference", real)):
             near = float(metrics.nearest_cosine(part, train).mean())
-            scores.append(Score(f"{title}, {name}", near, len(part)))
+            scores.append(Score(f"{title}, {name}", near, len(part), note=_note(COARSE, len(part), len(train))))
     return scores
+
+
+def _note(note: str, *counts: int) -> str:
+    """`note` where one of the counts of images is small."""
+    return note if min(counts) < FEW else ""
 
 
 def sample_size_note(generated: int, real: int | None) -> str:
@@ -142,8 +168,8 @@ def sample_size_note(generated: int, real: int | None) -> str:
     said = f"{generated:,} generated images against {'given statistics' if real is None else f'{real:,}'}"
     if least < FEW:
         said += (
-            "; so few raise a Frechet distance: compare only those of as many images (the expectation of KID does "
-            "not depend on it, only its error)"
+            f"; fewer than {FEW:,} raise a Frechet distance and make precision, recall, density and coverage coarse: "
+            "compare only scores of as many images (of KID only the error depends on it)"
         )
     if real is not None and least <= K:
         said += f"; precision and recall need more than {K}"
@@ -160,24 +186,44 @@ def format_scores(scores: Sequence[Score]) -> list[str]:
             text += f" ± {score.error:.2g}"
         if score.low is not None and score.high is not None:
             text += f"  (95 %: {score.low:.4g} to {score.high:.4g})"
-        lines.append(f"{text}  n = {score.n:,}")
+        lines.append(f"{text}  n = {score.n:,}{f'  ({score.note})' if score.note else ''}")
     return lines
 
 
-def write_scores(path: Path, scores: Sequence[Score], *, features: str, note: str, command: str, version: str) -> None:
+def write_scores(
+    path: Path,
+    scores: Sequence[Score],
+    *,
+    features: Features,
+    reference: str,
+    note: str,
+    command: str,
+    version: str,
+) -> None:
     """A file of JSON for programs.
 
     Args:
         path: the file; its folder is made if it is not there.
         scores: what was measured.
-        features: in which.
+        features: in which; their weights are named by hash, and so are the images that an encoder was trained on.
+        reference: sha256 of what they were compared with.
         note: what few images do to them.
         command: by which they can be measured again.
         version: of maskdm.
     """
     make_folder(path.parent, "output")
     rows = [asdict(score) for score in scores]
-    write_json(path, {"command": command, "maskdm": version, "features": features, "note": note, "scores": rows})
+    page = {
+        "command": command,
+        "maskdm": version,
+        "features": features.name,
+        "features_sha256": features.sha256,
+        "encoder_trained_on": features.trained_on,
+        "reference_sha256": reference,
+        "note": note,
+        "scores": rows,
+    }
+    write_json(path, page)
 
 
 def keep_scores(run: Path, scores: Sequence[Score], *, title: str, command: str, note: str) -> Path:

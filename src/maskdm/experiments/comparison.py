@@ -107,6 +107,9 @@ class Comparison(Section):
     """Models that arms may start from, by `init_from: pretrained.NAME`: one for every seed."""
     baseline: Name
     """The arm that the others are compared with."""
+    control: Name | None = None
+    """An arm that does what the others do, such as to begin a second stage, but for what is asked about: what is not
+    better than it is not said to gain by that."""
     arms: Annotated[dict[Name, Arm], Field(min_length=2)]
     """Name: stages, or recipe, settings and stages."""
 
@@ -114,6 +117,9 @@ class Comparison(Section):
     def _names(self) -> Self:
         if self.baseline not in self.arms:
             raise ArgumentError("baseline", got=self.baseline, wanted=f"one of {', '.join(self.arms)}")
+        if self.control is not None and (self.control == self.baseline or self.control not in self.arms):
+            others = ", ".join(arm for arm in self.arms if arm != self.baseline)
+            raise ArgumentError("control", got=self.control, wanted=f"one of {others}")
         if (spent := self.arms[self.baseline].budget) < 1:
             raise ArgumentError(
                 f"arms.{self.baseline}",

@@ -31,8 +31,9 @@ class Outcome:
         images: of training, in all.
         seconds: likewise.
         distances: Fréchet distances, where `eval.scores` asks for them.
-        features: in which they were taken, and with how many images.
+        features: in which they were taken, weights included, and with how many images.
         budget: share of the budget that the arm was given, 0 to 1.
+        steps: of the optimizer, in all; None where that is not known.
     """
 
     arm: str
@@ -44,6 +45,7 @@ class Outcome:
     distances: tuple[Evaluation, ...] = ()
     features: str = ""
     budget: float = 1.0
+    steps: int | None = None
 
     @property
     def final_error(self) -> float:

@@ -126,13 +126,12 @@ def _in_minutes(prepared: Prepared, comparison: Comparison, arm: str) -> Prepare
 
 
 def describe_runs(runs: Runs) -> list[str]:
-    """What would be trained, run by run and stage by stage, and how long that takes where it is minutes."""
+    """What would be trained, run by run and stage by stage."""
     both = [*runs.pretrained.items(), *runs.arms.items()]
     lines = []
     for (name, seed), prepared in both:
         lines += [f"{name}, seed {seed}", *(f"  {line}" for line in describe_stages(prepared))]
-    minutes = sum(stage.minutes or 0 for _, prepared in both for stage in prepared.config.stages)
-    return [*lines, f"{len(both)} runs" + (f", {minutes:g} minutes of training in all" if minutes else "")]
+    return lines
 
 
 def describe_setup(comparison: Comparison, runs: Runs, *, command: str) -> ComparisonSetup:
@@ -168,6 +167,13 @@ def image_costs(arms: Mapping[str, Prepared], comparison: Comparison, folder: Pa
 
 def image_seconds(runs: Mapping[str, Prepared], folder: Path) -> dict[str, list[float]]:
     """Of an image in every stage of every run, at the throughput kept in `folder`."""
+    tasks = stage_tasks(runs)
+    known = seconds_per_image({task_key(task): task for found in tasks.values() for task in found}, folder / THROUGHPUT)
+    return {name: [known[task_key(task)] for task in found] for name, found in tasks.items()}
+
+
+def stage_tasks(runs: Mapping[str, Prepared]) -> dict[str, list[Task]]:
+    """Every stage of every run as a task of its own."""
     data: dict[tuple[int, int], TrainingSet] = {}  # images are placed once, however many runs learn from them
     tasks: dict[str, list[Task]] = {}
     for name, prepared in runs.items():
@@ -175,12 +181,11 @@ def image_seconds(runs: Mapping[str, Prepared], folder: Path) -> dict[str, list[
         key = (id(prepared.dataset.images), len(prepared.spec.class_names))
         if key not in data:
             data[key] = make_task(prepared, runtime, prepared.dataset.rows("member")).data
-        tasks[name] = list(_stage_tasks(prepared, data[key], runtime))
-    known = seconds_per_image({task_key(task): task for found in tasks.values() for task in found}, folder / THROUGHPUT)
-    return {name: [known[task_key(task)] for task in found] for name, found in tasks.items()}
+        tasks[name] = list(_tasks_of(prepared, data[key], runtime))
+    return tasks
 
 
-def _stage_tasks(prepared: Prepared, data: TrainingSet, runtime: Runtime) -> Iterator[Task]:
+def _tasks_of(prepared: Prepared, data: TrainingSet, runtime: Runtime) -> Iterator[Task]:
     """Every stage of a run as a task of its own."""
     for stage, masks in zip(prepared.config.stages, prepared.masks, strict=True):
         alone = stage.model_copy(update={"init_from": "none"})
@@ -333,4 +338,4 @@ def read_outcome(arm: str, seed: int, run: Path, costs: Mapping[str, float]) -> 
     errors = tuple(Evaluation(spent_at(event), event.error_ema) for event in history.heldout)
     distances = tuple(Evaluation(spent_at(event), event.frechet_distance) for event in history.scores)
     features = f"{history.scores[-1].title}, n = {history.scores[-1].n}" if history.scores else ""
-    return Outcome(arm, seed, run, errors, history.images, history.seconds, distances, features)
+    return Outcome(arm, seed, run, errors, history.images, history.seconds, distances, features, steps=history.step)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,8 +24,8 @@ from maskdm.runtime.distributed import Runtime
 from maskdm.training.step import Task
 from maskdm.training.step_profiler import StepProfiler
 
-ROUNDS, SECONDS = 5, 1.0
-"""Rounds in which every stage has its turn, and how long a turn is (at least a step)."""
+ROUNDS, SECONDS, STEPS = 9, 0.6, 3
+"""Rounds in which every stage has its turn, and how long a turn is (at least STEPS steps)."""
 
 Phase = tuple[MaskGroup, ...]
 
@@ -65,7 +64,9 @@ def seconds_per_image(tasks: Mapping[str, Task], path: Path) -> dict[str, float]
 def measure_seconds(tasks: Mapping[str, Task]) -> dict[str, float]:
     """The same by real steps: every stage in turn, and again; averaged over the phases of a stage's masks.
 
-    A turn counts by its median step, a stage by its best turn: what else the machine did in others is no cost.
+    A turn counts by its median step, a stage by its median turn: what else the machine did in fewer than half of the
+    turns is no cost, and stages of few slow steps are treated as those of many fast ones (the best of several turns
+    would flatter the former, whose turns differ more).
     """
     profilers: dict[str, StepProfiler] = {}
     turns: list[tuple[str, Phase, Task, StepProfiler]] = []
@@ -75,15 +76,15 @@ def measure_seconds(tasks: Mapping[str, Task]) -> dict[str, float]:
             profilers[network] = StepProfiler(task)
         phases = dict.fromkeys(task.masks[0].phases)
         turns += [(key, phase, replace(task, masks=[MaskSchedule((phase,))]), profilers[network]) for phase in phases]
-    best: dict[tuple[str, Phase], float] = {}
+    taken: dict[tuple[str, Phase], list[float]] = {}
     for number in range(ROUNDS + 1):
         for key, phase, task, profiler in turns:
             profiler.use(task)
-            steps = profiler.steps(SECONDS) if number else [profiler.step()]
+            steps = profiler.steps(SECONDS, STEPS) if number else [profiler.step()]
             if number:  # the first round warms up
-                best[key, phase] = min(median(steps), best.get((key, phase), math.inf))
+                taken.setdefault((key, phase), []).append(median(steps))
     return {
-        key: mean(best[key, phase] for phase in task.masks[0].phases) / task.config.stages[0].batch_size
+        key: mean(median(taken[key, phase]) for phase in task.masks[0].phases) / task.config.stages[0].batch_size
         for key, task in tasks.items()
     }
 

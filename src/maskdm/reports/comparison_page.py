@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maskdm.experiments.comparison import Comparison
-from maskdm.experiments.conclusion import Conclusion
+from maskdm.experiments.conclusion import NOTE, Conclusion
 from maskdm.experiments.outcome import ComparisonSetup, Evaluation, Outcome
 from maskdm.files import write_text
 from maskdm.reports.charts import MAX_SERIES, Chart, Point, Series, line_chart
@@ -47,6 +47,7 @@ def write_comparison_page(
         progress=_progress(comparison, outcomes),
         conclusions=[(each.arm, each.text) for each in conclusions],
         results=_results(conclusions),
+        note=NOTE,
         charts=_charts(comparison, outcomes),
         runs=_runs(outcomes),
         grids=_grids(outcomes),
@@ -74,12 +75,14 @@ def _results(conclusions: Sequence[Conclusion]) -> Table:
     """The numbers that conclusions are drawn from; distances have columns where any was measured."""
     scored = any(each.distance is not None for each in conclusions)
     distances = ["distance", "over the baseline's"] if scored else []
-    numbers = ["last held-out error", *distances, "times as fast"]
+    controlled = ["as the control"] if any(each.over_control is not None for each in conclusions) else []
+    numbers = ["last held-out error", *distances, "times as fast", *controlled, "corrected p"]
     rows = []
     for each in conclusions:
         of_distance = [str(each.distance or ""), str(each.distance_ratio or "")] if scored else []
-        speedup = "never" if each.speedup is None else str(each.speedup)
-        rows.append([each.arm, str(each.error), *of_distance, speedup])
+        of_control = [str(each.over_control or "")] if controlled else []
+        p = "" if each.p is None else f"{each.p:.2g}"
+        rows.append([each.arm, str(each.error), *of_distance, str(each.speedup), *of_control, p])
     return Table(["arm", *numbers], rows, numbers=numbers)
 
 

@@ -173,10 +173,14 @@ def _scores(scores: EvalTable) -> ScoreTable:
         "standard error": ["" if row.error is None else f"± {format_value(row.error)}" for row in scores.rows],
         "95 % interval": [_interval(row) for row in scores.rows],
         "n": ["" if row.n is None else format_count(row.n) for row in scores.rows],
+        "note": [row.note for row in scores.rows],
     }
     filled = {name: cells for name, cells in columns.items() if any(cells)}
     table = Table(
-        list(filled), list(zip(*filled.values(), strict=True)), numbers=filled.keys() - {"score"}, prose={"score"}
+        list(filled),
+        list(zip(*filled.values(), strict=True)),
+        numbers=filled.keys() - {"score", "note"},
+        prose={"score", "note"},
     )
     return ScoreTable(scores.title, scores.note, table, scores.command)
 
@@ -191,7 +195,8 @@ def _interval(row: EvalRow) -> str:
 
 
 def _curves(history: History) -> list[Chart]:
-    train, heldout, scores = history.train, history.heldout, history.scores
+    train, heldout = history.train, history.heldout
+    scores = [score for score in history.scores if score.title == history.scores[-1].title]  # others do not compare
     stages = {stage.stage: i for i, stage in enumerate(history.stages)}
 
     def line(name: str, values: Iterable[tuple[str, int, float]], faint: bool = False) -> Series:

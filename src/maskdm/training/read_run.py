@@ -50,7 +50,7 @@ FOLDER = re.compile(r"\d{5}-.+")
 
 
 class EvalRow(BaseModel):
-    """A score: its value, standard error, 95 % interval, and the number of images; None for what is not known."""
+    """A score: its value, standard error, 95 % interval, the number of images (None for what is not known), a note."""
 
     name: str
     value: float | None = None
@@ -58,6 +58,7 @@ class EvalRow(BaseModel):
     low: float | None = None
     high: float | None = None
     n: int | None = None
+    note: str = ""
 
 
 class EvalTable(BaseModel):
