@@ -158,7 +158,7 @@ def interpolate(
     times = truncate(config, strength)
     device = config.denoiser.device
     latents = ddim_invert(config, ends.to(device), times, partial(callback, 2))
-    x = torch.stack([slerp(latents[0], latents[1], float(w)) for w in torch.linspace(0, 1, num, device=device)])
+    x = torch.stack([slerp(latents[0], latents[1], w) for w in torch.linspace(0, 1, num).tolist()])
 
     def edited(batch: range, context: Context) -> Tensor:
         return config.integrate(context, x[batch.start : batch.stop], times, partial(callback, len(batch)))
@@ -185,9 +185,9 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """Between two tensors of one shape by angle, so that what is as long as noise stays so; weight 0 is a, 1 is b."""
     cosine = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1)
     angle = torch.acos(cosine)
-    if float(torch.sin(angle)) < 1e-4:  # alike, or opposite, which leaves no angle to follow
-        return torch.lerp(a, b, weight)
-    return (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
+    by_angle = (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
+    # Alike, or opposite, there is no angle to follow. Chosen on the device: nothing waits for it.
+    return torch.where(torch.sin(angle) < 1e-4, torch.lerp(a, b, weight), by_angle)
 
 
 def truncate(config: SamplingConfig, strength: float) -> tuple[float, ...]:
