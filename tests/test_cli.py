@@ -133,7 +133,7 @@ COMMANDS = {
     "bench": ["-h --help", *SETTINGS, "--ratios", "--rounds", "--output -o"],
     "info": ["-h --help", "RUN|FILE"],
     "report": ["-h --help", "RUN"],
-    "import": ["-h --help", "source", "FILE", "--output -o", "--weights", "--heads"],
+    "import": ["-h --help", "source", "FILE", "--output -o", "--weights", "--heads", "--check"],
     "demo": ["-h --help", "--output-dir --outdir"],
 }
 

@@ -33,7 +33,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Torch's fused kernel, but for few tokens on a CPU: there, above all in the backward pass, plain products take
     between two thirds and a sixth of its time (docs/benchmarks.md). They keep L x L numbers for each head, so not for
-    many. Scores and softmax are in float32, as in the fused kernel: rounded to bf16, a score of 16 is off by up to 0.06.
+    many. Scores and softmax are in float32, as in the fused kernel: a score of 16 in bf16 is off by up to 0.06.
     """
     if q.device.type != "cpu" or q.shape[2] > SHORT[q.dtype == torch.bfloat16]:
         return F.scaled_dot_product_attention(q, k, v)
