@@ -140,7 +140,7 @@ COMMANDS = {
     "bench": ["-h --help", "--quiet -q", *SETTINGS, "--ratios", "--rounds", "--output -o"],
     "info": ["-h --help", "--quiet -q", "RUN|FILE"],
     "report": ["-h --help", "--quiet -q", "RUN"],
-    "import": ["-h --help", "--quiet -q", "source", "FILE", "--output -o", "--weights", "--heads"],
+    "import": ["-h --help", "--quiet -q", "source", "FILE", "--output -o", "--weights", "--heads", "--check"],
     "demo": ["-h --help", "--quiet -q", "--output-dir --outdir"],
 }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from maskdm.diffusion.denoiser import Backbone, Denoiser
 from maskdm.diffusion.loss import LEVELS, denoising_loss, fixed_noise, image_error, visible_mean
+from maskdm.diffusion.mask_schedule import mixture
 from maskdm.diffusion.masks import Mask, Masking
 from maskdm.diffusion.masks import masking as make_masking
 from maskdm.diffusion.prediction import EPS, PREDICTIONS, VELOCITY, X0, Prediction, V, precondition
@@ -97,6 +98,12 @@ def pixels(mask: Mask) -> Tensor:
     return shown
 
 
+def pixel_weights(masking: Masking) -> Tensor:
+    """The weight of every pixel's patch in the loss: (3, H, W)."""
+    weight = (1 - masking.ratio) / masking.visibility()
+    return weight.repeat_interleave(PATCH, 0).repeat_interleave(PATCH, 1).expand(3, -1, -1)
+
+
 # --- hidden is hidden ------------------------------------------------------------------------------------------------
 
 
@@ -158,12 +165,12 @@ def test_the_loss_is_the_mean_over_visible_patches(uvit, masking, prediction):
     out = uvit(x_t_of(q), q.t, mask=mask, label=q.label)
     alpha, sigma = (c.float()[:, None, None, None] for c in PROCESS.alpha_sigma(q.t))
     err = (out - prediction.target(q.x_0, q.eps, alpha, sigma)) ** 2
-    expected = []
+    weight, expected = pixel_weights(masking), []
     for image, row in enumerate(mask.keep.flatten(1).tolist()):
         patches = []
         for patch in row:
             y, x = patch // GRID[1] * PATCH, patch % GRID[1] * PATCH
-            patches.append(err[image, :, y : y + PATCH, x : x + PATCH].mean())
+            patches.append(float(weight[image, y, x]) * err[image, :, y : y + PATCH, x : x + PATCH].mean())
         expected.append(sum(patches) / len(patches))
     loss = loss_of(uvit, q, mask, prediction)
     assert loss.shape == (3,)
@@ -181,8 +188,50 @@ def test_the_unmasked_loss_is_the_mean_over_all_pixels(uvit):
 @given(st.sampled_from(MASKS), st.integers(0, 2**32 - 1))
 def test_the_mean_of_ones_on_visible_patches_is_one_whatever_is_hidden(masking, seed):
     mask = drawn(masking, 2, seed)
-    err = torch.where(pixels(mask), 1.0, 1e6).expand(-1, 3, -1, -1)
+    err = torch.where(pixels(mask), 1 / pixel_weights(masking)[:1], 1e6).expand(-1, 3, -1, -1)
     assert visible_mean(err, mask, PATCH).tolist() == pytest.approx([1, 1])
+
+
+ALL_KINDS = [
+    make_masking("patch", (4, 6), 0.75),
+    make_masking("block", (4, 6), 0.75, block=2),
+    make_masking("block", (7, 10), 0.5, block=3),  # blocks of 9, 3 and 1 patches
+    make_masking("block", (7, 10), 0.5, block=3, offset=True),
+    make_masking("block", (16, 16), 0.75, block=4, offset=True),
+    make_masking("block", (5, 5), 0.9, block=4),
+    make_masking("block", (5, 5), 0.9, block=4, offset=True),
+    make_masking("crop", (4, 6), 0.75),
+    make_masking("crop", (16, 16), 0.75),
+    make_masking("crop", (16, 16), 0.1),
+    make_masking("crop", (3, 9), 0.9),
+    make_masking("route", (4, 6), 0.5),
+]
+
+
+def averaged_over_masks(masking: Masking, errors: list[Tensor]) -> list[tuple[float, float]]:
+    """The mean loss, and its standard error, of each of some errors (rows, columns) that depend on the place alone."""
+    images = 8000
+    mask = masking.draw(images, torch.Generator().manual_seed(0))
+    losses = [visible_mean(err.expand(images, 1, *masking.grid), mask, 1) for err in errors]
+    return [(float(found.mean()), float(found.std()) / images**0.5) for found in losses]
+
+
+@pytest.mark.parametrize("masking", ALL_KINDS, ids=str)
+def test_averaged_over_masks_the_loss_is_that_of_the_whole_image(masking):
+    y, x = (torch.linspace(-1, 1, side) for side in masking.grid)
+    far = torch.maximum(y.abs()[:, None], x.abs()[None])
+    edge, last, corner = (far == 1).float(), (x == 1).float().expand(masking.grid), (y.abs()[:, None] * x.abs() == 1)
+    errors = [edge, last, corner.float(), (far < 0.5).float(), 2 + y[:, None] + x]
+    for err, (mean, error) in zip(errors, averaged_over_masks(masking, errors), strict=True):
+        assert abs(mean - float(err.mean())) <= 5 * error + 1e-6
+
+
+def test_averaged_over_masks_a_mixture_has_the_loss_of_the_whole_image():
+    grid, err = (6, 6), torch.arange(36.0).view(6, 6) ** 2
+    mixed = mixture([(make_masking("crop", grid, 0.75), 3.0), (make_masking("block", grid, 0.5, block=4), 1.0)])
+    found = [(group.share, *averaged_over_masks(group.masking, [err])[0]) for group in mixed.at(0.0)]
+    mean = sum(share * mean for share, mean, _ in found)
+    assert abs(mean - float(err.mean())) < 5 * max(error for _, _, error in found)
 
 
 def test_routed_patches_are_asked_for_like_the_others(uvit):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -228,12 +229,56 @@ def test_a_crop_has_the_proportions_of_the_grid(grid, ratio):
         assert abs(side - whole * share) < 1 + 1e-9
 
 
-def test_crops_are_everywhere_equally_often():
+def falls_of(mask: Masking) -> list[tuple[int, int]]:
+    """The crop's upper left corner for every place where it meets the image, moved inside: all equally probable."""
+    (rows, columns), (height, width) = mask.grid, mask.crop
+    return [
+        (min(max(y, 0), rows - height), min(max(x, 0), columns - width))
+        for y in range(1 - height, rows)
+        for x in range(1 - width, columns)
+    ]
+
+
+def test_crops_fall_equally_often_wherever_they_meet_the_image():
     mask = masking("crop", (4, 6), 0.75)
     assert mask.crop == (2, 3)
-    corners, counts = drawn(mask, 6000)[:, 0, 0].unique(return_counts=True)
-    assert corners.tolist() == [6 * y + x for y in range(3) for x in range(4)]
-    assert ((counts - 500).abs() < 5 * math.sqrt(500)).all()
+    falls = Counter(6 * y + x for y, x in falls_of(mask))
+    corners, counts = drawn(mask, 8000)[:, 0, 0].unique(return_counts=True)
+    assert corners.tolist() == sorted(falls)
+    for corner, count in zip(corners.tolist(), counts.tolist(), strict=True):
+        expected = 8000 * falls[corner] / (5 * 8)
+        assert abs(count - expected) < 5 * math.sqrt(expected)
+
+
+@settings(deadline=None, max_examples=30)
+@given(masks("crop"))
+def test_patches_of_a_crop_are_weighed_by_how_seldom_they_are_visible(mask):
+    """Counted over all places where the rectangle may fall."""
+    (rows, columns), (height, width) = mask.grid, mask.crop
+    count, falls = torch.zeros(mask.grid, dtype=torch.float64), falls_of(mask)
+    for y, x in falls:
+        count[y : y + height, x : x + width] += 1
+    visibility = mask.visibility()
+    torch.testing.assert_close(visibility.double(), count / len(falls), rtol=1e-6, atol=0)
+    weight = (1 - mask.ratio) / visibility
+    assert weight.min() > 0.25
+    assert weight.max() <= (1 + (height - 1) / rows) * (1 + (width - 1) / columns) + 1e-6 < 4
+    found = mask.draw(3, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found.weight, weight.flatten()[found.keep])
+    torch.testing.assert_close(found.rows(slice(1, 3)).weight, found.weight[1:3])
+
+
+def test_a_corner_is_seldom_visible_but_not_66_times_as_seldom():
+    weight = 0.25 / masking("crop", (16, 16), 0.75).visibility()
+    assert float(weight.max()) == float(weight[0, 0]) == pytest.approx((23 / 16) ** 2)
+    assert float(weight.max() / weight.min()) == pytest.approx((15 / 8) ** 2)
+
+
+@pytest.mark.parametrize("kind", ["patch", "block", "route"])
+def test_other_masks_need_no_weights(kind):
+    mask = masking(kind, (6, 8), 0.5, block=2)
+    assert mask.draw(2, torch.Generator()).weight is None
+    assert torch.equal(mask.visibility(), torch.full((6, 8), 1 - mask.ratio))
 
 
 # --- distribution ----------------------------------------------------------------------------------------------------
@@ -241,11 +286,22 @@ def test_crops_are_everywhere_equally_often():
 
 @pytest.mark.parametrize(
     "mask",
-    [masking("patch", (4, 6), 0.7), masking("block", (6, 8), 0.75, block=2), masking("route", (4, 6), 0.5)],
-    ids=["patch", "block", "route"],
+    [
+        masking("patch", (4, 6), 0.7),
+        masking("block", (6, 8), 0.75, block=2),
+        masking("block", (7, 10), 0.5, block=3),
+        masking("block", (7, 10), 0.9, block=3),
+        masking("block", (5, 5), 0.9, block=4),
+        masking("block", (4, 4), 0.6, block=4, offset=True),
+        masking("block", (6, 8), 0.75, block=2, offset=True),
+        masking("block", (16, 16), 0.75, block=4, offset=True),
+        masking("block", (7, 10), 0.25, block=3, offset=True),
+        masking("route", (4, 6), 0.5),
+    ],
+    ids=str,
 )
 def test_every_patch_is_equally_often_visible(mask):
-    images, p = 20_000, 1 - mask.ratio
+    images, p = 8000, 1 - mask.ratio
     share = pictures(drawn(mask, images), mask.grid).float().mean(dim=0)
     assert ((share - p).abs() < 5 * math.sqrt(p * (1 - p) / images)).all()
 

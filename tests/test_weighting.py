@@ -12,7 +12,8 @@ from torch import Tensor
 from maskdm.diffusion.prediction import EPS, PREDICTIONS, VELOCITY, X0, V, precondition
 from maskdm.diffusion.process import Process
 from maskdm.diffusion.schedules import cosine, edm, flow, linear, vp, zero_terminal
-from maskdm.diffusion.weighting import LARGEST, min_snr, p2, uniform, uniform_in
+from maskdm.diffusion.weighting import LARGEST, SMALLEST, min_snr, p2, uniform, uniform_in
+from maskdm.sampling.timesteps import noisiest_time
 
 F = precondition()
 U = torch.linspace(0.001, 0.999, 200, dtype=torch.float64)
@@ -34,7 +35,7 @@ def snr(alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def same(ours: Tensor, formula: Tensor) -> None:
-    torch.testing.assert_close(ours, formula.clamp(max=LARGEST), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours, formula.clamp(SMALLEST, LARGEST), rtol=1e-9, atol=1e-12)
 
 
 # --- uniform ---------------------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def test_a_weighted_error_of_the_output_is_that_of_the_quantity_it_is_defined_on
         *((uniform_in(space), space.target(image, noise, alpha, sigma) ** 2) for space in (EPS, X0, VELOCITY, F)),
     ]:
         weight = weighting(alpha, sigma, prediction)
-        if float(weight) < LARGEST:
+        if SMALLEST < float(weight) < LARGEST:
             assert float(weight * error**2) == pytest.approx(float(quantity), rel=1e-5, abs=1e-9)
 
 
@@ -151,17 +152,31 @@ def test_weights_are_finite_between_nothing_and_the_largest(process, prediction)
         for weighting in WEIGHTINGS.values():
             weight = weighting(alpha, sigma, prediction)
             assert (weight.shape, weight.dtype) == (alpha.shape, dtype)
-            assert (weight >= 0).all()
+            assert (weight >= SMALLEST).all()
             assert (weight <= LARGEST).all()
 
 
+@pytest.mark.parametrize(("process", "prediction"), PAIRS.values(), ids=PAIRS.keys())
+def test_no_weight_vanishes_or_explodes_where_sampling_starts_or_ends(process, prediction):
+    """Of the times of sampling, the noisiest and the least noisy: what counts for nothing is not learned."""
+    ends = torch.tensor([process.ends[0], noisiest_time(process, prediction)], dtype=torch.float64)
+    for dtype in (torch.float32, torch.float64):
+        alpha, sigma = (c.to(dtype) for c in process.alpha_sigma(ends))
+        for name, weighting in WEIGHTINGS.items():
+            weight = weighting(alpha, sigma, prediction)
+            assert weight.isfinite().all(), name
+            assert (weight >= SMALLEST).all(), name
+            assert (weight <= LARGEST).all(), name
+
+
 @pytest.mark.parametrize("name", WEIGHTINGS)
-def test_images_that_are_noise_alone_have_finite_weights(name):
+def test_images_that_are_noise_alone_count(name):
     process = zero_terminal(linear())
     alpha, sigma = process.alpha_sigma(torch.tensor([999]))
     assert float(alpha) == 0
     for prediction in (X0, V, VELOCITY, F):
-        assert WEIGHTINGS[name](alpha, sigma, prediction).isfinite().all()
+        weight = float(WEIGHTINGS[name](alpha, sigma, prediction))
+        assert SMALLEST <= weight <= LARGEST, prediction.name
 
 
 def test_every_process_is_weighted_somewhere():

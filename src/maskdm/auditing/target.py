@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, cast
 
 import torch
@@ -22,6 +23,7 @@ from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.loss import denoising_loss, visible_mean
 from maskdm.diffusion.masks import Mask, masking
 from maskdm.diffusion.patches import patch_grid
+from maskdm.diffusion.process import Process
 
 MIN_SIGMA = 0.02
 """The least sigma at which a model is asked: below it an estimate of the image says nothing about the noise."""
@@ -70,10 +72,7 @@ class ModelTarget:
 
     def time(self, sigma: float) -> float:
         """The time of the process whose noise is nearest to `sigma` of a variance-preserving mixture."""
-        process = self.denoiser.process
-        alpha = math.sqrt(1 - sigma**2)
-        t = process.time_at(torch.tensor(sigma / (alpha + sigma), dtype=torch.float64))
-        return float(t.clamp(*process.ends))
+        return _nearest_time(self.denoiser.process, sigma)  # type: ignore[arg-type] # a protocol has no hash
 
     def scales(self, sigma: float) -> tuple[float, float]:
         """(alpha, sigma) of the process at that time."""
@@ -149,3 +148,9 @@ class ModelTarget:
             for tensor, needed in zip(tensors, before, strict=True):
                 tensor.requires_grad_(needed)
         return torch.stack([g.norm().clamp_min(1e-30).log() for g in found if g is not None]).mean().detach()
+
+
+@lru_cache(maxsize=256)  # every call of a network asks for it, and a search takes milliseconds
+def _nearest_time(process: Process, sigma: float) -> float:
+    t = process.time_at(torch.tensor(sigma / (math.sqrt(1 - sigma**2) + sigma), dtype=torch.float64))
+    return float(t.clamp(*process.ends))

@@ -108,7 +108,8 @@ def add_import(commands: Commands) -> None:
         commands,
         "import",
         "convert weights from elsewhere",
-        "  maskdm import official model-20.pt -o celeba.safetensors --weights ema --heads 8",
+        "  maskdm import official model-20.pt -o celeba.safetensors --weights ema --heads 8\n"
+        "  maskdm import official model-20.pt -o celeba.safetensors --heads 8 --check outputs.npz",
     )
     p.add_argument(
         "source", choices=["official"], help="official: checkpoints of the authors' code (jiachenlei/maskdm)"
@@ -116,7 +117,15 @@ def add_import(commands: Commands) -> None:
     p.add_argument("checkpoint", metavar="FILE", type=Path)
     p.add_argument("--output", "-o", required=True, metavar="FILE.safetensors", type=Path, help="where to")
     p.add_argument("--weights", choices=["ema", "raw"], default="ema", help="which of the two (default: ema)")
-    p.add_argument("--heads", type=integer, metavar="N", help="attention heads (default: width / 64)")
+    p.add_argument(
+        "--heads", type=integer, metavar="N", help="attention heads, which the file does not say (default: width / 64)"
+    )
+    p.add_argument(
+        "--check",
+        type=Path,
+        metavar="FILE.npz",
+        help="compare with outputs of the network: arrays x, t, output and, with classes, y",
+    )
     p.set_defaults(call=call_import)
 
 
@@ -125,7 +134,8 @@ def call_import(a: argparse.Namespace) -> None:
     from maskdm.commands.convert import convert
     from maskdm.commands.info import info
 
-    found = info(convert(a.source, a.checkpoint, a.output, weights=a.weights, heads=a.heads)).weights
+    file = convert(a.source, a.checkpoint, a.output, weights=a.weights, heads=a.heads, check=a.check)
+    found = info(file).weights
     assert found is not None, "just written"
     print("\n".join(_lines_of_weights(found)))
 

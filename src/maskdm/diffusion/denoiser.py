@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maskdm.diffusion.masks import Mask
 from maskdm.diffusion.prediction import Prediction
-from maskdm.diffusion.process import Process
+from maskdm.diffusion.process import Process, batch_times, check_times
 from maskdm.diffusion.weighting import Weighting, uniform
 from maskdm.errors import ArgumentError
 
@@ -80,16 +80,38 @@ class Denoiser:
     def forward(
         self,
         x_t: Tensor,
-        t: Tensor,
+        t: Tensor | float,
         *,
         mask: Mask | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
-        """The network's output for x_t (B, C, H, W) at times t (B,), in x_t's precision; see `Backbone`."""
+        """The network's output for x_t (B, C, H, W), in x_t's precision; see `Backbone`.
+
+        Args:
+            x_t: (B, C, H, W).
+            t: times of the process, (B,), or one for all.
+            mask: which patches to work on, or None for all.
+            label: (B,) int64, or None for the unconditional output.
+
+        Raises:
+            ArgumentError: of t; see `times`.
+        """
+        t = self.times(t, x_t)
         c_in = self.process.c_in(*self.alpha_sigma(t, x_t.dtype))
-        c_noise = self.process.c_noise(t).to(x_t.dtype)
+        c_noise = self.process.c_noise(t).to(torch.promote_types(x_t.dtype, torch.float32))
         out = self.backbone(c_in * x_t, c_noise, mask=mask, label=label)
         return out.to(x_t.dtype)  # back from half precision
+
+    def times(self, t: Tensor | float, images: Tensor) -> Tensor:
+        """Times of the process for `images` (B, C, H, W): (B,), from as many or from one for all.
+
+        Raises:
+            ArgumentError: of t: it has another shape, or there is no such time. Numbers and tensors on the CPU are
+                looked at; for others that would mean to wait for the device.
+        """
+        if not isinstance(t, Tensor):
+            check_times(self.process, torch.tensor(t, dtype=torch.float64))
+        return batch_times(t, images)
 
     def alpha_sigma(self, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at times t (B,), each (B, 1, 1, 1) of `dtype`."""
@@ -106,8 +128,11 @@ class Denoiser:
 
         Returns:
             (x_0, eps), each (B, C, H, W).
+
+        Raises:
+            ArgumentError: of t; see `times`.
         """
-        time = torch.full((len(x_t),), t, device=x_t.device, dtype=x_t.dtype)
+        time = self.times(t, x_t)
         out = self.forward(x_t, time, label=label)
         return self.prediction.invert(out, x_t, *self.alpha_sigma(time, x_t.dtype))
 

@@ -3,7 +3,8 @@
     L = E || eps_S - eps_theta(x_t restricted to S, t) ||^2,    S the visible patches
 
 (arXiv 2306.11363; with S everything it is the loss of DDPM, arXiv 2006.11239, eq. 14). Masked patches are neither
-shown nor asked for. Other predictions and weights are values of the denoiser.
+shown nor asked for; where some are visible more often than others, each counts the less (`Mask.weight`), so that on
+average over masks the loss is that of the whole image. Other predictions and weights are values of the denoiser.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from maskdm.diffusion.patches import gather
 def denoising_loss(
     denoiser: Denoiser,
     x_0: Tensor,
-    t: Tensor,
+    t: Tensor | float,
     eps: Tensor,
     *,
     mask: Mask | None = None,
@@ -31,11 +32,15 @@ def denoising_loss(
     Args:
         denoiser: the network in training, with its process, prediction and weighting.
         x_0: images in [-1, 1], (B, C, H, W).
-        t: times of the process, (B,).
+        t: times of the process, (B,), or one for all.
         eps: standard normal noise, (B, C, H, W).
         mask: which patches are shown and asked for, or None for all.
         label: (B,) int64, or None.
+
+    Raises:
+        ArgumentError: of t; see `Denoiser.times`.
     """
+    t = denoiser.times(t, x_0)
     alpha, sigma = denoiser.alpha_sigma(t, x_0.dtype)
     x_t = alpha * x_0 + sigma * eps
     out = denoiser.forward(x_t, t, mask=mask, label=label)
@@ -44,9 +49,12 @@ def denoising_loss(
 
 
 def visible_mean(err: Tensor, mask: Mask | None, patch_size: int) -> Tensor:
-    """Mean over the visible patches of every image: (B, C, H, W) -> (B,)."""
+    """Mean over the visible patches of every image, weighted as the mask says: (B, C, H, W) -> (B,)."""
     per_patch = F.avg_pool2d(err.mean(dim=1, keepdim=True), patch_size).flatten(1)[..., None]
-    return gather(per_patch, None if mask is None else mask.visible).mean(dim=(1, 2))
+    visible = gather(per_patch, None if mask is None else mask.visible)[..., 0]
+    if mask is not None and mask.weight is not None:
+        visible = visible * mask.weight.flatten(1)
+    return visible.mean(dim=1)
 
 
 LEVELS = (0.02, 0.98)
@@ -67,11 +75,17 @@ def fixed_noise(denoiser: Denoiser, shape: torch.Size, seed: int = 0) -> tuple[T
     return t, torch.randn(shape, generator=generator)
 
 
-def image_error(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, *, label: Tensor | None = None) -> Tensor:
+def image_error(
+    denoiser: Denoiser, x_0: Tensor, t: Tensor | float, eps: Tensor, *, label: Tensor | None = None
+) -> Tensor:
     """Mean squared error of the estimate of x_0 that samplers use (clipped to [-1, 1]), whole images: (B,).
 
     Its unit is that of the image whatever the process and the prediction, so that it compares across them.
+
+    Raises:
+        ArgumentError: of t; see `Denoiser.times`.
     """
+    t = denoiser.times(t, x_0)
     alpha, sigma = denoiser.alpha_sigma(t, x_0.dtype)
     x_t = alpha * x_0 + sigma * eps
     out = denoiser.forward(x_t, t, label=label)

@@ -15,18 +15,25 @@ Kinds, for a grid of N patches:
 - ``block``: the grid is cut into b x b blocks from its corner, and random blocks are visible, whole. With
   ``offset=True``, or where b does not divide the grid, the cut falls elsewhere (or edge blocks are smaller); then
   blocks become visible in random order until K patches are, so that at most one block is cut.
-- ``crop``: one random rectangle, as near a square of the grid's proportions as the ratio allows.
+- ``crop``: one random rectangle, as near a square of the grid's proportions as the ratio allows. It falls wherever it
+  meets the image, and is moved inside.
 - ``route``: random patches go around the middle of the network instead of being masked: all are shown, all are asked
   for, and only K pass every block (TREAD, Krause et al. 2025, arXiv 2501.04765).
 
-Source: arXiv 2306.11363, section on masking strategies; polarity and static shapes are ours.
+What is learned should not depend on where in the image it lies: the gradient of a stage is, on average over masks,
+that of the whole image, but for what masked patches would have told. So every patch is visible equally often, of
+smaller blocks at the edges too. A rectangle inside the grid cannot be so: the corners are always seen least. There
+patches count in the loss by mean over own visibility (`Mask.weight`), at most 4 whatever the grid, and 2.07 for a
+quarter of 16 x 16 patches; were every place of the rectangle equally probable, it would be 20.
+
+Source: arXiv 2306.11363, section on masking strategies; polarity, static shapes and equal visibility are ours.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -51,10 +58,13 @@ class Mask(NamedTuple):
             (B, h, w) where they form a rectangle of h x w patches.
         routed: False: the patches that are not kept are masked, neither shown to the network nor asked for. True: all
             patches are shown and asked for, and those that are not kept go around the middle of the network.
+        weight: how much every visible patch counts in the loss, of keep's shape: the mean visibility of patches over
+            its own. None where all are visible equally often. Of no concern to a backbone.
     """
 
     keep: Tensor
     routed: bool = False
+    weight: Tensor | None = None
 
     @property
     def visible(self) -> Tensor | None:
@@ -63,7 +73,7 @@ class Mask(NamedTuple):
 
     def rows(self, part: slice) -> Mask:
         """The masks of a part of the images."""
-        return Mask(self.keep[part], self.routed)
+        return Mask(self.keep[part], self.routed, None if self.weight is None else self.weight[part])
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,18 @@ class Masking:
     def ratio(self) -> float:
         """The share of patches really masked (kind route: routed), in [0, 1)."""
         return 1 - self.num_visible / self.num_patches
+
+    @property
+    def aligned(self) -> bool:
+        """Whether all blocks are whole, so that no patch of a block is visible without the others (kind block)."""
+        return not (self.offset or self.grid[0] % self.block or self.grid[1] % self.block)
+
+    def visibility(self, device: torch.device | None = None) -> Tensor:
+        """How often every patch is visible (kind route: kept): (rows, columns) shares, 0 to 1, of mean 1 - `ratio`."""
+        if self.kind != "crop":
+            return torch.full(self.grid, 1 - self.ratio, device=device)
+        row, column = (_stretch_visibility(*sides, device=device) for sides in zip(self.grid, self.crop, strict=True))
+        return row[:, None] * column
 
     @property
     def warning(self) -> str | None:
@@ -137,15 +159,36 @@ class Masking:
         if self.kind == "none":
             return None
         if self.kind == "crop":
-            return Mask(self._draw_crop(images, generator))
+            keep = self._draw_crop(images, generator)
+            return Mask(keep, weight=((1 - self.ratio) / self.visibility(generator.device)).flatten()[keep])
         if self.kind == "block":
-            order = self._block_order(images, generator)
-        else:
-            order = torch.rand(images, self.num_patches, generator=generator, device=generator.device).argsort(dim=1)
+            return Mask(self._draw_blocks(images, generator).sort(dim=1).values)
+        order = torch.rand(images, self.num_patches, generator=generator, device=generator.device).argsort(dim=1)
         return Mask(order[:, : self.num_visible].sort(dim=1).values, routed=self.kind == "route")
 
-    def _block_order(self, images: int, generator: torch.Generator) -> Tensor:
-        """Patches of every image in the order in which random blocks uncover them: (images, N)."""
+    def _draw_blocks(self, images: int, generator: torch.Generator) -> Tensor:
+        """Visible patches of every image, in any order: (images, K).
+
+        Blocks stand in a line in random order, patches of a block beside one another, and K patches in a row are
+        visible, from a random place on and past the end from the beginning again: each equally often, whatever the
+        sizes of blocks. The place is moved to the nearest where a block begins or, K patches on, ends: of two
+        neighbours such places each is met in proportion to how near they are, so that this changes no mean.
+        """
+        device = generator.device
+        block, line = self._line_of_blocks(images, generator)
+        if self.aligned:
+            return line[:, : self.num_visible]
+        begins = block != block.roll(1, dims=1)
+        begins[:, 0] = True  # also where there is one block only
+        allowed = begins | begins.roll(-self.num_visible, dims=1)
+        place = torch.rand(images, 1, generator=generator, device=device) * self.num_patches
+        distance = (torch.arange(self.num_patches, device=device) - place).abs()
+        distance = torch.minimum(distance, self.num_patches - distance)
+        start = distance.masked_fill(~allowed, math.inf).argmin(dim=1, keepdim=True)
+        return line.gather(1, (start + torch.arange(self.num_visible, device=device)) % self.num_patches)
+
+    def _line_of_blocks(self, images: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Random blocks in a line: the numbers of block and patch at every place of it, each (images, N)."""
         device = generator.device
         rows, columns = self.grid
         y = torch.arange(rows, device=device).expand(images, rows)
@@ -160,17 +203,30 @@ class Masking:
         rank = torch.rand(images, blocks, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
         # Patches of one block share its rank and are in random order within it: a block that is cut has no corner
         # that is shown more often.
-        within = torch.rand(images, self.num_patches, generator=generator, device=device)
-        return (rank.gather(1, of_patch) + within).argsort(dim=1)
+        shuffled = torch.rand(images, self.num_patches, generator=generator, device=device).argsort(dim=1)
+        block, places = rank.gather(1, of_patch.gather(1, shuffled)).sort(dim=1, stable=True)
+        return block, shuffled.gather(1, places)
 
     def _draw_crop(self, images: int, generator: torch.Generator) -> Tensor:
-        device = generator.device
-        (rows, columns), (height, width) = self.grid, self.crop
-        top = torch.randint(rows - height + 1, (images, 1, 1), generator=generator, device=device)
-        left = torch.randint(columns - width + 1, (images, 1, 1), generator=generator, device=device)
-        y = top + torch.arange(height, device=device)[None, :, None]
-        x = left + torch.arange(width, device=device)[None, None, :]
-        return y * columns + x
+        """A rectangle in every image: (images, rows, columns)."""
+        y, x = (_draw_stretch(*sides, images, generator) for sides in zip(self.grid, self.crop, strict=True))
+        return y[:, :, None] * self.grid[1] + x[:, None, :]
+
+
+def _draw_stretch(side: int, length: int, images: int, generator: torch.Generator) -> Tensor:
+    """`length` neighbours of 0 .. side - 1, anywhere where they meet these, and moved inside: (images, length)."""
+    device = generator.device
+    start = torch.randint(side + length - 1, (images, 1), generator=generator, device=device) - (length - 1)
+    return start.clamp(0, side - length) + torch.arange(length, device=device)
+
+
+def _stretch_visibility(side: int, length: int, device: torch.device | None = None) -> Tensor:
+    """How often `_draw_stretch` has each of 0 .. side - 1: (side,) shares."""
+    i = torch.arange(side, device=device)
+    # The starts, -(length - 1) .. side - 1 before they are moved, from which i is reached.
+    first = torch.where(i < length, 1 - length, i - length + 1)
+    last = torch.where(i >= side - length, side - 1, i)
+    return (last - first + 1) / (side + length - 1)
 
 
 def masking(kind: MaskKind, grid: Grid, ratio: float = 0.0, *, block: int = 1, offset: bool = False) -> Masking:
@@ -205,9 +261,8 @@ def masking(kind: MaskKind, grid: Grid, ratio: float = 0.0, *, block: int = 1, o
             raise ArgumentError(
                 "block", got=block, wanted=f"1 to {min(grid)}, since the grid has {rows} x {columns} patches"
             )
-        aligned = not (offset or rows % block or columns % block)
-        unit = block * block if aligned else 1
-        return Masking("block", grid, ratio, _nearest(wanted, unit, num_patches), block, offset)
+        whole = Masking("block", grid, ratio, num_patches, block, offset)
+        return replace(whole, num_visible=_nearest(wanted, block * block if whole.aligned else 1, num_patches))
     return Masking(kind, grid, ratio, _nearest(wanted, 1, num_patches))
 
 

@@ -18,6 +18,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from maskdm.errors import ArgumentError
+
 Coefficients = tuple[Tensor, Tensor]
 """(alpha, sigma), of one shape."""
 
@@ -77,6 +79,50 @@ class Process(Protocol):
         ...
 
 
+def batch_times(t: Tensor | float, images: Tensor) -> Tensor:
+    """Times for images (B, C, H, W): (B,), from as many or from one for all.
+
+    Raises:
+        ArgumentError: of t; it has another shape.
+    """
+    if not isinstance(t, Tensor):
+        return torch.full(
+            (len(images),), t, device=images.device, dtype=torch.promote_types(images.dtype, torch.float32)
+        )
+    if t.ndim == 0:
+        return t.expand(len(images))
+    if t.shape != images.shape[:1]:
+        wanted = f"one number, or ({len(images)},): one for each image"
+        raise ArgumentError("t", "has another shape than the images", got=tuple(t.shape), wanted=wanted)
+    return t
+
+
+ROUNDING = 1e-3
+"""How far beyond its end a time may lie, relative to it: in half precision they are rounded so."""
+
+
+def check_times(process: Process, t: Tensor) -> None:
+    """Refuses times that a process does not have, of any shape.
+
+    Tensors elsewhere than on the CPU pass, since to look at them is to wait for the device; so do those that stand for
+    others, in compiling and in `torch.func`.
+
+    Raises:
+        ArgumentError: of t; beyond the clean image or the most noise, or between two timesteps.
+    """
+    stands_for_others = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(t)
+    if t.device.type != "cpu" or stands_for_others:
+        return
+    least, most = process.clean, process.ends[1]
+    wrong = ~((t >= least) & (t <= most + ROUNDING * abs(most)))
+    if process.timesteps:
+        wrong |= t != t.round()
+    if bool(wrong.any()):
+        whole = ", whole numbers" if process.timesteps else ""
+        wanted = f"times of the process, {least:g} (the clean image) to {most:g}{whole}"
+        raise ArgumentError("t", got=float(t[wrong][0]), wanted=wanted)
+
+
 def exact(t: Tensor) -> Tensor:
     """In float64, where the device has it; any shape."""
     return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
@@ -123,7 +169,12 @@ class DiscreteProcess:
         return 0.0, float(self.timesteps - 1)
 
     def alpha_sigma(self, t: Tensor) -> Coefficients:
-        """See `Process`; t is a whole number, -1 to T - 1, whatever its dtype."""
+        """See `Process`; t is a whole number, -1 to T - 1, whatever its dtype.
+
+        Raises:
+            ArgumentError: of t; see `check_times`.
+        """
+        check_times(self, t)
         alphas, sigmas = _tables(self, t.device)
         row = t.long() + 1
         return alphas[row], sigmas[row]
@@ -188,7 +239,12 @@ class ContinuousProcess:
     timesteps: None = None
 
     def alpha_sigma(self, t: Tensor) -> Coefficients:
-        """See `Process`."""
+        """See `Process`.
+
+        Raises:
+            ArgumentError: of t; see `check_times`.
+        """
+        check_times(self, t)
         return self.coefficients(exact(t))
 
     def training_time(self, u: Tensor) -> Tensor:
@@ -200,6 +256,6 @@ class ContinuousProcess:
         low, high = (torch.full_like(level.double(), end) for end in (self.clean, self.ends[1]))
         for _ in range(100):
             middle = (low + high) / 2
-            noisier = noise_level(*self.alpha_sigma(middle)) > level
+            noisier = noise_level(*self.coefficients(exact(middle))) > level
             low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
         return (low + high) / 2

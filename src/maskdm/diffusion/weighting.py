@@ -3,6 +3,10 @@
 All are defined on the error of some quantity that follows from the output, and with x_t given every such error is the
 output's times a quotient of determinants (`maskdm.diffusion.prediction`). The error of x_0 is that of the output times
 sigma / det.
+
+No noise level counts for more than `LARGEST` or for less than `SMALLEST`. The weights of some papers vanish where
+images become noise alone, which is where sampling starts: nothing would be learned of it (Lin et al. 2023, arXiv
+2305.08891, section 3.2, who take another loss there; Salimans & Ho 2022, arXiv 2202.00512, section 4, who truncate).
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ LARGEST = 400.0
 
 JiT divides by at least 0.05 (Li & He 2025, arXiv 2511.13720), the same thing: 1 / 0.05^2 = 400.
 """
+SMALLEST = 1 / LARGEST
+"""Weights are at least this: what counts for nothing is not learned, and sampling may start there."""
 
 
 def uniform(alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
@@ -38,7 +44,7 @@ def uniform_in(space: Prediction) -> Weighting:
 
     def weight(alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
         quotient = space.determinant(alpha, sigma) / prediction.determinant(alpha, sigma)
-        return quotient.square().clamp(max=LARGEST)
+        return quotient.square().clamp(SMALLEST, LARGEST)
 
     return weight
 
@@ -58,10 +64,11 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
     def weight(alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
         # The error of eps is that of the output times alpha / det; written so that sigma = 0 does no harm.
         snr_over = sigma.square() / (k * sigma.square() + alpha.square())
-        return (snr_over**gamma * (alpha / prediction.determinant(alpha, sigma)).square()).clamp(max=LARGEST)
+        weight = snr_over**gamma * (alpha / prediction.determinant(alpha, sigma)).square()
+        return weight.clamp(SMALLEST, LARGEST)
 
     return weight
 
 
 def _on_x_0(weight: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
-    return (weight * (sigma / prediction.determinant(alpha, sigma)).square()).clamp(max=LARGEST)
+    return (weight * (sigma / prediction.determinant(alpha, sigma)).square()).clamp(SMALLEST, LARGEST)

@@ -11,6 +11,7 @@ from torch import Tensor
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.loss import fixed_noise, image_error
 from maskdm.diffusion.pixels import to_model
+from maskdm.diffusion.process import exact
 from maskdm.runtime.device import exact_float32
 from maskdm.runtime.distributed import Runtime
 
@@ -68,10 +69,10 @@ class HeldOut:
             denoiser: the model, with the process of these questions.
             runtime: of the ranks that share the work.
         """
-        total = 0.0
+        total = torch.zeros((), device=self.x_0.device, dtype=exact(self.t).dtype)  # read once, at the end
         for numbers in torch.split(torch.tensor(runtime.rank_indices(len(self)), device=self.x_0.device), CHUNK):
             part = numbers % len(self)
             label = None if self.label is None else self.label[part]
             errors = image_error(denoiser, self.x_0[part], self.t[part], self.eps[part], label=label)
-            total += float((errors * (numbers < len(self))).sum())
-        return runtime.all_reduce_sum(total) / len(self)
+            total += (errors * (numbers < len(self))).sum()
+        return runtime.all_reduce_sum(float(total)) / len(self)

@@ -45,7 +45,7 @@ class Haar(nn.Module):
     def forward(
         self,
         x_t: Tensor,
-        t: Tensor,
+        t: Tensor | float,
         *,
         mask: Mask | None = None,
         label: Tensor | None = None,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from maskdm.diffusion.masks import Mask
+from maskdm.diffusion.process import batch_times
 from maskdm.runtime.device import Precision, autocast, check_compiler, compile_network, pick_precision
 
 
@@ -24,8 +25,15 @@ class InferenceWrapper(nn.Module):
         self.network = compile_network(network, "default") if compiled else network
         self.device, self.precision = device, precision
 
-    def forward(self, x_t: Tensor, t: Tensor, *, mask: Mask | None = None, label: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), (B,) -> (B, C, H, W) in the type of x_t."""
+    def forward(
+        self, x_t: Tensor, t: Tensor | float, *, mask: Mask | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        """(B, C, H, W), (B,) -> (B, C, H, W) in the type of x_t. Also one t for all images.
+
+        Raises:
+            ArgumentError: t of another shape.
+        """
+        t = batch_times(t, x_t)
         with autocast(self.device, self.precision):
             out: Tensor = self.network(x_t, t, mask=mask, label=label)
         return out.to(x_t.dtype)

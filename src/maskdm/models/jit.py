@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from maskdm.diffusion.masks import Mask
 from maskdm.diffusion.patches import Grid, gather, patch_grid, patchify, scatter, unpatchify
+from maskdm.diffusion.process import batch_times
 from maskdm.errors import ArgumentError
 from maskdm.models.layers import attend, sinusoidal
 
@@ -200,7 +201,7 @@ class JiT(nn.Module):
     def forward(
         self,
         x_t: Tensor,
-        t: Tensor,
+        t: Tensor | float,
         *,
         mask: Mask | None = None,
         label: Tensor | None = None,
@@ -209,7 +210,7 @@ class JiT(nn.Module):
 
         Args:
             x_t: (B, C, H, W).
-            t: (B,), 0 to about 1000.
+            t: (B,), 0 to about 1000, or one for all images.
             mask: which patches to see, or which to pass through the middle blocks where it is routed; None for all.
             label: (B,), 0 to classes; `classes` or None for "no class".
 
@@ -217,8 +218,9 @@ class JiT(nn.Module):
             (B, C, H, W), zero where masked.
 
         Raises:
-            ArgumentError: a label without classes, or a routed mask with too few blocks.
+            ArgumentError: t of another shape, a label without classes, or a routed mask with too few blocks.
         """
+        t = batch_times(t, x_t)
         keep = None if mask is None else mask.keep.flatten(1)
         visible, routed = (None, keep) if mask is not None and mask.routed else (keep, None)
         if routed is not None and not self.middle:

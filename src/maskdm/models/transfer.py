@@ -58,6 +58,8 @@ def inherit(network: nn.Module, spec: ModelSpec, path: Path, which: Which) -> li
     """
     file, source = read_fitting(spec, path, which)
     fitted, said = fit(network, spec, source)
+    if file.suffix in PICKLES:
+        said.append("the file does not say how many attention heads its network has; heads of 64 channels are assumed")
     load_state(network, fitted, file)
     changes = different(source.spec.process.model_dump(), spec.process.model_dump())
     if changes:
@@ -104,7 +106,7 @@ def fit(network: nn.Module, spec: ModelSpec, source: Weights) -> tuple[dict[str,
         old = source.tensors.get(name)
         made = old
         if name in roles and old is not None:
-            made = fitting.fit(roles[name], old, fresh)
+            made = fitting.fit(roles[name], old, fresh.to(old.device))  # the network may be on a GPU already
         if made is None or made.shape != fresh.shape:
             state[name] = fresh
             new.append(name)

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from maskdm.diffusion.masks import Mask
 from maskdm.diffusion.patches import Grid, gather, patch_grid, patchify, scatter, unpatchify
+from maskdm.diffusion.process import batch_times
 from maskdm.errors import ArgumentError
 from maskdm.models.layers import Attention, sinusoidal
 
@@ -200,7 +201,7 @@ class UNet(nn.Module):
     def forward(
         self,
         x_t: Tensor,
-        t: Tensor,
+        t: Tensor | float,
         *,
         mask: Mask | None = None,
         label: Tensor | None = None,
@@ -208,11 +209,12 @@ class UNet(nn.Module):
         """(B, C, H, W), (B,), mask or None, (B,) or None -> (B, C, H, W), zero where masked. See `Backbone`.
 
         Where `mask.keep` is (B, h, w), a rectangle of h x w patches in raster order and elsewhere in every image (never
-        checked, as that would wait for the device), the network runs on nothing else.
+        checked, as that would wait for the device), the network runs on nothing else. Also one t for all images.
 
         Raises:
-            ArgumentError: a label without classes, or a routed mask.
+            ArgumentError: t of another shape, a label without classes, or a routed mask.
         """
+        t = batch_times(t, x_t)
         visible = None if mask is None else mask.keep
         if mask is not None and mask.routed:
             raise ArgumentError("mask", "routes patches, which a unet cannot", wanted="kind patch, block or crop")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from maskdm.diffusion.masks import Mask
 from maskdm.diffusion.patches import gather, patch_grid, patchify, scatter, unpatchify
+from maskdm.diffusion.process import batch_times
 from maskdm.errors import ArgumentError
 from maskdm.models.layers import MLP, Attention, initialize, sinusoidal
 
@@ -139,16 +140,19 @@ class UViT(nn.Module):
     def forward(
         self,
         x_t: Tensor,
-        t: Tensor,
+        t: Tensor | float,
         *,
         mask: Mask | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
         """(B, C, H, W), (B,), mask or None, labels (B,) or None -> (B, C, H, W), zero where masked. See `Backbone`.
 
+        Also one t for all images.
+
         Raises:
-            ArgumentError: a label without classes, or a routed mask with a single block.
+            ArgumentError: t of another shape, a label without classes, or a routed mask with a single block.
         """
+        t = batch_times(t, x_t)
         visible, routed = (None, None) if mask is None else (mask.visible, mask.keep if mask.routed else None)
         if routed is not None and not self.blocks_in:
             raise ArgumentError("depth", got=1, wanted="3 or more to route patches around the middle", remedy="try 3")

@@ -177,12 +177,12 @@ def between(config: SamplingConfig, ends: Tensor, strength: float, num: int, cal
     times = truncate(config, strength)
     device = config.denoiser.device
     latents: list[Tensor] = []
+    weights = torch.linspace(0, 1, num).tolist()
 
     def make(batch: range, context: Context) -> Tensor:
         if not latents:
             latents.extend(ddim_invert(config, ends.to(device), times, lambda: callback(2)))
-        weights = torch.linspace(0, 1, num, device=device)
-        x = torch.stack([slerp(latents[0], latents[1], float(weights[min(i, num - 1)])) for i in batch])
+        x = torch.stack([slerp(latents[0], latents[1], weights[min(i, num - 1)]) for i in batch])
         return config.integrate(context, x, times, lambda: callback(len(batch)))
 
     return make
@@ -208,9 +208,9 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """Between two tensors of one shape by angle, so that what is as long as noise stays so; weight 0 is a, 1 is b."""
     cosine = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1)
     angle = torch.acos(cosine)
-    if float(torch.sin(angle)) < 1e-4:  # alike, or opposite, which leaves no angle to follow
-        return torch.lerp(a, b, weight)
-    return (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
+    by_angle = (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
+    # Alike, or opposite, there is no angle to follow. Chosen on the device: nothing waits for it.
+    return torch.where(torch.sin(angle) < 1e-4, torch.lerp(a, b, weight), by_angle)
 
 
 def truncate(config: SamplingConfig, strength: float) -> tuple[float, ...]:

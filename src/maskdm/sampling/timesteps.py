@@ -71,7 +71,7 @@ def sampling_times(
     else:
         times = _spaced(process, _RATIOS[spacing], first, steps)
     if shift != 1:
-        level = noise_level(*process.alpha_sigma(times[:-1]))
+        level = noise_level(*process.alpha_sigma(times[:-1].trunc() if process.timesteps else times[:-1]))
         u = level[1:] / level[0]  # so that none comes as far as the first time
         times[1:-1] = process.time_at(level[0] * shift * u / (1 + (shift - 1) * u))
     return _distinct_timesteps(times) if process.timesteps else times
