@@ -248,7 +248,7 @@ IMAGES = np.zeros((3, 2, 2), np.uint8)
         ({"images": IMAGES[0]}, "'images' has shape (2, 2)", "(N, H, W)", "convert it"),
         ({"images": np.zeros((3, 2, 2, 5), np.uint8)}, "has shape (3, 2, 2, 5)", "C from 1 to 4", "convert it"),
         ({"images": IMAGES[:0]}, "has shape (0, 2, 2)", "(N, H, W)", "convert it"),
-        ({"images": np.array([{}, {}, {}], dtype=object)}, "allow_pickle", "", "save it with np.savez"),
+        ({"images": np.array([{}, {}, {}], dtype=object)}, "holds objects", "", "save it with np.savez"),
         (
             {"images": IMAGES, "labels": np.zeros(2, int)},
             "of shape (2,)",
@@ -278,7 +278,7 @@ def test_npz_that_is_wrong(
         open_source(tmp_path / "a.npz")
 
 
-@pytest.mark.parametrize("content", [b"", b"no arrays here", b"PK\x03\x04", b"\x93NUMPY"])
+@pytest.mark.parametrize("content", [b"", b"no arrays here", b"PK\x03\x04"])
 def test_npz_that_is_none(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(content)
     with refused(tmp_path / "a.npz", "cannot be read as arrays (", remedy="save it with np.savez"):

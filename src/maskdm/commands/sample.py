@@ -24,7 +24,15 @@ from maskdm.runtime.console import Console
 from maskdm.runtime.distributed import Runtime, init_distributed
 from maskdm.sampling import edit
 from maskdm.sampling.guidance import ALWAYS
-from maskdm.sampling.sample import SAMPLER, STEPS, SamplingConfig, check_counts, sample_across_ranks, sampling_config
+from maskdm.sampling.sample import (
+    SAMPLER,
+    STEPS,
+    SamplingConfig,
+    check_counts,
+    check_images_fit,
+    sample_across_ranks,
+    sampling_config,
+)
 from maskdm.sampling.samplers import get_sampler
 
 Image: TypeAlias = str | Path | Tensor
@@ -147,6 +155,7 @@ def sample(
             labels = ["none"]  # an image of one's own belongs to whatever class it shows
         with within(""):
             check_counts(count, batch_size)
+            check_images_fit(denoiser, count)
             config = sampling_config(
                 denoiser,
                 steps=steps,

@@ -17,7 +17,7 @@ from torch import Tensor
 from maskdm.diffusion.pixels import to_unit
 from maskdm.diffusion.process import noise_level
 from maskdm.errors import ArgumentError
-from maskdm.sampling.sample import Callback, SamplingConfig, check_counts, no_callback
+from maskdm.sampling.sample import Callback, SamplingConfig, check_counts, check_images_fit, no_callback
 from maskdm.sampling.samplers import Context, Sampler, heun_step, integrate, renoise, time_of
 
 
@@ -48,6 +48,7 @@ def img2img(
         ArgumentError: numbers out of range.
     """
     check_counts(num, batch_size)
+    check_images_fit(config.denoiser, num)
     times = truncate(config, strength)
     start = time_of(config.denoiser.process, times[0])
 
@@ -91,6 +92,7 @@ def inpaint(
         ArgumentError: numbers out of range.
     """
     check_counts(num, batch_size)
+    check_images_fit(config.denoiser, num)
     if resample < 1:
         raise ArgumentError("resample", got=resample, wanted="at least 1", remedy="5 to 10 joins the parts well")
     process, device = config.denoiser.process, config.denoiser.device
@@ -143,6 +145,7 @@ def interpolate(
         ArgumentError: a sampler that adds noise, several labels, or fewer than two images.
     """
     check_counts(num, batch_size)
+    check_images_fit(config.denoiser, num)
     if num < 2:
         raise ArgumentError("num", got=num, wanted="at least 2 to interpolate between two images")
     if config.sampler.stochastic:

@@ -14,11 +14,14 @@ from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.pixels import to_unit
 from maskdm.errors import ArgumentError
 from maskdm.runtime.distributed import Runtime
+from maskdm.runtime.host_memory import host_available_bytes, require_memory
 from maskdm.sampling.guidance import ALWAYS, Guidance, estimator
 from maskdm.sampling.samplers import Context, Sampler, get_sampler, integrate, time_of
 from maskdm.sampling.timesteps import sampling_times
 
 SEEDS = 2**32
+MOST_IMAGES, MOST_AT_ONCE = 10**9, 2**16
+"""More are a mistake of whoever typed them."""
 SAMPLER, STEPS = "dpm++", 25
 """The usual ones: benchmarks/sampling.py."""
 
@@ -169,9 +172,10 @@ def sample_images(
         (num, C, H, W) float32 in [0, 1] on the CPU.
 
     Raises:
-        ArgumentError: no images, or batches of none.
+        ArgumentError: no images, or batches of none, or more than fit into memory.
     """
     check_counts(len(numbers), batch_size)
+    check_images_fit(config.denoiser, len(numbers))
     start = time_of(config.denoiser.process, config.times[0]).sigma
     done = []
     for batch, context in config.batches(numbers, batch_size):
@@ -196,20 +200,33 @@ def sample_across_ranks(
         (num, C, H, W) float32 in [0, 1] on the CPU of every rank.
 
     Raises:
-        ArgumentError: no images, or batches of none.
+        ArgumentError: no images, or batches of none, or more than fit into memory.
     """
     check_counts(num, batch_size)
+    check_images_fit(config.denoiser, num)
     unit = sample_images(config, runtime.rank_indices(num), batch_size=batch_size, callback=callback)
     return torch.stack(runtime.all_gather(unit), dim=1).flatten(0, 1)[:num]
 
 
 def check_counts(num: int, batch_size: int) -> None:
-    """Refuses no images, and batches of none.
+    """Refuses no images and batches of none, and numbers beyond all reason.
 
     Raises:
         ArgumentError: of `num` or `batch_size`.
     """
-    if num < 1:
-        raise ArgumentError("num", got=num, wanted="at least 1")
-    if batch_size < 1:
-        raise ArgumentError("batch_size", got=batch_size, wanted="at least 1")
+    for name, value, most in (("num", num, MOST_IMAGES), ("batch_size", batch_size, MOST_AT_ONCE)):
+        if value < 1:
+            raise ArgumentError(name, got=value, wanted="at least 1")
+        if value > most:
+            raise ArgumentError(name, got=value, wanted=f"at most {most:,}")
+
+
+def check_images_fit(denoiser: Denoiser, num: int) -> None:
+    """Refuses more images than can be returned: float32, in the memory of the host.
+
+    Raises:
+        ArgumentError: of `num`.
+    """
+    need = 4 * num * denoiser.channels * math.prod(denoiser.image_size)
+    remedy = "sample fewer at a time, with other seeds each time"
+    require_memory(need, host_available_bytes(), "num", got=num, what="the images", remedy=remedy)
