@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskdm.data.decode import BadImage, Transform, decode, probe
+from maskdm.data.decode import Transform, decode, probe
+from maskdm.data.pillow import BadImage
 
 RNG = np.random.default_rng(0)
 GRAY = RNG.integers(0, 256, (6, 8), dtype=np.uint8)
@@ -58,8 +59,8 @@ HEALTHY = healthy()
 
 
 @pytest.mark.parametrize("name", HEALTHY)
-def test_damaged_files_give_pixels_or_bad_image_and_no_noise(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)  # so that none fills the memory with a great deal of nothing
+def test_damaged_files_give_pixels_or_bad_image_and_no_noise(name: str) -> None:
+    few = 10**6  # so that none fills the memory with a great deal of nothing
     dice = random.Random(name)
     whole = HEALTHY[name]
     assert decode(whole, same_size(3)).shape == (6, 8, 3)
@@ -73,13 +74,13 @@ def test_damaged_files_give_pixels_or_bad_image_and_no_noise(name: str, monkeypa
         damaged.append(bytes(data))
     for data in damaged:
         try:
-            pixels = decode(data, same_size(3))
+            pixels = decode(data, same_size(3), few)
         except BadImage as error:
             reason = str(error)
         else:
             reason = "none"
             assert pixels.shape == (6, 8, 3)
-            assert min(probe(data)[:2]) > 0
+            assert min(probe(data, few)[:2]) > 0
         assert reason
         assert "\n" not in reason
 
@@ -92,8 +93,20 @@ def test_other_formats_are_never_tried() -> None:
 def test_bomb() -> None:
     header = bytearray(file_of(Image.new("RGB", (8, 6)), "BMP"))
     header[18:26] = (20_000).to_bytes(4, "little") * 2
-    with pytest.raises(BadImage, match="Bomb"):
+    with pytest.raises(BadImage, match=r"20,000 x 20,000 pixels are more than data\.max_pixels allows, 178,956,970"):
         decode(bytes(header), same_size(3))
+    with pytest.raises(BadImage, match="max_pixels"):
+        probe(bytes(header))
+    assert probe(bytes(header), 20_000**2)[:2] == (20_000, 20_000)
+    with pytest.raises(BadImage, match="max_pixels"):
+        decode(file_of(RGB), same_size(3), 47)
+    assert np.array_equal(decode(file_of(RGB), same_size(3), 48), RGB)
+
+
+def test_pillows_own_limit_is_another_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3)
+    assert np.array_equal(decode(file_of(RGB), same_size(3)), RGB)
+    assert Image.MAX_IMAGE_PIXELS == 3
 
 
 def test_quiet_in_many_threads_and_filters_restored() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -17,7 +18,7 @@ import pytest
 from data_helpers import Listener, noise, png, refused, truncate, write_folder
 
 from maskdm import files
-from maskdm.data import image_set
+from maskdm.data import scan
 from maskdm.data.decode import Transform
 from maskdm.data.disk_cache import Decoded, find_or_build
 from maskdm.data.image_set import ImageSet, load_images
@@ -50,7 +51,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(*_: object) -> None:
         raise AssertionError("it is in the cache")
 
-    monkeypatch.setattr("maskdm.data.image_set.decode", decode)
+    monkeypatch.setattr("maskdm.data.scan.decode_and_measure", decode)
 
 
 def test_found_again_after_a_move(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,14 +155,14 @@ def test_leftovers_of_the_dead_are_swept_up(folder: Path) -> None:
 def test_killed_while_decoding_leaves_no_entry(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         calls = iter(range(100))
-        decode = image_set.decode
+        decode = scan.decode_and_measure
 
-        def interrupted(*arguments: Any) -> np.ndarray:
+        def interrupted(*arguments: Any) -> Any:
             if next(calls) == 7:
                 raise KeyboardInterrupt
             return decode(*arguments)
 
-        patch.setattr(image_set, "decode", interrupted)
+        patch.setattr(scan, "decode_and_measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load(folder)
     assert list((folder.parent / "cache").iterdir()) == []
@@ -202,13 +203,15 @@ def test_the_loser_of_the_race_takes_the_winners_entry(tmp_path: Path) -> None:
     transform = Transform(2, 2, 1)
 
     def decoded() -> Iterator[Decoded]:
-        yield from ((np.full((2, 2, 1), value, np.uint8), f"{value}") for value in range(9))
+        for value in range(9):
+            pixels = np.full((2, 2, 1), value, np.uint8)
+            yield Decoded(pixels, hashlib.sha256(pixels.data).hexdigest())
 
     def slow() -> Iterator[Decoded]:
         yield from decoded()
-        find_or_build(tmp_path / "cache", "k", transform, 9, decoded, print)  # another is faster
+        find_or_build(tmp_path / "cache", "k", transform, 9, decoded, Listener())  # another is faster
 
-    entry = find_or_build(tmp_path / "cache", "k", transform, 9, slow, print)
+    entry = find_or_build(tmp_path / "cache", "k", transform, 9, slow, Listener())
     assert entry.images[:, 0, 0, 0].tolist() == list(range(9))
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["k"]
 
@@ -239,3 +242,45 @@ def test_a_disk_that_fills_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with refused(folder.parent / "cache", "(No space left on device), 1,051,840 bytes are needed"):
         load(folder)
     assert list((folder.parent / "cache").iterdir()) == []
+
+
+# --- every byte ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["images.npy", "index.json"])
+def test_a_flipped_bit_or_a_cut_is_noticed(name: str, folder: Path) -> None:
+    """A bit here and there: the entry is the same once it has been read, or built again with a line."""
+    expected = np.array(load(folder).images)
+    file = entry_of(folder) / name
+    whole = file.read_bytes()
+    for position in range(0, len(whole), max(len(whole) // 12, 1)):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << position % 8
+        for damaged in (bytes(flipped), whole[:position]):
+            file.write_bytes(damaged)
+            console = Listener()
+            again = load(folder, console)
+            assert np.array_equal(again.images, expected)
+            assert again.sha256_px == tuple(hashlib.sha256(image.data).hexdigest() for image in expected)
+            assert console.said or name == "images.npy"  # a space in NumPy's header may be another
+            assert file.read_bytes() == whole or not console.said
+
+
+def test_pixels_and_index_of_two_entries_are_not_mixed(folder: Path) -> None:
+    load(folder)
+    pixels = np.load(entry_of(folder) / "images.npy")
+    np.save(entry_of(folder) / "images.npy", pixels[::-1])  # the same shape, and each image whole
+    console = Listener()
+    assert np.array_equal(load(folder, console).images, pixels)
+    assert console.said == [f"warning: the cache entry {entry_of(folder)} is damaged and is built again"]
+
+
+def test_an_entry_of_the_first_format_is_built_again(folder: Path) -> None:
+    load(folder)
+    file = entry_of(folder) / "index.json"
+    index = json.loads(file.read_text())
+    file.write_text(json.dumps({key: index[key] for key in ("transform", "sha256_px", "bad")} | {"format": 1}))
+    console = Listener()
+    assert len(load(folder, console)) == 12
+    assert "was made by an earlier version and is built again" in console.said[0]
+    assert json.loads(file.read_text())["format"] == 2

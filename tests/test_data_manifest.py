@@ -199,6 +199,17 @@ def test_other_images_are_refused(run: Path) -> None:
         manifest.align(replace(images, fingerprint="0", transform=Transform(2, 2, 3)))
 
 
+def test_the_version_of_the_decoder_matters_by_its_pixels(run: Path) -> None:
+    manifest = read_manifest(run)
+    older = replace(manifest, head=replace(manifest.head, transform=dict(manifest.head.transform) | {"version": 1}))
+    images = image_set()
+    assert older.difference(images) == ""
+    _, *rest = images.sha256_px
+    assert "1 changed" in older.difference(
+        replace(images, sha256_px=("9" * 64, *rest))
+    )  # the same files, by their hash
+
+
 def test_run_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with refused("output", f"cannot make the folder {tmp_path / 'file'}"):

@@ -278,7 +278,7 @@ def test_npz_that_is_wrong(
         open_source(tmp_path / "a.npz")
 
 
-@pytest.mark.parametrize("content", [b"", b"no arrays here", b"PK\x03\x04", b"\x93NUMPY"])
+@pytest.mark.parametrize("content", [b"", b"no arrays here", b"PK\x03\x04"])
 def test_npz_that_is_none(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(content)
     with refused(tmp_path / "a.npz", "cannot be read as arrays (", remedy="save it with np.savez"):

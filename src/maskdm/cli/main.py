@@ -93,11 +93,7 @@ def _command(words: list[str]) -> int:
 
         if not is_out_of_memory(error):
             raise
-        return _fail(
-            "error: out of memory; try stages.N.micro_batch (gradient accumulation, the same result), a smaller batch "
-            "or a smaller model; what was saved before is intact",
-            1,
-        )
+        return _fail(f"error: out of memory; {_less_memory(words[0])}; what was saved before is intact", 1)
     except OSError as error:
         if error.errno not in DISK:
             raise
@@ -113,6 +109,13 @@ def _run(parser: Parser, words: list[str]) -> int:
         raise InputError("", f"unknown argument {rest[0]!r}", remedy=f"see maskdm {arguments.command} --help")
     code = arguments.call(arguments, rest) if arguments.settings_follow else arguments.call(arguments)
     return int(code or 0)
+
+
+def _less_memory(command: str) -> str:
+    """What to try where memory has run out."""
+    if command in ("train", "compare", "bench", "plan", "demo"):
+        return "try stages.N.micro_batch (gradient accumulation, the same result), a smaller batch or a smaller model"
+    return "try fewer images, or fewer at once (--num and --batch-size, where the command has them)"
 
 
 def _one_command(words: list[str]) -> list[str]:

@@ -27,6 +27,7 @@ from maskdm.sampling.sample import (
     STEPS,
     SamplingConfig,
     check_counts,
+    check_images_fit,
     make_round,
     rounds_of,
     sampling_config,
@@ -132,6 +133,8 @@ def sample(
             labels = ["none"]  # an image of one's own belongs to whatever class it shows
         with within(""):
             check_counts(count, batch_size)
+            if return_images:
+                check_images_fit(denoiser, count)
             config = sampling_config(
                 denoiser,
                 steps=steps,

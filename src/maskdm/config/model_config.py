@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
-from maskdm.config.section import Count, Positive, Section, Side, Variants, Whole
+from maskdm.config.section import Layers, Number, Section, Side, Variants, Whole
 from maskdm.errors import ArgumentError
 
 OWN = "module:Class"
@@ -68,7 +68,7 @@ class TransformerConfig(SizedConfig):
 
     mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
     """Inner width of a block's MLP over the width of a token."""
-    mixer_depth: Count = 0
+    mixer_depth: Layers = 0
     """Light blocks that see every patch before masked ones are dropped (MicroDiT); masked is then not unseen."""
 
 
@@ -86,9 +86,9 @@ class JiTConfig(TransformerConfig):
     """JiT, see `maskdm.models.jit`."""
 
     backbone: Literal["jit"] = "jit"
-    bottleneck: Positive = 128
+    bottleneck: Side = 128
     """Width between the two linear layers that embed a patch."""
-    class_tokens: Count = 8
+    class_tokens: Layers = 8
     """Tokens that carry the class, beside the modulation."""
 
 
@@ -96,9 +96,9 @@ class UNetConfig(SizedConfig):
     """The U-Net, see `maskdm.models.unet`."""
 
     backbone: Literal["unet"] = "unet"
-    levels: tuple[Positive, ...] = (1, 2, 2)
+    levels: Annotated[tuple[Annotated[Whole, Field(gt=0, le=1024)], ...], Field(max_length=16)] = (1, 2, 2)
     """Channels of each level over the width; every level but the last halves the image."""
-    attention_levels: Count = 1
+    attention_levels: Layers = 1
     """How many of the lowest levels have attention."""
 
 
@@ -106,7 +106,7 @@ class OwnBackboneConfig(NetworkConfig):
     """A backbone of the user's own, see docs/backbones.md."""
 
     backbone: Annotated[str, Field(pattern=OWN_NAME)]
-    options: dict[str, int | float | bool | str] = Field(default={})
+    options: dict[str, Number | bool | str] = Field(default={})
     """Further arguments of its constructor."""
 
     def arguments(self) -> dict[str, object]:

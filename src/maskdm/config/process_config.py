@@ -6,9 +6,10 @@ from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from maskdm.config.section import PositiveFloat, Section, Variants, Whole
+from maskdm.config.section import Scale, Section, Variants, Whole
 from maskdm.errors import ArgumentError
 
+TimeMean = Annotated[float, Field(ge=-20, le=20)]
 PredictionName = Literal["eps", "x0", "v", "velocity", "F"]
 
 
@@ -23,7 +24,7 @@ class ProcessBase(Section):
     """The quantity whose squared error is the loss: same as the prediction, or another (velocity with x0 is JiT's)."""
     weight: Literal["uniform", "min-snr", "edm", "p2"] = "uniform"
     """Weight of noise levels in the loss: min-snr on the image's error, p2 on the noise's, edm uniform on F's."""
-    sigma_data: PositiveFloat = 0.5
+    sigma_data: Scale = 0.5
     """Standard deviation of the pixels, for EDM's F and for the scale of the input in ve and edm."""
 
     @model_validator(mode="after")
@@ -45,7 +46,7 @@ class ScheduledConfig(ProcessBase):
 class ShiftedConfig(ProcessBase):
     """Options of processes that end in (almost) noise alone."""
 
-    shift: PositiveFloat = 1.0
+    shift: Scale = 1.0
     """Factor of sigma / alpha throughout; more than 1 for large images (about side / 64)."""
 
 
@@ -58,8 +59,8 @@ class ContinuousConfig(ProcessBase):
     time_distribution: Literal["auto", "uniform", "normal"] = "auto"
     """Distribution of t in training. normal: logit-normal for vp and flow, log-normal for ve and edm; uniform: in t, or
     in log t for ve and edm. auto: normal for edm and flow, uniform for vp and ve."""
-    time_mean: float | None
-    time_std: PositiveFloat | None
+    time_mean: TimeMean | None
+    time_std: Scale | None
 
     @property
     def distribution(self) -> Literal["uniform", "normal"]:
@@ -81,18 +82,18 @@ class ContinuousConfig(ProcessBase):
 class LogitTimeConfig(ContinuousConfig):
     """Options of processes whose times lie between 0 and 1."""
 
-    time_mean: float | None = None
+    time_mean: TimeMean | None = None
     """Mean of logit(t) where its distribution is normal. null: 0."""
-    time_std: PositiveFloat | None = None
+    time_std: Scale | None = None
     """Standard deviation of logit(t) where its distribution is normal. null: 1."""
 
 
 class LogTimeConfig(ContinuousConfig):
     """Options of processes whose time is sigma."""
 
-    time_mean: float | None = None
+    time_mean: TimeMean | None = None
     """Mean of log(sigma) where its distribution is normal. null: -1.2."""
-    time_std: PositiveFloat | None = None
+    time_std: Scale | None = None
     """Standard deviation of log(sigma) where its distribution is normal. null: 1.2."""
 
 
@@ -100,7 +101,7 @@ class DDPMConfig(ScheduledConfig, ShiftedConfig):
     """DDPM: noise in T timesteps."""
 
     kind: Literal["ddpm"] = "ddpm"
-    timesteps: Annotated[Whole, Field(ge=2)] = 1000
+    timesteps: Annotated[Whole, Field(ge=2, le=100_000)] = 1000
     """Number of timesteps."""
     zero_terminal: bool = False
     """Stretch the schedule so that the last timestep is noise alone."""
@@ -118,9 +119,9 @@ class VEConfig(LogTimeConfig):
 
     usual_distribution = "uniform"
     kind: Literal["ve"] = "ve"
-    sigma_min: PositiveFloat = 0.01
+    sigma_min: Scale = 0.01
     """Least noise."""
-    sigma_max: PositiveFloat = 50.0
+    sigma_max: Scale = 50.0
     """Most noise."""
 
 
@@ -129,9 +130,9 @@ class EDMConfig(LogTimeConfig):
 
     usual_distribution = "normal"
     kind: Literal["edm"] = "edm"
-    sigma_min: PositiveFloat = 0.002
+    sigma_min: Scale = 0.002
     """Least noise."""
-    sigma_max: PositiveFloat = 80.0
+    sigma_max: Scale = 80.0
     """Most noise."""
 
 

@@ -12,10 +12,11 @@ from pydantic import Field, model_validator
 
 from maskdm.config.model_config import MODEL_VARIANTS, ModelConfig, UViTConfig
 from maskdm.config.process_config import PROCESS_VARIANTS, DDPMConfig, ProcessConfig
-from maskdm.config.section import Count, PathText, Positive, Probability, Section, Share, Side, Whole
+from maskdm.config.section import Count, PathText, Positive, Probability, Section, Seed, Share, Whole
 from maskdm.config.stage_config import StageConfig, default_stages
 from maskdm.errors import ArgumentError
 
+Pixels = Annotated[Whole, Field(gt=0, le=16_384)]
 Where = Literal["auto", "device", "ram", "map", "stream"]
 
 
@@ -30,7 +31,7 @@ class DataConfig(Section):
     label_column: str = "auto"
     """Of a Hugging Face data set, the column of classes, numbers or words; none uses none. auto: the first of classes
     (ClassLabel), else one called label, labels, class, cls, class_name, category or fine_label."""
-    image_size: Side | tuple[Side, Side] | Literal["auto"] = "auto"
+    image_size: Pixels | tuple[Pixels, Pixels] | Literal["auto"] = "auto"
     """Pixels: N, or [height, width]. auto: the size all images share, up to 128 px, else 64. Flag: --image-size."""
     channels: Literal["auto", 1, 2, 3, 4] = "auto"
     """1 gray, 2 gray and alpha, 3 RGB, 4 RGBA. auto: 1 if every image is gray, else 3."""
@@ -55,6 +56,13 @@ class DataConfig(Section):
     split), public (a published one, for public images only), or the path of a file with at least 16 bytes."""
     cache_dir: PathText = "auto"
     """Where decoded images are kept. auto: $MASKDM_CACHE, else ~/.cache/maskdm."""
+    white_level: Annotated[float, Field(gt=0, le=2**32)] | None = None
+    """The value that is white in gray images of more than 8 bits, such as 4095 for 12 bits in 16; brighter ones are cut
+    off. null: 65535 of integers and 1 of floats."""
+    max_file_mb: Annotated[Whole, Field(gt=0, le=100_000)] = 256
+    """Size of an image's file, or of its member of an archive when unpacked, in MB, above which it is left out."""
+    max_pixels: Annotated[Whole, Field(gt=0, le=10**11)] = 178_956_970
+    """Width times height of an image above which it is left out unopened (the default is Pillow's)."""
     store: Where = "auto"
     """Where decoded images lie while training: on the GPU, in memory, mapped from the cache on disk, or nowhere
     (stream: decoded whenever needed, no cache). auto: the first of the first three that fits; without a GPU, mapped."""
@@ -72,7 +80,7 @@ class EMAConfig(Section):
 class TrainConfig(Section):
     """How training runs."""
 
-    seed: Count = 0
+    seed: Seed = 0
     """Decides weights, order, noise, masks, flips: everything random."""
     device: str = "auto"
     """auto (cuda, else mps, else cpu), or a device of torch."""
@@ -105,16 +113,16 @@ class EvalConfig(Section):
     """Held-out images it is measured on, always the same; 0 for none."""
     samples_every: Positive = 200_000
     """Images of a stage between sample grids."""
-    samples: Count = 64
+    samples: Annotated[Whole, Field(ge=0, le=65_536)] = 64
     """Images in a grid, seeds 0, 1, ...; 0 for no grids."""
-    sample_steps: Positive = 25
+    sample_steps: Annotated[Whole, Field(gt=0, le=100_000)] = 25
     """Steps for each, by the default sampler of maskdm sample."""
     scores: PathText | None = None
     """Features in which generated images are compared with the held-out ones while training, as by maskdm eval: pixels,
     inception, dinov2, clip, encoder, or a file; null for none."""
     scores_every: Positive = 1_000_000
     """Images of a stage between such scores, which are also taken as a stage ends."""
-    score_images: Annotated[Whole, Field(ge=2)] = 500
+    score_images: Annotated[Whole, Field(ge=2, le=10**7)] = 500
     """Images generated for each."""
 
 

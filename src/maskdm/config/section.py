@@ -17,13 +17,24 @@ def _as_whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+# Every number has an upper bound: what lies beyond it would hang, or overflow, or fill the memory.
+LARGEST = 10**12
+"""Of numbers of steps, images and the like: more than a cluster gets through in a lifetime."""
+
 Whole = Annotated[int, BeforeValidator(_as_whole)]
 """A whole number, however it is written."""
-Positive = Annotated[Whole, Field(gt=0)]
+Positive = Annotated[Whole, Field(gt=0, le=LARGEST)]
+Count = Annotated[Whole, Field(ge=0, le=LARGEST)]
 Side = Annotated[Whole, Field(gt=0, le=65_536)]
-Count = Annotated[Whole, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+Layers = Annotated[Whole, Field(ge=0, le=1024)]
+"""Numbers of blocks, levels and tokens of a network."""
+BatchSize = Annotated[Whole, Field(gt=0, le=65_536)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+Number = Annotated[int, Field(gt=-(2**63), lt=2**63)] | Annotated[float, Field(ge=-1e300, le=1e300)]
+"""Of options whose meaning is not known here."""
+PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
+Scale = Annotated[float, Field(ge=1e-4, le=1e4)]
+"""Factors and levels of noise: squared, and divided by, in single precision."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 

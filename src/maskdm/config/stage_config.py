@@ -7,14 +7,16 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from maskdm.config.section import (
+    BatchSize,
     Count,
-    NonNegativeFloat,
     PathText,
     Positive,
     PositiveFloat,
     Probability,
+    Scale,
     Section,
     Share,
+    Side,
     Whole,
 )
 from maskdm.errors import ArgumentError
@@ -29,11 +31,11 @@ class MaskPart(Section):
     """As mask.kind."""
     ratio: Share | Literal["auto"] = "auto"
     """As mask.ratio, but one for the whole stage."""
-    block: Positive | Literal["auto"] = "auto"
+    block: Side | Literal["auto"] = "auto"
     """As mask.block."""
     offset: bool = False
     """As mask.offset."""
-    share: PositiveFloat = 1.0
+    share: Scale = 1.0
     """Its part of every batch, against those of the others."""
 
 
@@ -55,7 +57,7 @@ class MaskConfig(Section):
     by_noise: tuple[Share, ...] = ()
     """Ratios for equally likely ranges of noise, from the least noise to the most, instead of mask.ratio: such as
     [0.9, 0.75, 0.5, 0]."""
-    block: Positive | Literal["auto"] = "auto"
+    block: Side | Literal["auto"] = "auto"
     """Side of a block in patches, for kind block. auto: a quarter of the grid's shorter side, rounded down."""
     offset: bool = False
     """Shift the cut into blocks at random for every image, for kind block."""
@@ -90,12 +92,12 @@ class StageConfig(Section):
     """Length in images (rounded up to whole steps)."""
     minutes: PositiveFloat | None = None
     """Length in minutes of training (wall-clock time); such a stage cannot be repeated bit for bit."""
-    batch_size: Positive = 128
+    batch_size: BatchSize = 128
     """Images a step, over all ranks."""
-    micro_batch: Positive | Literal["auto"] | None = None
+    micro_batch: BatchSize | Literal["auto"] | None = None
     """Images at once on a rank; gradients are accumulated to the batch. null: the whole share of the rank, and half of
     it from then on if memory runs out. auto: the most that fits, by a measurement as the stage begins."""
-    lr: PositiveFloat = 2e-4
+    lr: Annotated[float, Field(gt=0, le=1e4)] = 2e-4
     """Peak learning rate."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """constant after the warm-up, or cosine down to zero at the end of the stage."""
@@ -103,7 +105,7 @@ class StageConfig(Section):
     """Steps over which the rate rises linearly from zero."""
     betas: tuple[Share, Share] = (0.99, 0.99)
     """Betas of AdamW."""
-    weight_decay: NonNegativeFloat = 0.03
+    weight_decay: Annotated[float, Field(ge=0, le=1e4)] = 0.03
     """Weight decay of AdamW, on the weights of linear and convolutional layers only."""
     clip: PositiveFloat | None = 1.0
     """Largest gradient norm; null for none."""

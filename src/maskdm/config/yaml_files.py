@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,16 @@ from maskdm.files import write_text
 
 _WORD = re.compile(r"(?!(?:true|false|null|none|yes|no|on|off|y|n)$)[a-z][a-z0-9_-]*", re.IGNORECASE)
 """Text that no reader of YAML takes for anything else."""
+MAX_CHARACTERS = 2**16
+"""Of a file of settings; shipped ones have a few thousand."""
+MAX_VALUES = 20_000
+"""Of a file of settings, every alias counted as all that it stands for."""
 _NOT_PLAIN = (TypeError, ValueError, RecursionError)
 """What values raise that could not stand in a file of JSON."""
+
+
+class TooMuch(ValueError):
+    """Text that stands for more than settings could be; the message says of what."""
 
 
 def read_yaml(path: Path) -> Tree:
@@ -28,7 +37,8 @@ def read_yaml(path: Path) -> Tree:
         InputError: it cannot be read, or holds no sections of plain values.
     """
     try:
-        text = path.read_text("utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except OSError as error:
         raise InputError("config", f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -40,10 +50,14 @@ def parse_yaml(text: str, origin: str) -> Tree:
     """Text as a tree of settings; `origin` says in errors where it stands.
 
     Raises:
-        InputError: it holds no sections of plain values.
+        InputError: it holds no sections of plain values, or more than settings could be.
     """
     try:
+        if len(text) > MAX_CHARACTERS:
+            raise TooMuch(f"more than {MAX_CHARACTERS:,} characters")
         tree = parse_value(text)
+    except TooMuch as error:
+        raise InputError("config", f"{origin} holds {error}", wanted="a file of settings") from None
     except YAMLError as error:
         raise InputError("config", f"{origin} is not YAML: {' '.join(str(error).split())}") from None
     except _NOT_PLAIN:
@@ -63,10 +77,28 @@ def parse_value(text: str) -> Any:
     Raises:
         YAMLError: it is not YAML.
         TypeError, ValueError, RecursionError: it could not stand in a file of JSON.
+        TooMuch: its aliases stand for too many values.
     """
     yaml = YAML(typ="safe", pure=True)
+    if "*" in text:
+        count = _expanded(YAML(typ="safe", pure=True).compose(text), {})
+        if count == math.inf:
+            raise ValueError("a value holds itself")
+        if count > MAX_VALUES:
+            raise TooMuch(f"aliases that stand for more than {MAX_VALUES:,} values")
     yaml.constructor.yaml_constructors["tag:yaml.org,2002:timestamp"] = lambda loader, node: node.value
     return json.loads(json.dumps(yaml.load(text)))
+
+
+def _expanded(node: Any, known: dict[int, float]) -> float:
+    """How many values a node of YAML has once every alias in it is what it stands for; infinite if it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until all of its parts are known
+        parts = getattr(node, "value", None)
+        pairs = [part for part in parts if not isinstance(part, str)] if isinstance(parts, list) else []
+        inner = [each for part in pairs for each in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_expanded(each, known) for each in inner)
+    return known[id(node)]
 
 
 def parse_override(text: str) -> Any:

@@ -11,8 +11,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from maskdm.data.limits import check_regular
 from maskdm.data.source import one_line
 from maskdm.errors import InputError
+from maskdm.runtime.host_memory import host_available_bytes
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 BARE = "arr_0"
@@ -31,9 +33,11 @@ def read_arrays(path: Path, names: Sequence[str], *, remedy: str = "") -> tuple[
         remedy: what to do where it cannot be read.
 
     Raises:
-        InputError: it is damaged, holds pickled objects, or an array says that it is larger than the file can be.
+        InputError: it is damaged or no regular file, holds pickled objects, an array says that it is larger than the
+            file can be, or needs more memory than is free.
     """
     try:
+        check_regular(path)
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
                 file.seek(0)
@@ -43,7 +47,7 @@ def read_arrays(path: Path, names: Sequence[str], *, remedy: str = "") -> tuple[
                 found = {name: _member(archive, members[name]) for name in names if name in members}
                 return found, sorted(members)
     except MemoryError:
-        raise InputError(str(path), "is larger than the memory there is", remedy="give fewer images") from None
+        raise InputError(str(path), "its arrays need more memory than is free", remedy="give fewer images") from None
     except READ_ERRORS as error:
         raise InputError(str(path), f"cannot be read as arrays ({one_line(error)})", remedy=remedy) from error
 
@@ -72,6 +76,8 @@ def _read(file: IO[bytes], size: int) -> np.ndarray[Any, Any]:
     there, said = size - file.tell(), math.prod(shape) * dtype.itemsize
     if said != there:
         raise ValueError(f"an array of shape {shape} and type {dtype} has {said:,} bytes, and here are {there:,}")
+    if said > host_available_bytes():
+        raise MemoryError
     content = file.read(said)
     if len(content) < said:
         raise EOFError("it ends too early")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from maskdm.config.schema import DataConfig
 from maskdm.data.image_set import ImageSet, load_images
+from maskdm.data.limits import MB
 from maskdm.data.sources import open_source
 from maskdm.data.split import ROLES, Role, assign_roles, given_roles, group_names, matching, read_salt
 from maskdm.errors import within
@@ -70,6 +71,9 @@ def read_unsplit(config: DataConfig, console: Console) -> ImageSet:
             background=config.background,
             on_bad_image=config.on_bad_image,
             keep=config.store != "stream",
+            white_level=config.white_level,
+            max_file_bytes=config.max_file_mb * MB,
+            max_pixels=config.max_pixels,
         )
 
 

@@ -1,6 +1,6 @@
 """From one image's bytes to one array of pixels, the same way every time.
 
-Whatever a file holds (1 to 16 bits, a palette, ink, transparency, a camera's rotation), it becomes `uint8` of one
+Whatever a file holds (1 to 32 bits, a palette, ink, transparency, a camera's rotation), it becomes `uint8` of one
 height, width and channel count:
 
     open → upright → 8 bit → laid on the background → shorter side to size (Lanczos), centre crop
@@ -12,22 +12,17 @@ pixels come out as they went in. Colour profiles are ignored, as is usual for tr
 
 from __future__ import annotations
 
-import io
-import logging
-import struct
-import threading
-import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin
 
-from maskdm.data.libtiff import silence_libtiff
+from maskdm.data.depth import Values, eight_bit, has_deep_colour
+from maskdm.data.limits import MAX_PIXELS, read_regular
+from maskdm.data.pillow import DAMAGE, PNG_ORIENTATION, BadImage, at_work, open_image
 from maskdm.errors import InputError
 
 Pixels = NDArray[np.uint8]
@@ -36,11 +31,8 @@ Pixels = NDArray[np.uint8]
 Content = bytes | Pixels
 """What a source holds for one image: the bytes of a file, or (H, W) or (H, W, C) pixels of an array file."""
 
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 """Raised whenever the same file would give other pixels; caches and manifests name it."""
-
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-"""All that Pillow may try, whatever a file's suffix says: one of its other readers starts Ghostscript."""
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 """Pillow's name for each number of channels."""
@@ -56,29 +48,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
-_PNG_ORIENTATION_CHUNKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
-
-# What Pillow raised on half a million damaged files, and below that what its own readers guard against.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    struct.error,
-    Image.DecompressionBombError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    MemoryError,
-    zlib.error,
-)
-
-# Without a handler of its own, Pillow's log would reach stderr through Python's handler of last resort.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
-
-
-class BadImage(Exception):
-    """One image cannot be used; the message is one line that says why. Never leaves `maskdm.data`."""
+_SEVERAL = ("GIF", "TIFF", "PNG", "WEBP")  # not the small previews that cameras put into a JPEG
 
 
 @dataclass(frozen=True)
@@ -89,12 +59,15 @@ class Transform:
         height, width: in pixels.
         channels: 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
         background: RGB colour behind transparent images where alpha is not kept.
+        white_level: the value that is white in gray images of more than 8 bits; None for 65,535 of integers and 1 of
+            floats.
     """
 
     height: int
     width: int
     channels: int
     background: tuple[int, int, int] = (255, 255, 255)
+    white_level: float | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -103,7 +76,7 @@ class Transform:
 
     def describe(self) -> dict[str, object]:
         """All that decides the pixels, ready for JSON."""
-        return {
+        described: dict[str, object] = {
             "version": DECODER_VERSION,
             "height": self.height,
             "width": self.width,
@@ -112,18 +85,49 @@ class Transform:
             "filter": "lanczos",
             "crop": "centre",
         }
+        return described if self.white_level is None else described | {"white_level": self.white_level}
 
 
-def decode(content: Content, transform: Transform) -> Pixels:
+class Header(NamedTuple):
+    """What an image's header says.
+
+    Attributes:
+        width, height: in pixels, upright.
+        gray: it has no colour and no alpha.
+        several: it has more frames or pages than the first, which is the one that is decoded.
+    """
+
+    width: int
+    height: int
+    gray: bool
+    several: bool
+
+
+def decode(content: Content, transform: Transform, max_pixels: int = MAX_PIXELS) -> Pixels:
     """The (H, W, C) pixels of one image.
 
     Raises:
-        BadImage: it cannot be read; nothing else is raised, however it is damaged.
+        BadImage: it cannot be read, or has more than `max_pixels` pixels; nothing else is raised, however it is
+            damaged.
+    """
+    return decode_and_measure(content, transform, max_pixels)[0]
+
+
+def decode_and_measure(
+    content: Content, transform: Transform, max_pixels: int = MAX_PIXELS
+) -> tuple[Pixels, Values | None]:
+    """The same, and what values an image of more than 8 bits holds.
+
+    Raises:
+        BadImage: see `decode`.
     """
     if isinstance(content, np.ndarray):
-        return fit_array(content, transform)
-    with _pillow_at_work():
-        return _fit(_eight_bit(_upright(_open(content))), transform)
+        return fit_array(content, transform), None
+    with at_work():
+        image = open_image(content, max_pixels)
+        deep_colour = has_deep_colour(image)
+        image, values = eight_bit(_upright(image), transform.white_level, deep_colour)
+        return _fit(image, transform), values
 
 
 def decode_file(path: Path, transform: Transform) -> Pixels:
@@ -133,29 +137,29 @@ def decode_file(path: Path, transform: Transform) -> Pixels:
         InputError: it is not there, or cannot be read as an image.
     """
     try:
-        return decode(path.read_bytes(), transform)
+        return decode(read_regular(path), transform)
     except OSError as error:
-        raise InputError(str(path), f"cannot be read ({error.strerror})", wanted="an image") from None
+        raise InputError(str(path), f"cannot be read ({error.strerror or error})", wanted="an image") from None
     except BadImage as error:
         raise InputError(str(path), f"cannot be read ({error})", wanted="an image") from None
 
 
 def fit_array(array: Pixels, transform: Transform) -> Pixels:
     """`decode` for pixels that are already an array, (H, W) or (H, W, C) with C from 1 to 4."""
-    with _pillow_at_work():
+    with at_work():
         return _fit(Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array), transform)
 
 
-def probe(content: Content) -> tuple[int, int, bool]:
-    """Upright width, upright height, and whether it is gray (no colour, no alpha), from the header alone.
+def probe(content: Content, max_pixels: int = MAX_PIXELS) -> Header:
+    """What an image's header says; its pixels stay packed.
 
     Raises:
-        BadImage: the header cannot be read.
+        BadImage: the header cannot be read, or there are more than `max_pixels` pixels.
     """
     if isinstance(content, np.ndarray):
-        return content.shape[1], content.shape[0], content.ndim == 2 or content.shape[2] == 1
-    with _pillow_at_work():
-        image = _open(content)
+        return Header(content.shape[1], content.shape[0], content.ndim == 2 or content.shape[2] == 1, False)
+    with at_work():
+        image = open_image(content, max_pixels)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             # Pillow releases differ in whether the size of an unread TIFF is the upright one: ask the tags.
             width, height = int(image.tag_v2[256]), int(image.tag_v2[257])
@@ -163,18 +167,12 @@ def probe(content: Content) -> tuple[int, int, bool]:
         else:
             width, height = image.size
             # An orientation may follow a PNG's pixels, so to ask for it decodes them; most files say without.
-            upright = image.format == "PNG" and not any(chunk in content for chunk in _PNG_ORIENTATION_CHUNKS)
-            orientation = None if upright else image.getexif().get(_ORIENTATION)
+            upright = image.format == "PNG" and not any(chunk in content for chunk in PNG_ORIENTATION)
+            orientation = None if upright else _orientation(image)
         if orientation in _SIDEWAYS:
             width, height = height, width
-        return width, height, _is_gray(image)
-
-
-def _open(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    if image.format == "TIFF":
-        silence_libtiff()
-    return image
+        gray = _is_gray(image)
+        return Header(width, height, gray, image.format in _SEVERAL and bool(getattr(image, "is_animated", False)))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -184,37 +182,17 @@ def _upright(image: Image.Image) -> Image.Image:
     fields are odd.
     """
     image.load()
-    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    turn = _UPRIGHT.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """The same image as L, LA, RGB or RGBA."""
-    if image.mode == "F":
-        values = np.asarray(image)
-        if not (values.min() >= 0 and values.max() <= 1):  # so written, NaN fails too
-            raise BadImage("floating-point values outside [0, 1] have no known white")
-        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-    if image.mode.startswith("I"):
-        return _from_sixteen_bit(image)
-    if image.has_transparency_data:
-        return image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA")
-    if image.mode in ("1", "L"):
-        return image.convert("L")
-    if image.mode in ("P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
-        return image.convert("RGB")
-    raise BadImage(f"pixels of mode {image.mode} are not read")
-
-
-def _from_sixteen_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int32)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise BadImage(f"integer values from {values.min()} to {values.max()} do not fit 16 bits")
-    # 65535 / 255 = 257, so white stays white; Pillow's own conversion would clip at 255.
-    gray = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if "transparency" in image.info:
-        gray.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
-    return gray
+def _orientation(image: Image.Image) -> int:
+    """The EXIF tag, or 1 where there is none or it cannot be read: notes about a picture never cost the picture."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except DAMAGE:
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def _fit(image: Image.Image, transform: Transform) -> Pixels:
@@ -235,45 +213,3 @@ def _is_gray(image: Image.Image) -> bool:
         colours = np.array(swatch.getpalette("RGB") or []).reshape(-1, 3)
         return bool((colours == colours[:, :1]).all())
     return image.mode in ("1", "L", "F") or image.mode.startswith("I")
-
-
-@contextmanager
-def _pillow_at_work() -> Iterator[None]:
-    """Turns all that Pillow raises on a bad file into `BadImage`, and keeps its warnings quiet."""
-    with _hush:
-        try:
-            yield
-        except UnidentifiedImageError as error:
-            raise BadImage(f"not an image that can be read ({', '.join(FORMATS)})") from error
-        except _DAMAGE as error:
-            raise BadImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
-
-
-class _Hush:
-    """Silences the warnings that Pillow raises, in any number of threads.
-
-    `warnings.catch_warnings` swaps a list that all threads share, so two threads that leave in another order than
-    they came would restore the wrong one. Here the first one in swaps it and the last one out swaps it back.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._filters = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._filters.__exit__(None, None, None)
-
-
-_hush = _Hush()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maskdm.data.labels import Labels, is_few, labels_of_integers, labels_of_names, labels_of_words, none_of
+from maskdm.data.limits import MAX_FILE_BYTES, check_size, read_regular
 from maskdm.data.source import Item, Source, one_line
 from maskdm.errors import InputError
 from maskdm.files import expanded
@@ -39,16 +40,17 @@ def open_hub(name: str, image_column: str = "auto", label_column: str = "auto") 
     digits = len(str(max(len(table) - 1, 0)))
     rows = [f"{row:0{digits}d}" for row in range(len(table))]
 
-    def read(row: str) -> bytes:
+    def read(row: str, limit: int = MAX_FILE_BYTES, /) -> bytes:
         found = encoded[int(row)][images]
         if found is None:
             raise OSError("the row has no image")
         if found["bytes"] is None:
             if not found["path"]:
                 raise OSError("the row has no image")
-            return Path(found["path"]).read_bytes()
+            return read_regular(Path(found["path"]), limit)
         if not found["bytes"]:
             raise OSError("the image of the row is empty")
+        check_size(len(found["bytes"]), limit)
         return bytes(found["bytes"])
 
     return Source(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,15 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageColor
 
-from maskdm.data.decode import MODES, BadImage, Content, Pixels, Transform, decode, probe
+from maskdm.data.decode import MODES, Pixels, Transform
+from maskdm.data.depth import together
 from maskdm.data.disk_cache import Decoded, Entry, find_or_build
 from maskdm.data.labelled import LabelledImages
 from maskdm.data.left_out import say_left_out
-from maskdm.data.source import Item, Source, one_line
+from maskdm.data.limits import MAX_FILE_BYTES, MAX_PIXELS
+from maskdm.data.remarks import remark_on_several, remark_on_values
+from maskdm.data.scan import Limits, Rejects, Scan, changed, decode_image, scan_image
+from maskdm.data.source import Item, Source
 from maskdm.data.stream import ImageArray, Reordered, Streamed
-from maskdm.data.workers import in_order
+from maskdm.data.workers import CORES, in_order
 from maskdm.errors import ArgumentError, InputError, shown
 from maskdm.runtime.console import Console
+from maskdm.runtime.host_memory import host_available_bytes, require_memory
 
 MIN_IMAGES = 8
 """Fewer cannot be split into members, held-out and calibration images with anything left to learn from."""
@@ -100,42 +106,6 @@ class ImageSet:
         )
 
 
-@dataclass(frozen=True)
-class _Scan:
-    """What the first pass learns of one image. `reason` says why it is bad; `sha256` is "" if it cannot be read."""
-
-    item: Item
-    sha256: str
-    width: int = 0
-    height: int = 0
-    gray: bool = False
-    reason: str | None = None
-
-
-_MAY_BE_LEFT_OUT = "repair or remove it, or set data.on_bad_image to skip"
-
-
-class _Rejects:
-    """The images that cannot be read, with the reasons; the first one ends it all where none may be left out."""
-
-    def __init__(self, source: Source, on_bad_image: Literal["skip", "fail"]) -> None:
-        if on_bad_image not in ("skip", "fail"):
-            raise ArgumentError("on_bad_image", got=on_bad_image, wanted="skip or fail")
-        self.reasons: dict[str, str] = {}
-        self._source, self._fail = source, on_bad_image == "fail"
-        for name, reason in source.left_out[:1] if self._fail else ():
-            raise InputError(f"{source.path}/{name}", f"is left out ({reason})", remedy=_MAY_BE_LEFT_OUT)
-
-    def add(self, scan: _Scan, reason: str) -> None:
-        if self._fail:
-            problem = f"cannot be read ({reason})"
-            raise InputError(self._source.where(scan.item), problem, remedy=_MAY_BE_LEFT_OUT)
-        self.reasons[scan.item.name] = reason
-
-    def __contains__(self, scan: _Scan) -> bool:
-        return scan.item.name in self.reasons
-
-
 def load_images(
     source: Source,
     *,
@@ -146,6 +116,9 @@ def load_images(
     background: str = "white",
     on_bad_image: Literal["skip", "fail"] = "skip",
     keep: bool = True,
+    white_level: float | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    max_pixels: int = MAX_PIXELS,
 ) -> ImageSet:
     """Reads, decodes and caches all images of a source.
 
@@ -158,6 +131,9 @@ def load_images(
         background: colour behind transparent images.
         on_bad_image: whether an image that cannot be read is left out or ends it.
         keep: False writes nothing: images are decoded once to be known, and again whenever they are asked for.
+        white_level: see `Transform`.
+        max_file_bytes: of an image's file, or of its member of an archive, unpacked; larger ones are bad images.
+        max_pixels: width times height of an image; larger ones are bad images.
 
     Raises:
         ArgumentError: an argument is of no known value.
@@ -165,19 +141,24 @@ def load_images(
             room in the cache.
     """
     size, depth, colour = _parse_size(image_size), _parse_channels(channels), _parse_colour(background)
-    rejects = _Rejects(source, on_bad_image)
+    rejects, limits = Rejects(source, on_bad_image), Limits(max_file_bytes, max_pixels)
     with console.bar("reading", len(source.items)) as bar:
-        scans = list(in_order(lambda item: _scan(source, item), source.items, bar.update))
+        scans = list(in_order(lambda item: scan_image(source, item, limits), source.items, bar.update))
     for scan in scans:
         if scan.reason is not None:
             rejects.add(scan, scan.reason)
     readable = [scan for scan in scans if scan.reason is None]
     _require_enough(source, len(readable), rejects)
-    transform = Transform(*(size or _auto_size(readable)), depth or _auto_channels(readable), colour)
+    transform = Transform(*(size or _auto_size(readable)), depth or _auto_channels(readable), colour, white_level)
 
-    def decode_all() -> Iterator[Decoded]:
+    need, what = 3 * CORES * math.prod(transform.shape), f"decoding {CORES} images at once"
+    remedy = "choose smaller images"
+    require_memory(need, host_available_bytes(), "image_size", got=image_size, what=what, remedy=remedy)
+
+    def decode_all() -> Iterator[Decoded | str]:
         with console.bar("decoding", len(readable)) as bar:
-            results = in_order(lambda scan: _decode(source, scan, transform), readable, bar.update)
+            size = math.prod(transform.shape)
+            results = in_order(lambda scan: decode_image(source, scan, transform, limits), readable, bar.update, size)
             for scan, result in zip(readable, results, strict=True):
                 if isinstance(result, str):
                     rejects.add(scan, result)
@@ -185,40 +166,47 @@ def load_images(
 
     if keep:
         key = _key(transform, readable)
-        entry = find_or_build(cache_dir, key, transform, len(readable), decode_all, console.warn)
+        entry = find_or_build(cache_dir, key, transform, len(readable), decode_all, console)
     else:
-        entry = _streamed(source, readable, transform, decode_all())
+        entry = _streamed(source, readable, transform, limits, decode_all())
     for position, reason in entry.bad.items():
         rejects.add(readable[position], reason)
     _require_enough(source, len(scans) - len(rejects.reasons), rejects)
     found = _assemble(source, scans, rejects, transform, entry)
     say_left_out(source, found.bad, cache_dir if keep else None, console)
+    several = [scan.item.name for scan in readable if scan.several]
+    for line in (*remark_on_several(several), *remark_on_values(entry.values, white_level)):
+        console.warn(line)
     return found
 
 
-def _streamed(source: Source, readable: Sequence[_Scan], transform: Transform, decoded: Iterable[Decoded]) -> Entry:
+def _streamed(
+    source: Source,
+    readable: Sequence[Scan],
+    transform: Transform,
+    limits: Limits,
+    decoded: Iterable[Decoded | str],
+) -> Entry:
     """An entry that lies nowhere."""
-    sha256_px: list[str] = []
-    bad: dict[int, str] = {}
+    sha256_px, values, bad = [], [], {}
     for position, result in enumerate(decoded):
         if isinstance(result, str):
             bad[position] = result
         else:
-            sha256_px.append(result[1])
+            sha256_px.append(result.sha256)
+            values += [] if result.values is None else [result.values]
     good = [scan for position, scan in enumerate(readable) if position not in bad]
 
     def again(row: int) -> Pixels:
-        result = _decode(source, good[row], transform)
+        result = decode_image(source, good[row], transform, limits)
         if isinstance(result, str):
-            raise _changed(source, good[row], result)
-        return result[0]
+            raise changed(source, good[row], result)
+        return result.pixels
 
-    return Entry(Streamed((len(good), *transform.shape), again), tuple(sha256_px), bad)
+    return Entry(Streamed((len(good), *transform.shape), again), tuple(sha256_px), bad, together(values))
 
 
-def _assemble(
-    source: Source, scans: Sequence[_Scan], rejects: _Rejects, transform: Transform, entry: Entry
-) -> ImageSet:
+def _assemble(source: Source, scans: Sequence[Scan], rejects: Rejects, transform: Transform, entry: Entry) -> ImageSet:
     good = [scan for scan in scans if scan not in rejects]
     bad = [scan for scan in scans if scan in rejects]
     return ImageSet(
@@ -270,52 +258,14 @@ def _parse_colour(background: str) -> tuple[int, int, int]:
     raise ArgumentError("background", got=background, wanted="an opaque colour such as white or #808080")
 
 
-def _auto_size(scans: Sequence[_Scan]) -> tuple[int, int]:
+def _auto_size(scans: Sequence[Scan]) -> tuple[int, int]:
     sizes = {(scan.height, scan.width) for scan in scans}
     shared = sizes.pop()
     return shared if not sizes and max(shared) <= AUTO_KEEPS else (AUTO_SIZE, AUTO_SIZE)
 
 
-def _auto_channels(scans: Sequence[_Scan]) -> int:
+def _auto_channels(scans: Sequence[Scan]) -> int:
     return 1 if all(scan.gray for scan in scans) else 3
-
-
-# --- one image -------------------------------------------------------------------------------------------------------
-
-
-def _scan(source: Source, item: Item) -> _Scan:
-    try:
-        content = source.read(item)
-    except OSError as error:
-        return _Scan(item, "", reason=error.strerror or one_line(error))
-    sha256 = _sha256(content)
-    try:
-        return _Scan(item, sha256, *probe(content))
-    except BadImage as error:
-        return _Scan(item, sha256, reason=str(error))
-
-
-def _sha256(content: Content) -> str:
-    return hashlib.sha256(content if isinstance(content, bytes) else content.data).hexdigest()
-
-
-def _decode(source: Source, scan: _Scan, transform: Transform) -> Decoded:
-    """The pixels and their hash, or why there are none."""
-    try:
-        content = source.read(scan.item)
-        if _sha256(content) == scan.sha256:
-            pixels = decode(content, transform)
-            return pixels, _sha256(pixels)
-    except BadImage as error:
-        return str(error)
-    except OSError as error:
-        raise _changed(source, scan, error.strerror or one_line(error)) from error
-    raise _changed(source, scan, "its bytes are not the same as a moment ago")
-
-
-def _changed(source: Source, scan: _Scan, what: str) -> InputError:
-    problem = f"changed while it was being read ({what})"
-    return InputError(source.where(scan.item), problem, remedy="start again once nothing writes there")
 
 
 def _labels(items: Iterable[Item]) -> NDArray[np.int64] | None:
@@ -323,15 +273,12 @@ def _labels(items: Iterable[Item]) -> NDArray[np.int64] | None:
     return np.array(labels, np.int64) if labels else None
 
 
-# --- all of them -----------------------------------------------------------------------------------------------------
-
-
-def _key(transform: Transform, scans: Iterable[_Scan]) -> str:
+def _key(transform: Transform, scans: Iterable[Scan]) -> str:
     # With the size: bytes of an array do not tell 4 x 8 from 8 x 4.
     return _sha256_of_lines([transform.describe(), *([scan.sha256, scan.width, scan.height] for scan in scans)])
 
 
-def _fingerprint(transform: Transform, scans: Iterable[_Scan]) -> str:
+def _fingerprint(transform: Transform, scans: Iterable[Scan]) -> str:
     return _sha256_of_lines([transform.describe(), *sorted([scan.item.name, scan.sha256] for scan in scans)])
 
 
@@ -342,7 +289,7 @@ def _sha256_of_lines(values: Iterable[object]) -> str:
     return digest.hexdigest()
 
 
-def _require_enough(source: Source, good: int, rejects: _Rejects) -> None:
+def _require_enough(source: Source, good: int, rejects: Rejects) -> None:
     count = len(rejects.reasons)
     if good == 0:
         name, reason = next(iter(rejects.reasons.items()))

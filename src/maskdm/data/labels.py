@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maskdm.data.decode import Content
 from maskdm.data.names import tidy_path
-from maskdm.data.source import one_line
+from maskdm.data.source import Reader, one_line
 from maskdm.errors import InputError, shown
 from maskdm.files import readable
 
@@ -89,7 +88,7 @@ def none_of(names: Sequence[object]) -> Labels:
     return [None] * len(names), ()
 
 
-def labels_of_json(path: Path, names: Sequence[str], file: str, reader: Callable[[str], Content]) -> Labels:
+def labels_of_json(path: Path, names: Sequence[str], file: str, reader: Reader) -> Labels:
     """Of `{"labels": [[name, int], ...]}`, names relative to the file; null means that there are none.
 
     Raises:

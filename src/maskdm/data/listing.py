@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from maskdm.data.decode import Content
 from maskdm.data.labels import Labels, label_file, labels_of_folders, labels_of_json, none_of
+from maskdm.data.limits import MAX_FILE_BYTES
 from maskdm.data.names import GRID, SUFFIXES, is_image_name, names_of, own_grids, suffix_of, unread_files
-from maskdm.data.source import Item, Source
+from maskdm.data.source import Item, Reader, Source
 from maskdm.data.webdataset import auxiliary_images, labels_of_samples
 from maskdm.errors import InputError
 
@@ -16,7 +17,7 @@ from maskdm.errors import InputError
 def list_files(
     path: Path,
     files: Iterable[str],
-    read: Callable[[str], Content],
+    read: Reader,
     *,
     tars: int = 0,
     left_out: Sequence[tuple[str, str]] = (),
@@ -46,8 +47,8 @@ def list_files(
             remedy="give the folder, .zip, .tar or .npz that holds the images",
         )
 
-    def reader(name: str) -> Content:
-        return read(stored[name])
+    def reader(name: str, limit: int = MAX_FILE_BYTES, /) -> Content:
+        return read(stored[name], limit)
 
     (labels, class_names), label_files, remark = _labels_of(path, images, stored, reader, tars)
     outside = [(name, "its path leads out of the archive") for name in stored if ".." in name.split("/")]
@@ -71,7 +72,7 @@ def list_files(
 
 
 def _labels_of(
-    path: Path, images: Sequence[str], stored: Mapping[str, str], reader: Callable[[str], Content], tars: int
+    path: Path, images: Sequence[str], stored: Mapping[str, str], reader: Reader, tars: int
 ) -> tuple[Labels, Sequence[str], str]:
     """Labels, the files that they are from, and a remark."""
     file = label_file(images, stored)

@@ -124,9 +124,8 @@ class Manifest:
 
         Where the images lie, what their files are called and how they are encoded, is not asked for.
         """
-        if image_set.fingerprint == self.head.fingerprint:
-            return ""
-        if image_set.transform.describe() != dict(self.head.transform):
+        # Another version of the decoder may give the same pixels, and the same files other ones, by other limits.
+        if _but_version(image_set.transform.describe()) != _but_version(self.head.transform):
             return f"now {image_set.transform.describe()}, then {dict(self.head.transform)}"
         before = {record.path: _recorded_key(record) for record in self.good}
         now = dict(zip(image_set.names, _keys(image_set), strict=True))
@@ -170,6 +169,10 @@ def _keys(image_set: ImageSet) -> list[Key]:
         return [(digest, None) for digest in image_set.sha256_px]
     names = [image_set.class_names[label] for label in image_set.labels]
     return list(zip(image_set.sha256_px, names, strict=True))
+
+
+def _but_version(transform: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in transform.items() if key != "version"}
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

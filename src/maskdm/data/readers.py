@@ -17,6 +17,7 @@ import numpy as np
 from maskdm.data.arrays import BARE, read_arrays
 from maskdm.data.decode import Pixels
 from maskdm.data.labels import labels_of_arrays
+from maskdm.data.limits import MAX_FILE_BYTES, check_regular, check_size, read_part, read_regular, read_stream
 from maskdm.data.listing import list_files
 from maskdm.data.names import is_image_name, is_litter, suffix_of, tidy_path
 from maskdm.data.source import Item, Source, one_line
@@ -37,7 +38,7 @@ def open_folder(path: Path) -> Source:
     if shards and not any(map(is_image_name, stored)):
         others = [name for name in stored if name not in set(shards)]
         return open_tars(path, {name[: -len(".tar")]: path / stored[name] for name in shards}, others)
-    return list_files(path, stored, lambda file: (path / stored[file]).read_bytes())
+    return list_files(path, stored, lambda file, limit=MAX_FILE_BYTES: read_regular(path / stored[file], limit))
 
 
 def _files_below(root: Path) -> Iterator[tuple[str, str]]:
@@ -80,11 +81,23 @@ def open_zip(path: Path) -> Source:
     return list_files(path, archive.names, archive.read)
 
 
+_UNPACKED = {
+    zipfile.ZIP_STORED: 2**20,
+    zipfile.ZIP_DEFLATED: 2**20,
+    zipfile.ZIP_BZIP2: 2**12,  # a few bytes may unpack to a great many, and all of them at once
+    zipfile.ZIP_LZMA: 2**12,
+}
+"""Ways of packing that are read -> how many bytes of a member are unpacked at once."""
+_METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 93: "Zstandard", 95: "xz", 98: "PPMd", 99: "AES encryption"}
+"""Names of ways of packing that are not read."""
+
+
 class _Zip:
     """Reads members of a zip from any number of threads."""
 
     def __init__(self, path: Path) -> None:
         try:
+            check_regular(path)
             self._zip = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             problem = f"cannot be opened as a zip ({one_line(error)})"
@@ -102,14 +115,19 @@ class _Zip:
         """Tidy paths of all files."""
         return list(self._members)
 
-    def read(self, name: str) -> bytes:
-        """A file's bytes. Raises OSError if they are damaged."""
+    def read(self, name: str, limit: int = MAX_FILE_BYTES, /) -> bytes:
+        """A file's bytes. Raises OSError if they are damaged, more than `limit`, or cannot be unpacked."""
+        packed = self._members[name]
+        check_size(packed.file_size, limit)
+        if packed.compress_type not in _UNPACKED:
+            method = _METHODS.get(packed.compress_type, f"method {packed.compress_type}")
+            raise OSError(f"packed with {method}, which is not read: unpack the zip and give the folder")
         try:
             # `ZipFile` guards reading against other threads, but not the count of its open members.
             with self._lock:
-                member = self._zip.open(self._members[name])
+                member = self._zip.open(packed)
             try:
-                return member.read()
+                return read_stream(member, limit, _UNPACKED[packed.compress_type])
             finally:
                 with self._lock:
                     member.close()
@@ -189,6 +207,7 @@ class _Tars:
         self.remarks: list[str] = []
         for prefix, file in tars.items():
             try:
+                check_regular(file)
                 # Names are UTF-8 whatever this system's are.
                 with tarfile.open(file, "r:", encoding="utf-8", errors="surrogateescape") as archive:
                     members = list(archive)
@@ -231,15 +250,9 @@ class _Tars:
         if is_image_name(path):
             self.left_out.append((readable(path), reason))
 
-    def read(self, name: str) -> bytes:
-        """A member's bytes. Raises OSError if they are not all there."""
-        file, offset, size = self.places[name]
-        with file.open("rb") as handle:
-            handle.seek(offset)
-            content = handle.read(size)
-        if len(content) < size:
-            raise OSError("the tar ends too early")
-        return content
+    def read(self, name: str, limit: int = MAX_FILE_BYTES, /) -> bytes:
+        """A member's bytes. Raises OSError if they are not all there, or more than `limit`."""
+        return read_part(*self.places[name], limit)
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------
@@ -274,4 +287,4 @@ def open_npz(path: Path) -> Source:
     names = [f"{row:0{digits}d}" for row in range(len(images))]  # padded: names sort as rows
     labels, class_names = labels_of_arrays(path, arrays, len(images))
     items = tuple(Item(name, label) for name, label in zip(names, labels, strict=True))
-    return Source(path, items, class_names, lambda name: images[int(name)])
+    return Source(path, items, class_names, lambda name, limit=MAX_FILE_BYTES: images[int(name)])

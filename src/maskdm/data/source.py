@@ -6,11 +6,12 @@ images are in the order of their names, so that equal contents give equal lists 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from maskdm.data.decode import Content
+from maskdm.data.limits import MAX_FILE_BYTES
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,14 @@ class Item:
 
     name: str
     label: int | None = None
+
+
+class Reader(Protocol):
+    """Gives an image's content by its name, or another file's where its source has such."""
+
+    def __call__(self, name: str, limit: int = MAX_FILE_BYTES, /) -> Content:
+        """Raises OSError if it cannot be read, or has more than `limit` bytes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,17 +51,17 @@ class Source:
     path: Path
     items: tuple[Item, ...]
     class_names: tuple[str, ...]
-    reader: Callable[[str], Content]
+    reader: Reader
     left_out: tuple[tuple[str, str], ...] = ()
     remarks: tuple[str, ...] = ()
 
-    def read(self, item: Item) -> Content:
+    def read(self, item: Item, limit: int = MAX_FILE_BYTES) -> Content:
         """The bytes of an image's file, or its pixels where the source holds arrays; safe in threads.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: it cannot be read, is no regular file, or has more than `limit` bytes.
         """
-        return self.reader(item.name)
+        return self.reader(item.name, limit)
 
     def where(self, item: Item) -> str:
         """An image's full name, for messages."""

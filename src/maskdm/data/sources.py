@@ -39,6 +39,8 @@ def open_source(path: str | Path, *, image_column: str = "auto", label_column: s
         raise InputError(str(path), "does not exist", remedy=_REMEDY)
     if path.is_dir():
         return open_folder(path)
+    if not path.is_file():  # a named pipe or a device would keep its reader for ever
+        raise InputError(str(path), "is neither a file nor a folder", remedy=_REMEDY)
     match path.suffix.lower():
         case ".tar":
             return open_tars(path, {"": path})

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import hmac
+import io
 import itertools
 import re
 import secrets
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
+from maskdm.data.limits import read_regular
 from maskdm.data.names import tidy_path
 from maskdm.data.source import one_line
 from maskdm.errors import ArgumentError, InputError, shown
@@ -264,11 +266,11 @@ def group_names(names: Sequence[str], group_by: str | None) -> list[str] | None:
 def _groups_of_csv(names: Sequence[str], path: Path) -> list[str]:
     wanted = "a CSV file with the header path,group and one row for each image"
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
-            if not {"path", "group"} <= set(rows.fieldnames or ()):
-                raise InputError(str(path), f"has the columns {rows.fieldnames or []}", wanted=wanted)
-            group_of = {readable(tidy_path(row["path"] or "")): row["group"] for row in rows}
+        text = io.StringIO(read_regular(path).decode("utf-8-sig"), newline="")
+        rows = csv.DictReader(text, strict=True)
+        if not {"path", "group"} <= set(rows.fieldnames or ()):
+            raise InputError(str(path), f"has the columns {rows.fieldnames or []}", wanted=wanted)
+        group_of = {readable(tidy_path(row["path"] or "")): row["group"] for row in rows}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(str(path), f"cannot be read ({one_line(error)})", wanted=wanted) from error
     missing = [name for name in names if not group_of.get(name)]
@@ -319,9 +321,9 @@ def read_salt(salt: str, cache_dir: Path) -> bytes:
         return _machine_salt(cache_dir / "salt")
     wanted = f"machine, public, or a file of at least {MIN_SALT_BYTES} random bytes"
     try:
-        secret = Path(salt).read_bytes()
+        secret = read_regular(Path(salt))
     except OSError as error:
-        raise ArgumentError("salt", f"cannot be read ({error.strerror})", got=salt, wanted=wanted) from error
+        raise ArgumentError("salt", f"cannot be read ({error.strerror or error})", got=salt, wanted=wanted) from error
     if len(secret) < MIN_SALT_BYTES:
         raise ArgumentError("salt", f"has {len(secret)} bytes", got=salt, wanted=wanted)
     return secret

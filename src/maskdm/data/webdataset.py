@@ -7,21 +7,18 @@ dot of the file's name; since `22.05.png` beside `22.05.cls` is common too, a la
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from maskdm.data.decode import Content
 from maskdm.data.labels import Labels, labels_of_integers, labels_of_words
 from maskdm.data.names import suffix_of
-from maskdm.data.source import one_line
+from maskdm.data.source import Reader, one_line
 from maskdm.errors import InputError, shown
 
 JSON_KEYS = ("label", "class", "cls", "class_name")
 """Of a sample's .json, the first that is there gives its class."""
 MOST_CHARACTERS = 100
 """Of a .txt that can be the name of a class."""
-
-Reader = Callable[[str], Content]
 
 
 def labels_of_samples(

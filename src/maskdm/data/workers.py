@@ -12,12 +12,24 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-def in_order(work: Callable[[_T], _R], items: Iterable[_T], advance: Callable[[int], object]) -> Iterator[_R]:
+CORES = os.cpu_count() or 1
+"""How many items are worked on at once."""
+_PER_CORE = 8
+_BYTES_AHEAD = 2**28
+
+
+def in_order(
+    work: Callable[[_T], _R], items: Iterable[_T], advance: Callable[[int], object], result_bytes: int = 1
+) -> Iterator[_R]:
     """`map(work, items)` over all cores, a bounded number of results ahead, so that a million fit in memory.
 
-    `advance` is called with 1 for each result, such as the `update` of a progress bar.
+    Args:
+        work: done in threads.
+        items: what it is done to.
+        advance: called with 1 for each result, such as the `update` of a progress bar.
+        result_bytes: of one result; fewer large ones wait at once.
     """
-    cores = os.cpu_count() or 1
+    most = max(min(_PER_CORE * CORES, _BYTES_AHEAD // result_bytes), CORES)
     ahead: deque[Future[_R]] = deque()
 
     def first() -> _R:
@@ -25,11 +37,11 @@ def in_order(work: Callable[[_T], _R], items: Iterable[_T], advance: Callable[[i
         advance(1)
         return result
 
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(CORES) as pool:
         try:
             for item in items:
                 ahead.append(pool.submit(work, item))
-                if len(ahead) >= 8 * cores:
+                if len(ahead) >= most:
                     yield first()
             while ahead:
                 yield first()

@@ -21,7 +21,7 @@ from maskdm.evaluation.metrics import Float64
 from maskdm.evaluation.scores import Reference
 from maskdm.runtime.console import Console
 from maskdm.runtime.distributed import Runtime
-from maskdm.sampling.sample import check_counts, sample_across_ranks, sampling_config
+from maskdm.sampling.sample import check_counts, check_images_fit, sample_across_ranks, sampling_config
 
 MIN_RESAMPLES = 20
 """Of the bootstrap: fewer give no interval."""
@@ -198,6 +198,8 @@ def generate_like(
     Raises:
         InputError: an unknown sampler, guidance without classes, numbers out of range.
     """
+    with within(""):
+        check_images_fit(denoiser, num)
     same = bool(denoiser.class_names) and denoiser.class_names == reference.class_names
     labels = reference.real.labels if same and reference.real is not None else None
     with within(""):

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from maskdm.config.recipes import shipped
 from maskdm.config.resolve import resolve
 from maskdm.config.schema import Config
-from maskdm.config.section import Count, Positive, PositiveFloat, Section, to_dict
+from maskdm.config.section import LARGEST, PositiveFloat, Section, Seed, Whole, to_dict
 from maskdm.config.yaml_files import read_yaml
 from maskdm.errors import ArgumentError, InputError
 
@@ -99,9 +99,9 @@ class Comparison(Section):
     """key.sub: value over it, as on the command line of `maskdm train`."""
     budget: Budget
     """The same for every arm; see `stages` for those that stop early."""
-    seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     """Every arm is trained once with each."""
-    evaluations: Positive = 20
+    evaluations: Annotated[Whole, Field(gt=0, le=100_000)] = 20
     """How often the held-out error is measured in every arm."""
     pretrained: dict[Name, Pretrained] = Field(default_factory=dict)
     """Models that arms may start from, by `init_from: pretrained.NAME`: one for every seed."""
@@ -191,8 +191,8 @@ def override_comparison(
     """
     changes: dict[str, object] = {}
     if minutes is not None:
-        if not minutes > 0:
-            raise InputError("minutes", got=minutes, wanted="more than 0")
+        if not 0 < minutes <= LARGEST:
+            raise InputError("minutes", got=minutes, wanted=f"more than 0, and at most {LARGEST:g}")
         changes["budget"] = Budget(minutes=minutes)
     if seeds is not None:
         if not seeds or len(set(seeds)) < len(seeds):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+
+from maskdm.runtime.host_memory import host_available_bytes, kilobytes_of
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -42,21 +43,14 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    found = [_of("/proc/meminfo", "MemAvailable")]
-    limit, used = _number("/sys/fs/cgroup/memory.max"), _number("/sys/fs/cgroup/memory.current")
-    if limit is not None and used is not None:
-        found.append(limit - used)
-    sizes = [size for size in found if size is not None]
-    if sizes:
-        return max(min(sizes), 0)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # no /proc: half of what is built in
+    return host_available_bytes()
 
 
 def bytes_in_use(device: torch.device) -> int:
     """Bytes that this process holds: on a GPU, of tensors; else, all of it."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
-    return _of("/proc/self/status", "VmRSS") or 0
+    return kilobytes_of("/proc/self/status", "VmRSS") or 0
 
 
 def peak_bytes(device: torch.device, work: Callable[[], T]) -> tuple[T, int | None]:
@@ -75,7 +69,7 @@ def peak_bytes(device: torch.device, work: Callable[[], T]) -> tuple[T, int | No
     except OSError:
         return work(), None
     done = work()
-    return done, _of("/proc/self/status", "VmHWM")
+    return done, kilobytes_of("/proc/self/status", "VmHWM")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -84,19 +78,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and re.search(words, str(error)) is not None
     )
-
-
-def _of(file: str, key: str) -> int | None:
-    """`key:   N kB` -> bytes."""
-    try:
-        found = re.search(rf"^{key}:\s+(\d+) kB", Path(file).read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
-
-
-def _number(file: str) -> int | None:
-    try:
-        return int(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there, or "max"
-        return None

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from maskdm.diffusion.process import noise_level
 from maskdm.errors import ArgumentError
-from maskdm.sampling.sample import Callback, Maker, SamplingConfig, check_counts, make_images, no_callback
+from maskdm.sampling.sample import (
+    Callback,
+    Maker,
+    SamplingConfig,
+    check_counts,
+    check_images_fit,
+    make_images,
+    no_callback,
+)
 from maskdm.sampling.samplers import Context, Sampler, heun_step, integrate, renoise, time_of
 
 
@@ -45,6 +53,7 @@ def img2img(
         ArgumentError: numbers out of range.
     """
     check_counts(num, batch_size)
+    check_images_fit(config.denoiser, num)
     return make_images(config, from_images(config, images, strength, callback), range(num), batch_size)
 
 
@@ -92,6 +101,7 @@ def inpaint(
         ArgumentError: numbers out of range.
     """
     check_counts(num, batch_size)
+    check_images_fit(config.denoiser, num)
     make = around_a_hole(config, image, hole, strength=strength, resample=resample, callback=callback)
     return make_images(config, make, range(num), batch_size)
 
@@ -157,6 +167,7 @@ def interpolate(
         ArgumentError: a sampler that adds noise, several labels, or fewer than two images.
     """
     check_counts(num, batch_size)
+    check_images_fit(config.denoiser, num)
     return make_images(config, between(config, ends, strength, num, callback), range(num), batch_size)
 
 

@@ -15,13 +15,14 @@ from maskdm.diffusion.pixels import to_unit
 from maskdm.errors import ArgumentError
 from maskdm.runtime.device import exact_float32
 from maskdm.runtime.distributed import Runtime
+from maskdm.runtime.host_memory import host_available_bytes, require_memory
 from maskdm.sampling.guidance import ALWAYS, Guidance, estimator
 from maskdm.sampling.samplers import Context, Sampler, get_sampler, integrate, time_of
 from maskdm.sampling.timesteps import sampling_times
 
 SEEDS = 2**32
-MOST_IMAGES = 1_000_000
-"""Of one call."""
+MOST_IMAGES, MOST_AT_ONCE = 1_000_000, 2**16
+"""Of one call, and of one batch: more are a mistake of whoever typed them."""
 SAMPLER, STEPS = "dpm++", 25
 """The usual ones: benchmarks/sampling.py."""
 
@@ -213,9 +214,10 @@ def sample_images(
         (num, C, H, W) float32 in [0, 1] on the CPU.
 
     Raises:
-        ArgumentError: no images, or batches of none.
+        ArgumentError: no images, or batches of none, or more than fit into memory.
     """
     check_counts(len(numbers), batch_size)
+    check_images_fit(config.denoiser, len(numbers))
     return make_images(config, from_noise(config, callback), numbers, batch_size)
 
 
@@ -235,9 +237,10 @@ def sample_across_ranks(
         (num, C, H, W) float32 in [0, 1] on the CPU of every rank.
 
     Raises:
-        ArgumentError: no images, or batches of none.
+        ArgumentError: no images, or batches of none, or more than fit into memory.
     """
     check_counts(num, batch_size)
+    check_images_fit(config.denoiser, num)
     make = from_noise(config, callback)
     rounds = rounds_of(num, batch_size, runtime)
     return torch.cat([make_round(config, make, numbers, runtime, batch_size) for numbers in rounds])
@@ -258,14 +261,24 @@ def make_round(config: SamplingConfig, make: Maker, numbers: range, runtime: Run
 
 
 def check_counts(num: int, batch_size: int) -> None:
-    """Refuses no images, more than a million, and batches of none.
+    """Refuses no images and batches of none, and numbers beyond all reason.
 
     Raises:
         ArgumentError: of `num` or `batch_size`.
     """
-    if num < 1:
-        raise ArgumentError("num", got=num, wanted="at least 1")
-    if num > MOST_IMAGES:
-        raise ArgumentError("num", got=num, wanted=f"at most {MOST_IMAGES:,} at a time")
-    if batch_size < 1:
-        raise ArgumentError("batch_size", got=batch_size, wanted="at least 1")
+    for name, value, most in (("num", num, MOST_IMAGES), ("batch_size", batch_size, MOST_AT_ONCE)):
+        if value < 1:
+            raise ArgumentError(name, got=value, wanted="at least 1")
+        if value > most:
+            raise ArgumentError(name, got=value, wanted=f"at most {most:,}")
+
+
+def check_images_fit(denoiser: Denoiser, num: int) -> None:
+    """Refuses more images than can be returned: float32, in the memory of the host.
+
+    Raises:
+        ArgumentError: of `num`.
+    """
+    need = 4 * num * denoiser.channels * math.prod(denoiser.image_size)
+    remedy = "sample fewer at a time, with other seeds each time"
+    require_memory(need, host_available_bytes(), "num", got=num, what="the images", remedy=remedy)

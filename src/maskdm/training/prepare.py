@@ -5,6 +5,7 @@ Everything that can be wrong is looked at here, before a folder is made.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ from maskdm.models.build import Objective
 from maskdm.models.spec import ModelSpec
 from maskdm.runtime.console import Console
 from maskdm.runtime.distributed import Runtime, init_runtime
+from maskdm.runtime.host_memory import host_available_bytes, require_memory
+from maskdm.runtime.memory import available_bytes
 from maskdm.sampling.timesteps import sampling_times
 from maskdm.training import stage_masks as masks
 from maskdm.training.batches import TrainingSet
@@ -103,6 +106,40 @@ def prepare(config: Config, console: Console, dataset: Dataset | None = None) ->
     return Prepared(masks.resolved_masks(config, spec), dataset, spec, objective, schedules)
 
 
+def check_memory(config: Config, spec: ModelSpec, runtime: Runtime) -> None:
+    """Refuses, before any of it is taken, what no memory here could hold: the network with all that training keeps of
+    it, the images of a batch, the images that are generated to be looked at.
+
+    Args:
+        config: the settings.
+        spec: the model.
+        runtime: the machine.
+
+    Raises:
+        InputError: it does not fit, by an estimate that leaves out the network's activations.
+    """
+    free, host = available_bytes(runtime.device), host_available_bytes()
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build.backbone(spec).parameters())
+    image = 4 * spec.channels * math.prod(spec.image_size)
+    copies = 5 * 4  # weights, gradients, two moments and the average, in float32
+    shards = runtime.world_size if config.train.parallel == "fsdp" else 1
+    with within(""):
+        what = f"{parameters:,} parameters, their gradients, moments and average"
+        remedy = "choose a smaller model.size, or model.width and model.depth"
+        require_memory(copies * parameters // shards, free, "model", what=what, remedy=remedy)
+        for i, stage in enumerate(config.stages):
+            what, remedy = "the images of a batch and their noise", "choose a smaller batch"
+            name = f"stages.{i}.batch_size"
+            require_memory(2 * image * stage.batch_size, free, name, got=stage.batch_size, what=what, remedy=remedy)
+        generated = {"samples": config.eval.samples} | (
+            {} if config.eval.scores is None else {"score_images": config.eval.score_images}
+        )
+        for key, count in generated.items():
+            what, remedy = "the generated images", "choose fewer"
+            require_memory(image * count, host, f"eval.{key}", got=count, what=what, remedy=remedy)
+
+
 def make_task(prepared: Prepared, runtime: Runtime, members: np.ndarray) -> Task:
     """What is learned on this machine.
 
@@ -138,6 +175,7 @@ def synthetic_task(config: Config) -> Task:
     spec = ModelSpec(model=config.model, process=config.process, image_size=(height, width), channels=channels)
     objective = build.make_objective(config.process)
     runtime = init_runtime(config.train)
+    check_memory(config, spec, runtime)
     images = np.random.default_rng(0).integers(256, size=(SYNTHETIC, height, width, channels), dtype=np.uint8)
     store = make_store(images, runtime.device, data.store, runtime.local_world_size)
     schedules = masks.mask_schedules(config, spec)

@@ -30,7 +30,7 @@ from maskdm.training.find_run import config_sha256, find_resumable, find_run
 from maskdm.training.finished import complete_run
 from maskdm.training.loop import run_stages
 from maskdm.training.monitor import Training
-from maskdm.training.prepare import Prepared, make_task, prepare
+from maskdm.training.prepare import Prepared, check_memory, make_task, prepare
 from maskdm.training.progress import list_checkpoints, read_progress
 from maskdm.training.read_run import is_finished, read_config
 from maskdm.training.runs import Run, begin_run, resume_run, write_env
@@ -89,6 +89,7 @@ def start_training(
             prepared = prepare(config, console)
         check_batches(prepared.config, runtime)
         check_measures(prepared, runtime)
+        check_memory(prepared.config, prepared.spec, runtime)
         found, finished = _agreed_run(prepared, output_dir, resume, runtime, console)
         prepared = as_recorded(prepared, found)
         describe_task(prepared, runtime, console)
@@ -166,6 +167,7 @@ def dry_run(config: Config, *, output_dir: Path, resume: str | None, console: Co
     prepared = prepare(config, console)
     check_batches(prepared.config, runtime)
     check_measures(prepared, runtime)
+    check_memory(prepared.config, prepared.spec, runtime)
     found = find_run(output_dir, prepared.config, resume, prepared.dataset.images, console.warn)
     finished = found is not None and is_finished(found)
     prepared = as_recorded(prepared, found)

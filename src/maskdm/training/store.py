@@ -21,7 +21,8 @@ from torch import Tensor
 
 from maskdm.config.schema import Where
 from maskdm.data.stream import ImageArray
-from maskdm.errors import InputError
+from maskdm.errors import InputError, within
+from maskdm.runtime.host_memory import require_memory
 from maskdm.runtime.memory import available_bytes
 
 SHARE_OF_DEVICE, SHARE_OF_RAM = 0.25, 0.5
@@ -136,7 +137,7 @@ def make_store(images: ImageArray, device: torch.device, where: Where = "auto", 
         ranks: how many processes on this machine hold the same images.
 
     Raises:
-        InputError: `data.store` is device without a GPU, or more than its free memory.
+        InputError: `data.store` is device without a GPU, or device or ram with less memory than the images take.
     """
     if where == "auto":
         where = _fitting(images.nbytes, device, ranks)
@@ -144,6 +145,9 @@ def make_store(images: ImageArray, device: torch.device, where: Where = "auto", 
         check_store(images, device, where)
         return DeviceStore(images, device)
     if where == "ram":
+        with within(""):
+            free, what = available_bytes(torch.device("cpu")), "the images"
+            require_memory(images.nbytes * ranks, free, "data.store", got="ram", what=what, remedy="write auto")
         images = images[np.arange(images.shape[0])]
     return HostStore(images, device)
 
