@@ -34,7 +34,7 @@ from maskdm.config.stage_config import MaskConfig, StageConfig
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.loss import denoising_loss
 from maskdm.diffusion.masks import Mask, masking
-from maskdm.evaluation import encoder
+from maskdm.evaluation import encoder, heldout
 from maskdm.evaluation.heldout import HeldOut
 from maskdm.evaluation.inception import Inception
 from maskdm.models import build, transfer
@@ -223,7 +223,8 @@ def test_a_step_of_training_never_waits_and_mixes_no_devices(family, backbone, m
 
 
 @pytest.mark.parametrize("denoiser", [*map(stub, FAMILIES), *(model(name, "vp")[1] for name in BACKBONES)])
-def test_a_held_out_error_waits_once(denoiser):
+def test_a_held_out_error_waits_once(denoiser, monkeypatch):
+    monkeypatch.setattr(heldout, "CHUNK", 5)
     images = np.zeros((IMAGES, SIDE, SIDE, denoiser.channels), dtype=np.uint8)
     with Emulated(waits=1):
         asked = HeldOut.ask(images, np.zeros(IMAGES, dtype=np.int64), denoiser, META)
@@ -283,13 +284,13 @@ def test_attacks_do_not_wait(family):
 
 
 @pytest.mark.parametrize("classes", [0, 3])
-def test_training_an_encoder_does_not_wait(classes, monkeypatch):
-    monkeypatch.setattr(encoder, "STEPS", 2)
+def test_training_an_encoder_does_not_wait(classes):
     images = np.zeros((IMAGES, SIDE, SIDE, 3), dtype=np.uint8)
     with META:
-        network = encoder.Encoder(3, classes)
+        network = encoder.Encoder(3, classes, (SIDE, SIDE))
+    optimizer = torch.optim.AdamW(network.parameters())
     with Emulated():
-        encoder._train(network, images, np.zeros(IMAGES, dtype=np.int64) if classes else None, META)
+        encoder._step(network, optimizer, images, np.zeros(IMAGES, dtype=np.int64) if classes else None, 0, META)
         assert network(meta(2, 3, SIDE, SIDE)).is_meta
 
 

@@ -144,6 +144,8 @@ def test_what_is_assumed_of_the_heads_is_said(tmp_path, capsys):
     assert "--check" in said
     convert("official", DATA / "official_class_cosine.pt", tmp_path / "b.safetensors", heads=4)
     assert "warning: 4 attention heads, as given: the checkpoint does not say" in capsys.readouterr().err
+    convert("official", DATA / "official_class_cosine.pt", tmp_path / "c.safetensors", quiet=True)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("name", "heads", "which"), CASES)

@@ -134,7 +134,7 @@ def call_import(a: argparse.Namespace) -> None:
     from maskdm.commands.convert import convert
     from maskdm.commands.info import info
 
-    file = convert(a.source, a.checkpoint, a.output, weights=a.weights, heads=a.heads, check=a.check)
+    file = convert(a.source, a.checkpoint, a.output, weights=a.weights, heads=a.heads, check=a.check, quiet=a.quiet)
     found = info(file).weights
     assert found is not None, "just written"
     print("\n".join(_lines_of_weights(found)))

@@ -22,6 +22,7 @@ def convert(
     weights: Literal["ema", "raw"] = "ema",
     heads: int | None = None,
     check: str | Path | None = None,
+    quiet: bool = False,
 ) -> Path:
     """Turns a checkpoint from elsewhere into a weights file of ours.
 
@@ -34,6 +35,7 @@ def convert(
             all but one other outputs. By default width / 64, with a warning.
         check: an .npz of inputs and outputs of the network that is imported, to compare with: arrays x (B, C, H, W), t
             (B,), output (B, C, H, W) and, with classes, y (B,).
+        quiet: nothing is said of the heads.
 
     Returns:
         The file that was written.
@@ -46,7 +48,7 @@ def convert(
     Example:
         >>> convert("official", "model-20.pt", "celeba.safetensors", heads=8, check="outputs.npz")
     """
-    console = Console()
+    console = Console(quiet=quiet)
     if source != "official":
         raise InputError("source", got=source, wanted="official")
     output = Path(output)
