@@ -13,8 +13,8 @@ from maskdm.config.resolve import resolve
 from maskdm.config.stage_config import MaskConfig, MaskPart
 from maskdm.errors import InputError
 from maskdm.models.spec import ModelSpec
+from maskdm.training.find_run import same_settings
 from maskdm.training.read_run import read_config
-from maskdm.training.runs import same_settings
 from maskdm.training.stage_masks import (
     MANY,
     mask_schedule_of,
