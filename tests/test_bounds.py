@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
 import torch
 from data_helpers import Listener, refused
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from maskdm.config.resolve import resolve
 from maskdm.config.schema import Config
@@ -30,30 +31,32 @@ from maskdm.training.prepare import check_settings, synthetic_task
 from maskdm.training.start import start_training
 from maskdm.training.store import make_store
 
-UPPER, LOWER = ("maximum", "exclusiveMaximum"), ("minimum", "exclusiveMinimum")
+
+def numbers(
+    kind: Any, metadata: Sequence[object] = (), place: str = ""
+) -> Iterator[tuple[str, list[float], list[float]]]:
+    """Every number in a type, with where it stands, its upper bounds and its lower ones."""
+    if get_origin(kind) is Annotated:
+        base, *more = get_args(kind)
+        inner = [each for one in more for each in (one.metadata if isinstance(one, FieldInfo) else [one])]
+        yield from numbers(base, [*metadata, *inner], place)
+    elif kind in (int, float):
+        upper = [getattr(each, key) for each in metadata for key in ("le", "lt") if hasattr(each, key)]
+        lower = [getattr(each, key) for each in metadata for key in ("ge", "gt") if hasattr(each, key)]
+        yield place, upper, lower
+    elif isinstance(kind, type) and issubclass(kind, BaseModel):
+        for name, field in kind.model_fields.items():
+            yield from numbers(field.annotation, field.metadata, f"{place}.{name}")
+    elif get_origin(kind) is not Literal:
+        for inner in get_args(kind):
+            yield from numbers(inner, (), place)
 
 
-def numbers(schema: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every number in a JSON schema, with where it stands."""
-    if isinstance(schema, dict):
-        if schema.get("type") in ("integer", "number"):
-            yield place, schema
-        for key, inner in schema.items():
-            yield from numbers(inner, f"{place}/{key}")
-    elif isinstance(schema, list):
-        for position, inner in enumerate(schema):
-            yield from numbers(inner, f"{place}/{position}")
-
-
-@pytest.mark.parametrize("section", [Config, Comparison])
-def test_every_number_has_finite_bounds(section: type[BaseModel]) -> None:
-    found = list(numbers(section.model_json_schema()))
-    assert len(found) >= 4
-
-    def bounded(schema: dict[str, Any], keys: tuple[str, str]) -> bool:
-        return any(math.isfinite(schema.get(key, math.inf)) for key in keys)
-
-    assert [place for place, schema in found if not (bounded(schema, UPPER) and bounded(schema, LOWER))] == []
+@pytest.mark.parametrize(("section", "least"), [(Config, 50), (Comparison, 4)])
+def test_every_number_has_finite_bounds(section: type[BaseModel], least: int) -> None:
+    found = list(numbers(section))
+    assert len(found) >= least
+    assert [place for place, *bounds in found if not all(any(map(math.isfinite, each)) for each in bounds)] == []
 
 
 @pytest.mark.parametrize(

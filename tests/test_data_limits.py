@@ -215,6 +215,12 @@ def test_arrays_that_do_not_fit_into_memory(tmp_path: Path, monkeypatch: pytest.
     assert read_arrays(tmp_path / "a.npz", ["others"]) == ({}, ["images"])
 
 
+def test_arrays_in_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.npz")
+    with refused(tmp_path / "a.npz", "is a named pipe"):
+        read_arrays(tmp_path / "a.npz", ())
+
+
 def test_damaged_arrays_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez_compressed(path, images=noise(0, (12, 6, 8)), labels=np.arange(12))
