@@ -211,20 +211,21 @@ def test_one_flipped_byte_of_an_image_stops_it(audited, tmp_path):
     path.write_bytes(content)
     error = refused(run)
     assert error.name == "data.path"
-    assert "1 changed" in error.problem
+    assert "1 removed" in error.problem  # its checksum no longer fits, so it cannot be read
 
 
-def test_one_flipped_byte_of_the_cache_stops_it(tmp_path):
+def test_flipped_bytes_of_the_cache_are_noticed_and_it_is_built_again(tmp_path, capsys):
     cache = tmp_path / "cache"
     run = train(many(tmp_path / "photos"), tmp_path / "runs", *SPLIT, f"data.cache_dir={cache}")
     (path,) = cache.glob("*/images.npy")
-    content = bytearray(path.read_bytes())
+    whole = path.read_bytes()
+    content = bytearray(whole)
     for i in range(200, len(content), 768):  # one pixel of every image
         content[i] ^= 1
     path.write_bytes(content)
-    error = refused(run)
-    assert error.name == "data.cache_dir"
-    assert "not the one that the manifest names" in error.problem
+    assert audit(run, profile="quick").exit_code == 4
+    assert "is damaged and is built again" in capsys.readouterr().err
+    assert path.read_bytes() == whole
 
 
 def test_weights_of_another_run(audited, photos_run, tmp_path):

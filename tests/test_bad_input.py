@@ -539,8 +539,8 @@ def test_a_backbone_of_ones_own_is_given_to_whoever_loads_its_weights(refused, o
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"WORLD_SIZE": "two"}, ["WORLD_SIZE, RANK", "'two, None'", "numbers", "torchrun"]),
-        ({"WORLD_SIZE": "2", "RANK": ""}, ["WORLD_SIZE, RANK", "'2, '", "numbers"]),
+        ({"WORLD_SIZE": "two"}, ["WORLD_SIZE, RANK, LOCAL_RANK", "'two, None, None'", "numbers", "torchrun"]),
+        ({"WORLD_SIZE": "2", "RANK": ""}, ["WORLD_SIZE, RANK, LOCAL_RANK", "'2, , None'", "numbers"]),
         ({"WORLD_SIZE": "2"}, ["WORLD_SIZE", "got 2", "MASTER_ADDR", "torchrun"]),
     ],
     ids=str,

@@ -70,8 +70,8 @@ def _lines_of_weights(weights: WeightsInfo) -> Iterator[str]:
     spec = weights.spec
     model, process = to_dict(spec.model), to_dict(spec.process)
     yield f"weights    {weights.file}"
-    if weights.not_finite is not None:
-        yield f"damaged    holds NaN or infinite numbers, first in the tensor {weights.not_finite}: it samples nothing"
+    if weights.nan_tensor is not None:
+        yield f"damaged    holds NaN, first in the tensor {weights.nan_tensor}: it samples nothing"
     yield f"model      {summary.summarize_model(model)}; {weights.parameters / 1e6:.2f} M parameters"
     yield f"images     {spec.image_size[0]} x {spec.image_size[1]} x {spec.channels}"
     yield f"process    {summary.summarize_process(process)}; {summary.summarize_objective(process)}"

@@ -56,7 +56,7 @@ def convert(
         raise InputError("output", got=str(output), wanted="a name that ends in .safetensors")
     with within(""):
         read = read_official(Path(checkpoint), which=weights, heads=heads)
-    files.require_finite(read.tensors, Path(checkpoint))
+    files.require_no_nan(read.tensors, Path(checkpoint))
     if check is None:
         console.warn(_unchecked(read, heads))
     else:

@@ -43,14 +43,14 @@ class WeightsInfo:
         spec: the model, its process and the size of its images.
         parameters: numbers in the backbone.
         metadata: how it came to be: which average, stage, steps, images, ...
-        not_finite: the first tensor that holds NaN or an infinite number, or None; such weights sample nothing.
+        nan_tensor: the first tensor that holds NaN, or None; such weights sample nothing.
     """
 
     file: Path
     spec: ModelSpec
     parameters: int
     metadata: Metadata
-    not_finite: str | None = None
+    nan_tensor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,4 +105,4 @@ def _run(path: Path) -> RunInfo:
 def _weights(file: Path) -> WeightsInfo:
     read = weights.read_weights(file)
     parameters = sum(tensor.numel() for tensor in read.tensors.values())
-    return WeightsInfo(file, read.spec, parameters, read.metadata, weights.not_finite(read.tensors))
+    return WeightsInfo(file, read.spec, parameters, read.metadata, weights.nan_tensor(read.tensors))

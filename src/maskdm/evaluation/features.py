@@ -161,7 +161,7 @@ def check_features(features: str, features_weights: Path | None = None) -> None:
             "features", got=features, wanted=wanted, remedy=f"did you mean {close[0]}?" if close else ""
         )
     elif features not in NAMES and not Path(features).is_file():
-        raise ArgumentError("features", f"there is no file {features}")
+        raise ArgumentError("features", f"no such file: {features}")
     if features_weights is not None and features not in ("inception", *PUBLISHED):
         raise ArgumentError("features_weights", f"given with the features {features}, which need none")
 

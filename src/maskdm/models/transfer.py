@@ -28,7 +28,7 @@ from maskdm.models.haar import Haar, haar, unhaar
 from maskdm.models.layers import resize_positions
 from maskdm.models.official import read_official
 from maskdm.models.spec import ModelSpec
-from maskdm.models.weights import PICKLES, Weights, Which, find_weights, load_state, read_weights, require_finite
+from maskdm.models.weights import PICKLES, Weights, Which, find_weights, load_state, read_weights, require_no_nan
 
 ROLES = ("positions", "patch_in", "patch_out", "patch_bias", "conv_in", "conv_out", "conv_bias", "labels")
 
@@ -39,14 +39,14 @@ def read_source(path: Path, which: str) -> tuple[Path, Weights]:
     The heads of an official network are not in its file; here they are taken to be of 64 channels.
 
     Raises:
-        InputError: nothing there that can be read, or weights that are not finite.
+        InputError: nothing there that can be read, or weights that hold NaN.
     """
     if path.suffix in PICKLES:
         file, found = path, read_official(path, which="raw" if which == "raw" else "ema")
     else:
         file = find_weights(path, which)
         found = read_weights(file)
-    require_finite(found.tensors, file)
+    require_no_nan(found.tensors, file)
     return file, found
 
 
