@@ -297,10 +297,10 @@ def test_stages_of_few_slow_steps_are_measured_as_those_of_many_fast_ones(small,
         def use(self, task):
             self.slow = not task.masks[0].ratio
 
-        def step(self):
+        def step(self, count=1):
             return float((0.5 if self.slow else 0.01) * np.exp(rng.normal(0, 0.1)))
 
-        steps = StepProfiler.steps
+        steps, between = StepProfiler.steps, 1
 
     monkeypatch.setattr(throughput, "StepProfiler", Pretended)
     monkeypatch.setattr(throughput, "SECONDS", 0.6)

@@ -21,6 +21,8 @@ TWICE = """
 import os, signal, sys
 from maskdm.runtime.signals import ending, interruptible, own_process
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever a launcher of the tests has had ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 own_process()
 first, second, place = sys.argv[1:]
 def kill(name):
@@ -91,9 +93,12 @@ def test_a_launcher_sends_ctrl_c_twice(monkeypatch):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129), (signal.SIGTERM, 143)])
 def test_a_closed_terminal_saves_as_a_scheduler_does(number, code, digits_npz, tmp_path, monkeypatch, capsys):
-    step = loop.training_step
+    step, before = loop.training_step, signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP, and so do its runs
     monkeypatch.setattr(loop, "training_step", lambda *a: (os.kill(os.getpid(), number), step(*a))[1])
-    assert main(["train", "--data", str(digits_npz), "--output-dir", str(tmp_path), *TINY]) == code
+    try:
+        assert main(["train", "--data", str(digits_npz), "--output-dir", str(tmp_path), *TINY]) == code
+    finally:
+        signal.signal(number, before)
     assert "interrupted: saved at step 1; " in capsys.readouterr().err
     assert (tmp_path / "00000-digits" / "checkpoints" / "step-0000001").is_dir()
 

@@ -30,6 +30,7 @@ from maskdm.training.clock import Clock
 from maskdm.training.prepare import synthetic_task
 from maskdm.training.progress import Progress
 from maskdm.training.step_profiler import StepProfiler, choose_micro_batch
+from maskdm.training.time_left import TimeLeft
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -194,6 +195,7 @@ def slow_device(monkeypatch) -> list[float]:
         waits.append(time.monotonic())
 
     monkeypatch.setattr(Runtime, "synchronize", wait)
+    monkeypatch.setattr(TimeLeft, "step_done", lambda _: None)  # which waits for the first steps of a stage
     return waits
 
 
@@ -401,12 +403,17 @@ def test_an_operation_without_a_deterministic_kernel_is_one_line():
         raise RuntimeError("mat1 and mat2")
 
 
-def test_what_is_measured_is_not_tf32(monkeypatch):
+def test_what_is_measured_is_not_tf32():
     assert torch.backends.cudnn.allow_tf32  # as torch begins
     seen = []
-    monkeypatch.setattr(sample, "check_counts", lambda *_: seen.append(torch.backends.cudnn.allow_tf32) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        sample.sample_images(None, range(1))
+
+    class Batches:
+        def batches(self, *_):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return ()
+
+    with pytest.raises((RuntimeError, ValueError), match="non-empty"):
+        sample.make_images(Batches(), None, range(1), 1)
     with pytest.raises(AttributeError):
         HeldOut(torch.zeros(1), torch.zeros(1), torch.zeros(1), None).error(None, Recorder(seen))
     assert seen == [False, False]

@@ -41,8 +41,12 @@ def _counted(spec_json: str, masking: Masking) -> int:
     with device:
         network = build.backbone(spec)
     x_t, t = torch.zeros(1, spec.channels, *spec.image_size, device=device), torch.zeros(1, device=device)
-    shape = (1, *masking.crop) if masking.kind == "crop" else (1, masking.num_visible)
-    keep = torch.zeros(shape, dtype=torch.int64, device=device)
+    numbers = torch.arange(masking.num_patches, device=device)
+    if masking.kind == "crop":
+        rows, columns = masking.crop
+        keep = numbers.view(1, *masking.grid)[:, :rows, :columns]
+    else:
+        keep = numbers[None, : masking.num_visible]
     mask = None if masking.kind == "none" else Mask(keep, routed=masking.kind == "route")
     label = torch.zeros(1, dtype=torch.int64, device=device) if spec.class_names else None
     # Of torch's kernels for attention only the plain one is made of products that its counter sees everywhere.

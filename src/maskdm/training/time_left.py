@@ -84,7 +84,8 @@ class TimeLeft:
             if i == number:
                 left += (steps - self.progress.stage_step) * seconds_per_step
             else:
-                left += steps * seconds_per_step * self._work(i) / self._work(number)
+                here = self._work(number)  # 0 for a network of operations that are not counted
+                left += steps * seconds_per_step * (self._work(i) / here if here else 1.0)
         return max(left, 0.0)
 
     def _work(self, stage: int) -> float:
