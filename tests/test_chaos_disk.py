@@ -72,11 +72,11 @@ def _on_a_small_disk(kib: int, data: Path, whole: Path, place: Path, report: Pat
     place.mkdir(exist_ok=True)
     new_user, new_mounts = 0x10000000, 0x20000
     if libc.unshare(new_mounts if os.geteuid() == 0 else new_user | new_mounts):
-        report.write_text("unable to make a namespace")
+        report.write_text("unable to make a namespace", encoding="utf-8")
         return
     libc.mount(b"none", b"/", None, 0x4000 | 0x40000, None)  # private from here on
     if libc.mount(b"none", os.fsencode(place), b"tmpfs", 0, f"size={kib}k".encode()):
-        report.write_text("unable to mount a disk")
+        report.write_text("unable to mount a disk", encoding="utf-8")
         return
     try:
         outcome = _forked(train_words(data, place / "runs"), place, report.with_suffix(".log"))
@@ -90,7 +90,7 @@ def _on_a_small_disk(kib: int, data: Path, whole: Path, place: Path, report: Pat
     except BaseException:
         report.write_text(traceback.format_exc(), encoding="utf-8")
         os._exit(1)
-    report.write_text(str(outcome.code))
+    report.write_text(str(outcome.code), encoding="utf-8")
 
 
 def _forked(words: list[str], place: Path, log: Path) -> Outcome:
