@@ -54,7 +54,10 @@ def _is_section(kind: object) -> bool:
 def all_keys() -> list[str]:
     """Those of every backbone, every process and both stages too."""
     variants = [
-        key for section, kinds in VARIANTS.items() for kind in dict(kinds).values() for key in keys(kind, f"{section}.")
+        key
+        for section, kinds in VARIANTS.items()
+        for kind in kinds.classes.values()
+        for key in keys(kind, f"{section}.")
     ]
     stages = [key for i in range(2) for key in keys(StageConfig, f"stages.{i}.")]
     return sorted({*keys(Config), *variants, *stages} - HEAVY)
