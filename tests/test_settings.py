@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -625,6 +626,9 @@ def test_unreadable_files(write, tmp_path):
     missing = tmp_path / "missing.yaml"
     with refused("config", problem=f"cannot read {missing}: No such file or directory"):
         resolve(file=missing)
+    os.mkfifo(tmp_path / "pipe")
+    with refused("config", problem="is not a regular file"):
+        resolve(file=tmp_path / "pipe")
     with refused("config", problem=f"cannot read {tmp_path}: Is a directory"):
         resolve(file=tmp_path)
     file = write("model: {width: 16}".encode("utf-16"))

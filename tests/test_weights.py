@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from maskdm.config.process_config import FlowConfig
 from maskdm.errors import InputError
 from maskdm.models import build
 from maskdm.models.spec import ModelSpec
-from maskdm.models.weights import FORMAT, Weights, find_weights, load_state, read_weights, write_weights
+from maskdm.models.weights import FORMAT, Weights, find_weights, load, load_state, read_weights, write_weights
 
 SPEC = ModelSpec(
     model=JiTConfig(width=16, depth=1, heads=2, bottleneck=8),
@@ -127,3 +128,11 @@ def test_an_official_checkpoint_that_is_not_finite_is_not_imported(tmp_path):
     assert caught.value.name == str(tmp_path / "nan.pt")
     assert "NaN" in caught.value.problem
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_pipe_is_no_weights_file(tmp_path):
+    """And nobody waits for whoever might write to it."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError) as caught:
+        load(tmp_path / "pipe")
+    assert (caught.value.name, caught.value.problem) == (str(tmp_path / "pipe"), "is not a regular file")

@@ -52,7 +52,7 @@ def add_sample(commands: Commands) -> None:
     p.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace samples of other settings that are there; files of others stay",
+        help="replace all samples that an earlier command made there; other files stay",
     )
     p.set_defaults(call=call_sample)
 

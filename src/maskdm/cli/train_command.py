@@ -31,7 +31,10 @@ def add_train(commands: Commands) -> None:
         "--resume", metavar="latest|PATH|never", help="a certain run; by default an unfinished one of the same settings"
     )
     p.add_argument(
-        "-n", "--dry-run", action="store_true", help="read the images, say what would be done, write nothing"
+        "-n",
+        "--dry-run",
+        action="store_true",
+        help="read the images (into the cache), say what would be done, begin nothing",
     )
     p.add_argument("--settings", action="store_true", help="list every setting with its default, and leave")
     p.add_argument("--recipes", action="store_true", help="list the recipes, and leave")

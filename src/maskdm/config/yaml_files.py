@@ -36,6 +36,8 @@ def read_yaml(path: Path) -> Tree:
     Raises:
         InputError: it cannot be read, or holds no sections of plain values.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would keep its reader waiting for ever
+        raise InputError("config", "is not a regular file", got=str(path), wanted="a file of settings")
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MAX_CHARACTERS + 1)

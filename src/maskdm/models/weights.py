@@ -161,6 +161,8 @@ def find_weights(path: Path, which: str = "ema") -> Path:
     if not path.is_dir():
         if not path.exists():
             raise InputError(str(path), "no such run or file")
+        if not path.is_file():  # a pipe would keep its reader waiting for ever
+            raise InputError(str(path), "is not a regular file", wanted="a run folder or a .safetensors file")
         return path
     for folder in (path / "weights", path):
         for name in (which, f"{which}-ema"):

@@ -32,8 +32,8 @@ def complete_run(prepared: Prepared, runtime: Runtime, run: Path, console: Conso
     """
     history, config = read_history(run), prepared.config
     console.say(
-        f"{run} is finished ({history.step:,} steps, {history.images:,} images): nothing is left to train; "
-        f"--resume never trains another, and stages.0.init_from={run} starts from its weights"
+        f"{run} is finished ({history.step:,} steps, {history.images:,} images): nothing is left to "
+        f"train; to train another run, add --resume never, and to start it from these weights, stages.0.init_from={run}"
     )
     if runtime.main:
         _publish_missing(run, config.stages[-1].name, console)

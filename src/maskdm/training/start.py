@@ -176,7 +176,7 @@ def dry_run(config: Config, *, output_dir: Path, resume: str | None, console: Co
     warn_of_parents(prepared, console)
     check_origins(prepared, found)
     if finished:
-        console.say(f"{found} is finished, and nothing would be trained; --resume never would begin another run")
+        console.say(f"{found} is finished: nothing would be trained; to begin another run, add --resume never")
     else:
         console.say(f"would resume {found}" if found else f"would begin a run in {output_dir}")
     stages = describe_stages(prepared)
