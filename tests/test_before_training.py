@@ -37,7 +37,7 @@ def refused(capsys: pytest.CaptureFixture[str], data: Path, *words: str) -> str:
     [
         ("eval.scores=red", "eval.scores: got 'red'"),
         ("eval.scores=dino", "eval.scores: got 'dino'"),
-        ("eval.scores=gone.pt", "eval.scores: there is no file gone.pt"),
+        ("eval.scores=gone.pt", "eval.scores: no such file: gone.pt"),
         ("eval.scores=nowhere:function", "eval.scores: "),
         ("eval.scores=pixels", "eval.scores: got 1, wanted at least 2 held-out images"),
         ("data.store=device", "data.store: the model is trained on cpu"),

@@ -297,7 +297,7 @@ def test_weights_that_hold_nan_are_refused_by_name(digits_run, tmp_path, capsys)
         assert f"first in the tensor {name}" in line_of(capsys)
     assert not (tmp_path / "more").exists()
     assert main(["info", str(run)]) == 0
-    assert f"NaN or infinite numbers, first in the tensor {name}" in capsys.readouterr().out
+    assert f"holds NaN, first in the tensor {name}" in capsys.readouterr().out
     assert weights.nan_tensor({"n": torch.arange(3), "e": torch.zeros(0)}) is None
 
 
