@@ -70,6 +70,13 @@ class TransformerConfig(SizedConfig):
     """Inner width of a block's MLP over the width of a token."""
     mixer_depth: Layers = 0
     """Light blocks that see every patch before masked ones are dropped (MicroDiT); masked is then not unseen."""
+    pixel_head: Literal["none", "conv"] = "none"
+    """What makes pixels of tokens. none: a linear layer for each patch by itself. conv: convolutions over features of
+    every pixel and the noisy image, which lets patches be large (docs/backbones.md)."""
+    pixel_features: Side = 32
+    """Channels of the pixel head."""
+    pixel_layers: Annotated[Whole, Field(ge=2, le=64)] = 3
+    """Convolutions of the pixel head."""
 
 
 class UViTConfig(TransformerConfig):

@@ -60,11 +60,13 @@ class Mask(NamedTuple):
             patches are shown and asked for, and those that are not kept go around the middle of the network.
         weight: how much every visible patch counts in the loss, of keep's shape: the mean visibility of patches over
             its own. None where all are visible equally often. Of no concern to a backbone.
+        block: side of the blocks, cut from the grid's corner, that the kept patches make up; 1 for single patches.
     """
 
     keep: Tensor
     routed: bool = False
     weight: Tensor | None = None
+    block: int = 1
 
     @property
     def visible(self) -> Tensor | None:
@@ -73,7 +75,7 @@ class Mask(NamedTuple):
 
     def rows(self, part: slice) -> Mask:
         """The masks of a part of the images."""
-        return Mask(self.keep[part], self.routed, None if self.weight is None else self.weight[part])
+        return self._replace(keep=self.keep[part], weight=None if self.weight is None else self.weight[part])
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ class Masking:
             keep = self._draw_crop(images, generator)
             return Mask(keep, weight=((1 - self.ratio) / self.visibility(generator.device)).flatten()[keep])
         if self.kind == "block":
-            return Mask(self._draw_blocks(images, generator).sort(dim=1).values)
+            keep = self._draw_blocks(images, generator).sort(dim=1).values
+            return Mask(keep, block=self.block if self.aligned else 1)
         order = torch.rand(images, self.num_patches, generator=generator, device=generator.device).argsort(dim=1)
         return Mask(order[:, : self.num_visible].sort(dim=1).values, routed=self.kind == "route")
 

@@ -47,7 +47,8 @@ def _counted(spec_json: str, masking: Masking) -> int:
         keep = numbers.view(1, *masking.grid)[:, :rows, :columns]
     else:
         keep = numbers[None, : masking.num_visible]
-    mask = None if masking.kind == "none" else Mask(keep, routed=masking.kind == "route")
+    block = masking.block if masking.kind == "block" and masking.aligned else 1
+    mask = None if masking.kind == "none" else Mask(keep, routed=masking.kind == "route", block=block)
     label = torch.zeros(1, dtype=torch.int64, device=device) if spec.class_names else None
     # Of torch's kernels for attention only the plain one is made of products that its counter sees everywhere.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):

@@ -18,7 +18,7 @@ Sources: Li & He 2025, arXiv 2511.13720 (the network); Peebles & Xie 2022, arXiv
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from maskdm.diffusion.patches import Grid, gather, patch_grid, patchify, scatter
 from maskdm.diffusion.process import batch_times
 from maskdm.errors import ArgumentError
 from maskdm.models.layers import attend, sinusoidal
+from maskdm.models.pixel_head import PixelHead
 
 SIZES: dict[str, dict[str, int]] = {
     "S": {"width": 384, "depth": 12, "heads": 6},
@@ -132,6 +133,8 @@ class JiT(nn.Module):
         class_tokens: how often the label joins as a token, 0 for not at all; of no effect without classes.
         mixer_depth: light blocks (mlp_ratio 1) that see all patches before masked ones are dropped. With any,
             masked patches do influence the output.
+        pixel_head: none for a linear layer for each patch, or conv for a `PixelHead`.
+        pixel_features, pixel_layers: its channels and convolutions.
 
     Raises:
         ArgumentError: of heads or patch_size; they do not fit.
@@ -168,6 +171,9 @@ class JiT(nn.Module):
         bottleneck: int = 128,
         class_tokens: int = 8,
         mixer_depth: int = 0,
+        pixel_head: Literal["none", "conv"] = "none",
+        pixel_features: int = 32,
+        pixel_layers: int = 3,
     ) -> None:
         super().__init__()
         check_heads(width, heads)
@@ -186,7 +192,18 @@ class JiT(nn.Module):
         self.blocks = nn.ModuleList(JiTBlock(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.RMSNorm(width, eps=EPSILON, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, patch_dim)
+        self.head: nn.Linear | PixelHead = (
+            nn.Linear(width, patch_dim)
+            if pixel_head == "none"
+            else PixelHead(
+                width=width,
+                grid=self.grid,
+                patch_size=patch_size,
+                channels=channels,
+                features=pixel_features,
+                layers=pixel_layers,
+            )
+        )
         # Not in the state dict: they follow from the sizes, and weights fit images of any size.
         self.register_buffer("position", torch.cat(plane_waves(self.grid, width), dim=1), persistent=False)
         self.register_buffer("rotation", torch.stack(plane_waves(self.grid, width // heads)), persistent=False)
@@ -243,8 +260,11 @@ class JiT(nn.Module):
 
         x = self._pass_blocks(x, condition, context, visible, routed)
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        out = self.head(self.norm(x) * (1 + scale) + shift)
-        return unpatchify(scatter(out, visible, self.num_patches), self.grid, self.channels)
+        x = self.norm(x) * (1 + scale) + shift
+        if isinstance(self.head, PixelHead):
+            pixels: Tensor = self.head(x, x_t, mask)
+            return pixels
+        return unpatchify(scatter(self.head(x), visible, self.num_patches), self.grid, self.channels)
 
     def _condition(self, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What steers every block, (B, D), and the class tokens, (B, class_tokens, D) or None."""
@@ -305,7 +325,8 @@ class JiT(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
         blocks = (module for module in self.modules() if isinstance(module, JiTBlock))
-        for layer in (self.head, self.modulation, *(block.modulation for block in blocks)):
+        heads = [self.head] if isinstance(self.head, nn.Linear) else []  # a pixel head has zeros at its own end
+        for layer in (*heads, self.modulation, *(block.modulation for block in blocks)):
             nn.init.zeros_(layer.weight)
 
 

@@ -7,6 +7,7 @@ channels and set of classes. A backbone says in its `layout` which of its tensor
 - ``patch_in`` (., p*p*C), ``patch_out`` (p*p*C, .), ``patch_bias`` (p*p*C,): resized as images of p x p pixels (with
   Haar levels, of the pixels they stand for), such that a patch enlarged with its image is embedded as before and
   answered enlarged (FlexiViT, Beyer et al. 2023, arXiv 2212.08013);
+- ``feature_out`` (p*p*F, .), ``feature_bias`` (p*p*F,): the same for F features of every pixel;
 - ``conv_in`` (., C + extras, k, k), ``conv_out`` (C, ., k, k), ``conv_bias`` (C,);
 - ``labels`` (classes + 1, D): rows go by the names of classes, a new class starts as "no class".
 
@@ -24,13 +25,24 @@ from torch import Tensor, nn
 
 from maskdm.diffusion.patches import patch_grid, patchify, unpatchify
 from maskdm.errors import ArgumentError, InputError
-from maskdm.models.haar import Haar, haar, unhaar
+from maskdm.models.haar import haar, unhaar
 from maskdm.models.layers import resize_positions
 from maskdm.models.official import read_official
 from maskdm.models.spec import ModelSpec
 from maskdm.models.weights import PICKLES, Weights, Which, find_weights, load_state, read_weights, require_no_nan
 
-ROLES = ("positions", "patch_in", "patch_out", "patch_bias", "conv_in", "conv_out", "conv_bias", "labels")
+ROLES = (
+    "positions",
+    "patch_in",
+    "patch_out",
+    "patch_bias",
+    "feature_out",
+    "feature_bias",
+    "conv_in",
+    "conv_out",
+    "conv_bias",
+    "labels",
+)
 
 
 def read_source(path: Path, which: str) -> tuple[Path, Weights]:
@@ -89,10 +101,8 @@ def different(old: Mapping[str, object], new: Mapping[str, object]) -> list[tupl
 
 def fit(network: nn.Module, spec: ModelSpec, source: Weights) -> tuple[dict[str, Tensor], list[str]]:
     """The state that `network` starts from, and what was kept, fitted, new and dropped, in sentences."""
-    inner, prefix = (network.inner, "inner.") if isinstance(network, Haar) else (network, "")
-    layout: dict[str, str] = getattr(inner, "layout", {})
-    roles = {prefix + name: role for name, role in layout.items()}
-    for name, role in layout.items():
+    roles = _roles(network)
+    for name, role in roles.items():
         if role not in ROLES:
             known = ", ".join(ROLES)
             problem = f"the layout of {spec.model.backbone} calls {name} {role!r}"
@@ -120,6 +130,16 @@ def fit(network: nn.Module, spec: ModelSpec, source: Weights) -> tuple[dict[str,
         if names
     ]
     return state, said + fitting.reasons()
+
+
+def _roles(network: nn.Module) -> dict[str, str]:
+    """Name of a tensor -> its role, as the network and the modules in it say in their `layout`."""
+    found = {}
+    for prefix, module in network.named_modules():
+        layout = getattr(module, "layout", None)
+        if isinstance(layout, dict):
+            found.update({f"{prefix}.{name}" if prefix else name: role for name, role in layout.items()})
+    return found
 
 
 class _Fitting:
@@ -154,6 +174,8 @@ class _Fitting:
             return self._positions(old, fresh)
         if role == "labels":
             return self._labels(old)
+        if role.startswith("feature"):
+            return self._features(old)
         if self.channels[0] == self.channels[1] and (role.startswith("conv") or self.sizes[0] == self.sizes[1]):
             return old
         if role == "conv_in":
@@ -183,6 +205,16 @@ class _Fitting:
         numbers = {name: i for i, name in enumerate(self.old.class_names)}
         known = [old[numbers[name]] if name in numbers else old[-1] for name in self.new.class_names]
         return torch.stack([*known, old[-1]])
+
+    def _features(self, old: Tensor) -> Tensor:
+        """Weights of the features of one patch, (p*p*F, ...) -> (q*q*F, ...), each resized as an image."""
+        p, q = (size // 2**self.levels for size in self.sizes)
+        if p == q:
+            return old
+        rows = old.reshape(len(old), -1).T
+        images = unpatchify(rows[:, None], (1, 1), len(old) // p**2)
+        images = (images.flatten(2) @ _enlarge(p, q).to(old).T).reshape(*images.shape[:2], q, q)
+        return patchify(images, q)[:, 0].T.reshape(-1, *old.shape[1:])
 
     def _patches(self, rows: Tensor, resize: Tensor, *, summed: bool) -> Tensor | None:
         """Weights of one patch, recoloured and resized as images: (n, p*p*C) and (p*p, q*q) -> (n, q*q*C)."""

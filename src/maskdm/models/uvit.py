@@ -11,7 +11,7 @@ Source: Bao et al. 2022, arXiv 2209.12152; in the form of arXiv 2306.11363, whos
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from maskdm.diffusion.patches import gather, patch_grid, patchify, scatter, unpa
 from maskdm.diffusion.process import batch_times
 from maskdm.errors import ArgumentError
 from maskdm.models.layers import MLP, Attention, initialize, sinusoidal
+from maskdm.models.pixel_head import PixelHead
 
 
 class UViTBlock(nn.Module):
@@ -67,6 +68,8 @@ class UViT(nn.Module):
         classes: number of classes, 0 for an unconditional model.
         mixer_depth: light blocks that see every patch before masked ones are dropped (deferred masking: Sehwag et al.
             2024, arXiv 2407.15811); 0 for none, and then nothing of a masked patch is seen.
+        pixel_head: none for a linear layer for each patch, or conv for a `PixelHead`.
+        pixel_features, pixel_layers: its channels and convolutions.
 
     Raises:
         ArgumentError: of heads, depth or patch_size; they do not fit.
@@ -103,6 +106,9 @@ class UViT(nn.Module):
         time_mlp: bool = False,
         classes: int = 0,
         mixer_depth: int = 0,
+        pixel_head: Literal["none", "conv"] = "none",
+        pixel_features: int = 32,
+        pixel_layers: int = 3,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -134,7 +140,18 @@ class UViT(nn.Module):
         self.block_mid = block()
         self.blocks_out = nn.ModuleList(block(skip=True) for _ in range(depth // 2))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, patch_dim)
+        self.head: nn.Linear | PixelHead = (
+            nn.Linear(width, patch_dim)
+            if pixel_head == "none"
+            else PixelHead(
+                width=width,
+                grid=self.grid,
+                patch_size=patch_size,
+                channels=channels,
+                features=pixel_features,
+                layers=pixel_layers,
+            )
+        )
         self.apply(initialize)
 
     def forward(
@@ -165,8 +182,11 @@ class UViT(nn.Module):
         x = self._middle(x, routed)
         for block in self.blocks_out[len(self.blocks_out) - outer :]:
             x = block(x, skips.pop())
-        out = self.head(self.norm(x[:, self.extras :]))
-        return unpatchify(scatter(out, visible, self.num_patches), self.grid, self.channels)
+        x = self.norm(x[:, self.extras :])
+        if isinstance(self.head, PixelHead):
+            pixels: Tensor = self.head(x, x_t, mask)
+            return pixels
+        return unpatchify(scatter(self.head(x), visible, self.num_patches), self.grid, self.channels)
 
     def _tokens(self, x_t: Tensor, t: Tensor, visible: Tensor | None, label: Tensor | None) -> Tensor:
         """[label, time, patches]: (B, extras + K, D)."""
