@@ -18,18 +18,18 @@ Sources: Li & He 2025, arXiv 2511.13720 (the network); Peebles & Xie 2022, arXiv
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskdm.diffusion.masks import Mask
-from maskdm.diffusion.patches import Grid, gather, patch_grid, patchify, scatter, unpatchify
+from maskdm.diffusion.patches import Grid, gather, patch_grid, patchify
 from maskdm.diffusion.process import batch_times
 from maskdm.errors import ArgumentError
 from maskdm.models.layers import attend, sinusoidal
-from maskdm.models.pixel_head import PixelHead
+from maskdm.models.pixel_head import PixelHeadKind, make_head, to_pixels
 
 SIZES: dict[str, dict[str, int]] = {
     "S": {"width": 384, "depth": 12, "heads": 6},
@@ -171,7 +171,7 @@ class JiT(nn.Module):
         bottleneck: int = 128,
         class_tokens: int = 8,
         mixer_depth: int = 0,
-        pixel_head: Literal["none", "conv"] = "none",
+        pixel_head: PixelHeadKind = "none",
         pixel_features: int = 32,
         pixel_layers: int = 3,
     ) -> None:
@@ -192,18 +192,7 @@ class JiT(nn.Module):
         self.blocks = nn.ModuleList(JiTBlock(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.RMSNorm(width, eps=EPSILON, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
-        self.head: nn.Linear | PixelHead = (
-            nn.Linear(width, patch_dim)
-            if pixel_head == "none"
-            else PixelHead(
-                width=width,
-                grid=self.grid,
-                patch_size=patch_size,
-                channels=channels,
-                features=pixel_features,
-                layers=pixel_layers,
-            )
-        )
+        self.head = make_head(pixel_head, width, self.grid, patch_size, channels, pixel_features, pixel_layers)
         # Not in the state dict: they follow from the sizes, and weights fit images of any size.
         self.register_buffer("position", torch.cat(plane_waves(self.grid, width), dim=1), persistent=False)
         self.register_buffer("rotation", torch.stack(plane_waves(self.grid, width // heads)), persistent=False)
@@ -260,11 +249,7 @@ class JiT(nn.Module):
 
         x = self._pass_blocks(x, condition, context, visible, routed)
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        x = self.norm(x) * (1 + scale) + shift
-        if isinstance(self.head, PixelHead):
-            pixels: Tensor = self.head(x, x_t, mask)
-            return pixels
-        return unpatchify(scatter(self.head(x), visible, self.num_patches), self.grid, self.channels)
+        return to_pixels(self.head, self.norm(x) * (1 + scale) + shift, x_t, mask, self.patch_size)
 
     def _condition(self, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What steers every block, (B, D), and the class tokens, (B, class_tokens, D) or None."""

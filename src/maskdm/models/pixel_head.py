@@ -13,7 +13,7 @@ This one is the simplest of the kind: no attention, no normalisation, no conditi
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,29 @@ class PixelHead(nn.Module):
             return 1.0
         row = torch.arange(x.shape[2], device=x.device) % (h * self.patch_size + 1)
         return (row < h * self.patch_size).to(x.dtype)[:, None]
+
+
+PixelHeadKind = Literal["none", "conv"]
+
+
+def make_head(
+    kind: PixelHeadKind, width: int, grid: Grid, patch_size: int, channels: int, features: int, layers: int
+) -> nn.Linear | PixelHead:
+    """What makes pixels of tokens: a linear layer for each patch by itself, or a `PixelHead`."""
+    if kind == "none":
+        return nn.Linear(width, patch_size**2 * channels)
+    return PixelHead(width=width, grid=grid, patch_size=patch_size, channels=channels, features=features, layers=layers)
+
+
+def to_pixels(head: nn.Linear | PixelHead, tokens: Tensor, x_t: Tensor, mask: Mask | None, patch_size: int) -> Tensor:
+    """Tokens of the visible patches, (B, K, width), by either head -> (B, C, H, W), zero where masked."""
+    if isinstance(head, PixelHead):
+        pixels: Tensor = head(tokens, x_t, mask)
+        return pixels
+    _, channels, height, width = x_t.shape
+    grid = height // patch_size, width // patch_size
+    visible = None if mask is None else mask.visible
+    return unpatchify(scatter(head(tokens), visible, grid[0] * grid[1]), grid, channels)
 
 
 class Pieces(NamedTuple):

@@ -11,17 +11,17 @@ Source: Bao et al. 2022, arXiv 2209.12152; in the form of arXiv 2306.11363, whos
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from maskdm.diffusion.masks import Mask
-from maskdm.diffusion.patches import gather, patch_grid, patchify, scatter, unpatchify
+from maskdm.diffusion.patches import gather, patch_grid, patchify
 from maskdm.diffusion.process import batch_times
 from maskdm.errors import ArgumentError
 from maskdm.models.layers import MLP, Attention, initialize, sinusoidal
-from maskdm.models.pixel_head import PixelHead
+from maskdm.models.pixel_head import PixelHeadKind, make_head, to_pixels
 
 
 class UViTBlock(nn.Module):
@@ -106,7 +106,7 @@ class UViT(nn.Module):
         time_mlp: bool = False,
         classes: int = 0,
         mixer_depth: int = 0,
-        pixel_head: Literal["none", "conv"] = "none",
+        pixel_head: PixelHeadKind = "none",
         pixel_features: int = 32,
         pixel_layers: int = 3,
     ) -> None:
@@ -140,18 +140,7 @@ class UViT(nn.Module):
         self.block_mid = block()
         self.blocks_out = nn.ModuleList(block(skip=True) for _ in range(depth // 2))
         self.norm = nn.LayerNorm(width)
-        self.head: nn.Linear | PixelHead = (
-            nn.Linear(width, patch_dim)
-            if pixel_head == "none"
-            else PixelHead(
-                width=width,
-                grid=self.grid,
-                patch_size=patch_size,
-                channels=channels,
-                features=pixel_features,
-                layers=pixel_layers,
-            )
-        )
+        self.head = make_head(pixel_head, width, self.grid, patch_size, channels, pixel_features, pixel_layers)
         self.apply(initialize)
 
     def forward(
@@ -182,11 +171,7 @@ class UViT(nn.Module):
         x = self._middle(x, routed)
         for block in self.blocks_out[len(self.blocks_out) - outer :]:
             x = block(x, skips.pop())
-        x = self.norm(x[:, self.extras :])
-        if isinstance(self.head, PixelHead):
-            pixels: Tensor = self.head(x, x_t, mask)
-            return pixels
-        return unpatchify(scatter(self.head(x), visible, self.num_patches), self.grid, self.channels)
+        return to_pixels(self.head, self.norm(x[:, self.extras :]), x_t, mask, self.patch_size)
 
     def _tokens(self, x_t: Tensor, t: Tensor, visible: Tensor | None, label: Tensor | None) -> Tensor:
         """[label, time, patches]: (B, extras + K, D)."""
