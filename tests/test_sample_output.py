@@ -107,6 +107,25 @@ def test_more_images_of_the_same_kind_join_those_that_are_there(photos_run, tmp_
     assert len(json.loads((out / "samples.json").read_text())["images"]) == len(list(out.glob("seed-*.png"))) == 9
 
 
+def test_the_record_names_no_image_that_was_never_made(photos_run, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(Interrupted):
+            maskdm.sample(photos_run, 12, output=out, **FEW)
+    maskdm.sample(photos_run, seeds=[20], output=out, **FEW)
+    recorded = json.loads((out / "samples.json").read_text(encoding="utf-8"))["images"]
+    assert set(recorded) == {path.name for path in out.glob("seed-*.png")}
+    assert len(recorded) == 5
+
+
+def test_no_seed_is_left_out_without_a_word(photos_run):
+    with pytest.raises(InputError) as caught:
+        maskdm.sample(photos_run, 8, seeds=range(16))
+    assert (caught.value.name, caught.value.got) == ("num", 8)
+    assert "at least 16" in caught.value.wanted
+
+
 # --- nothing is mixed ------------------------------------------------------------------------------------------------
 
 

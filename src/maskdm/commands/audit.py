@@ -126,34 +126,34 @@ def audit(
     if not estimate:
         check_folder(folder, "output")
     options = AuditOptions(profile, seed, batch_size, num=num, budget_minutes=budget_minutes)
-    runtime = init_distributed(device)
-    subject = open_subject(
-        path,
-        weights=weights,
-        stage=stage,
-        members=None if members is None else str(members),
-        nonmembers=None if nonmembers is None else str(nonmembers),
-        group_by=group_by,
-        data=None if data is None else str(data),
-        seed=seed,
-        console=console,
-    )
-    denoiser = open_model(subject.weights, device=runtime.device, backbone=backbone)
-    options = replace(
-        options,
-        generated=None if generated is None else read_generated(generated, subject.spec, console),
-        features=load_audit_features(features, subject, runtime.device, console),
-    )
-    cost = estimate_cost(denoiser, subject, options)
-    console.say(_describe_cost(cost))
-    if estimate:
-        return AuditResult(None, {}, None, 0, cost.calls, cost.seconds)
-    found = run_audit(denoiser, cost.subject, cost.size, options, console)
-    record = save_audit(folder, found, command or "")
-    report = write_audit_pages(folder, found, record, include_training_images=include_training_images)
-    console.say(f"report  {report}")
-    exit_code = found.verdict.exit_code_above(fail_above_auc)
-    return AuditResult(found.verdict, record, report, exit_code, cost.calls, cost.seconds)
+    with init_distributed(device) as runtime:
+        subject = open_subject(
+            path,
+            weights=weights,
+            stage=stage,
+            members=None if members is None else str(members),
+            nonmembers=None if nonmembers is None else str(nonmembers),
+            group_by=group_by,
+            data=None if data is None else str(data),
+            seed=seed,
+            console=console,
+        )
+        denoiser = open_model(subject.weights, device=runtime.device, backbone=backbone)
+        options = replace(
+            options,
+            generated=None if generated is None else read_generated(generated, subject.spec, console),
+            features=load_audit_features(features, subject, runtime.device, console),
+        )
+        cost = estimate_cost(denoiser, subject, options)
+        console.say(_describe_cost(cost))
+        if estimate:
+            return AuditResult(None, {}, None, 0, cost.calls, cost.seconds)
+        found = run_audit(denoiser, cost.subject, cost.size, options, console)
+        record = save_audit(folder, found, command or "")
+        report = write_audit_pages(folder, found, record, include_training_images=include_training_images)
+        console.say(f"report  {report}")
+        exit_code = found.verdict.exit_code_above(fail_above_auc)
+        return AuditResult(found.verdict, record, report, exit_code, cost.calls, cost.seconds)
 
 
 def _describe_cost(cost: AuditCost) -> str:

@@ -69,8 +69,9 @@ def bench(
     if output is not None:
         check_folder(Path(output).parent, "output")
     task = _task(read_settings(data=data, recipe=recipe, config=config, settings=settings), Console(quiet=quiet))
-    masks = bench_masks(task.config.stages[0].mask, ratios, task)
-    rows, peak = measure_masks(task, masks, rounds=rounds)
+    with task.runtime:
+        masks = bench_masks(task.config.stages[0].mask, ratios, task)
+        rows, peak = measure_masks(task, masks, rounds=rounds)
     if output is not None:
         make_folder(Path(output).parent, "output")
         write_json(Path(output), bench_as_json(rows, peak))

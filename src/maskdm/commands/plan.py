@@ -47,11 +47,12 @@ def plan(
     require_data(resolved)
     console = Console(quiet=quiet)
     prepared, runtime = prepare(resolved, console), distributed.init_runtime(resolved.train)
-    describe_task(prepared, runtime, console)
-    task = make_task(prepared, runtime, prepared.dataset.rows("member"))
-    forecasts = []
-    watts = estimate_watts(runtime.device) if watts is None else watts
-    for found in forecast_stages(task, seconds=seconds, watts=watts):
-        console.say(f"measured {found.name}")
-        forecasts.append(found)
+    with runtime:
+        describe_task(prepared, runtime, console)
+        task = make_task(prepared, runtime, prepared.dataset.rows("member"))
+        forecasts = []
+        watts = estimate_watts(runtime.device) if watts is None else watts
+        for found in forecast_stages(task, seconds=seconds, watts=watts):
+            console.say(f"measured {found.name}")
+            forecasts.append(found)
     return forecasts

@@ -197,6 +197,9 @@ def _opened(
 def _counts(num: int | None, seeds: Sequence[int] | None, usual: int) -> tuple[int, Sequence[int]]:
     """How many images, and their seeds."""
     count = num if num is not None else usual if seeds is None else len(seeds)
+    if seeds is not None and count < len(seeds):
+        wanted = f"at least {len(seeds)}, one image for each of the seeds"
+        raise InputError("num", got=num, wanted=wanted, remedy="leave it out, or give fewer seeds")
     return count, range(max(count, 1)) if seeds is None else seeds
 
 

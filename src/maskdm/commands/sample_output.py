@@ -144,8 +144,8 @@ class SampleFolder:
             record = None
         make_folder(self.folder, "output")
         sweep(self.folder)
-        known = record["images"] if record else {}
         images = {name: asdict(sample) for name, sample in self.plan.images.items()}
+        known = {name: each for name, each in (record["images"] if record else {}).items() if name not in images}
         settings = dict(self.plan.settings)
         write_json(self.folder / RECORD, {"maskdm": __version__, "settings": settings, "images": known | images})
 
@@ -157,7 +157,8 @@ class SampleFolder:
         try:
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(record["settings"], dict) and isinstance(record["images"], dict):
-                return record
+                made = {name: each for name, each in record["images"].items() if (self.folder / name).is_file()}
+                return record | {"images": made}  # an interrupted command had recorded what it was to make
         except (OSError, ValueError, KeyError, TypeError):
             pass
         raise InputError("output", f"{path} is not a record of samples", remedy=f"{ELSEWHERE}, or remove it")
