@@ -509,7 +509,7 @@ def test_guidance(photos_run, tmp_path):
 
 
 def test_steps_samplers_and_eta_matter(photos_run, tmp_path):
-    options = [(), ("--steps", 3), ("--sampler", "ancestral"), ("--eta", 0.5), ("--seeds", "1-3")]
+    options = [(), ("--steps", 3), ("--sampler", "ancestral"), ("--eta", 0.5), ("--seeds", "1-2")]
     generated = [sampled(photos_run, tmp_path / str(i), "--num", 2, *more) for i, more in enumerate(options)]
     assert not any(same(generated[0], other) for other in generated[1:])
     assert same(sampled(photos_run, tmp_path / "ddim", "--num", 2, "--sampler", "ddim", "--eta", 0), generated[0])
