@@ -1,7 +1,7 @@
 """Masked pre-training and fine-tuning of pixel-space diffusion models, on any folder of images.
 
     import maskdm
-    result = maskdm.train("photos/", recipe="laptop64")     # every command is a function
+    result = maskdm.train("photos/", minutes=20)             # every command is a function
     images = maskdm.sample(result.run, 16)                  # (16, C, H, W) in [0, 1]
     denoiser = maskdm.load(result.run)                      # or a .safetensors file
     out = denoiser.backbone(x_t, t, label=label)            # the bare network

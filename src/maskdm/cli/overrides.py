@@ -25,6 +25,18 @@ def add_settings(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", metavar="N", help="of everything random (train.seed)")
 
 
+def add_budget(p: argparse.ArgumentParser) -> None:
+    """The time for which settings are chosen."""
+    p.add_argument(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="the time to train in, from the command to its end: settings are chosen for it by measuring this machine "
+        "(default: 60, where no recipe and no length of a stage is given)",
+    )
+    p.add_argument("--hours", type=float, metavar="N", help="the same in hours")
+
+
 def given(a: argparse.Namespace, words: Words) -> dict[str, Any]:
     """What `add_settings` and key.sub=value gave, as the functions of `maskdm.commands` take it."""
     check_words(words, a.command)

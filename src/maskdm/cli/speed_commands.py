@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from maskdm.cli.overrides import Words, add_settings, given
+from maskdm.cli.overrides import Words, add_budget, add_settings, given
 from maskdm.cli.parsing import Commands, command, floats, integer
 
 
@@ -18,7 +18,10 @@ def add_plan(commands: Commands) -> None:
         "  maskdm plan --data photos/\n  maskdm plan --data photos/ --recipe celeba64-s stages.0.batch_size=64",
     )
     add_settings(p)
-    p.add_argument("--seconds", type=float, default=10.0, metavar="S", help="time for each stage (default: 10)")
+    add_budget(p)
+    p.add_argument(
+        "--seconds", type=float, metavar="S", help="time for each stage (default: 10, or 3 where settings are chosen)"
+    )
     p.add_argument("--watts", type=float, metavar="W", help="of the device under load (default: estimated)")
     p.set_defaults(call=call_plan, settings_follow=True)
 
@@ -48,7 +51,13 @@ def call_plan(a: argparse.Namespace, rest: Words) -> None:
     from maskdm.commands.plan import plan
     from maskdm.profiling.forecast import format_forecasts
 
-    print("\n".join(format_forecasts(plan(**settings, seconds=a.seconds, watts=a.watts, quiet=a.quiet))))
+    print(
+        "\n".join(
+            format_forecasts(
+                plan(**settings, minutes=a.minutes, hours=a.hours, seconds=a.seconds, watts=a.watts, quiet=a.quiet)
+            )
+        )
+    )
 
 
 def call_bench(a: argparse.Namespace, rest: Words) -> None:

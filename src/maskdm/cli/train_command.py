@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from maskdm.cli.overrides import Words, add_settings, given
+from maskdm.cli.overrides import Words, add_budget, add_settings, given
 from maskdm.cli.parsing import Commands, command
 
 
@@ -15,14 +15,17 @@ def add_train(commands: Commands) -> None:
         commands,
         "train",
         "train a model on images, in stages",
-        "  maskdm train --data photos/ --output-dir runs\n"
+        "  maskdm train --data photos/ --minutes 20\n"
+        "  maskdm train --data photos/ --hours 6 --dry-run > mine.yaml\n"
         "  maskdm train --data photos/ --recipe celeba64-s stages.0.mask.ratio=0.75 model.width=384\n"
         "  maskdm train --data photos/ --config mine.yaml --dry-run\n"
         "  maskdm train --resume latest --output-dir runs\n\n"
         "The same command again resumes an interrupted run. Sub-folders of --data are classes.\n"
+        "Without --recipe and lengths of stages, settings are chosen for a time: --minutes, or 60.\n"
         "Settings: defaults < --recipe < --config < key.sub=value. --settings lists them, --recipes the recipes.",
     )
     add_settings(p)
+    add_budget(p)
     p.add_argument(
         "--output-dir", "--outdir", metavar="DIR", type=Path, default=Path("runs"), help="where runs go (default: runs)"
     )
@@ -34,7 +37,7 @@ def add_train(commands: Commands) -> None:
         "-n",
         "--dry-run",
         action="store_true",
-        help="read the images (into the cache), say what would be done, begin nothing",
+        help="read the images (into the cache), say what would be done and begin nothing; prints the settings",
     )
     p.add_argument("--settings", action="store_true", help="list every setting with its default, and leave")
     p.add_argument("--recipes", action="store_true", help="list the recipes, and leave")
@@ -49,8 +52,10 @@ def call_train(a: argparse.Namespace, rest: Words) -> None:
         return _print_recipes()
     from maskdm.commands.train import train
 
-    train(
+    result = train(
         **given(a, rest),
+        minutes=a.minutes,
+        hours=a.hours,
         output_dir=a.output_dir,
         name=a.name,
         resume=a.resume,
@@ -58,6 +63,8 @@ def call_train(a: argparse.Namespace, rest: Words) -> None:
         quiet=a.quiet,
         command=a.typed,
     )
+    if result.settings is not None:
+        print(result.settings, end="")
     return None
 
 

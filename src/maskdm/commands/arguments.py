@@ -12,6 +12,7 @@ from maskdm.config.schema import Config
 from maskdm.errors import InputError, within
 from maskdm.models import build
 from maskdm.models.weights import load
+from maskdm.profiling.budget import MOST_HOURS, Budget
 from maskdm.training.read_run import is_run
 
 if TYPE_CHECKING:
@@ -72,6 +73,36 @@ def read_settings(
         return resolve(base=config, overrides=words, origin=origin) if words else config
     file = None if config is None else Path(config)
     return resolve(recipe=recipe, file=file, overrides=words, origin=origin)
+
+
+def read_budget(
+    minutes: float | None = None,
+    hours: float | None = None,
+    *,
+    data: str | Path | None = None,
+    recipe: str | None = None,
+    config: str | Path | Config | None = None,
+    settings: Settings | None = None,
+) -> Budget | None:
+    """The time for which settings are to be chosen, and what is given of them; None where they have lengths.
+
+    Args:
+        minutes, hours: one of them, or neither.
+        data, recipe, config, settings: as `read_settings`, whose errors come first.
+
+    Raises:
+        InputError: both times, or as `Budget.of`.
+    """
+    if minutes is not None and hours is not None:
+        raise InputError("hours", "is given with minutes", got=hours, remedy="leave one out")
+    words = [*([] if data is None else [f"data.path={data}"]), *settings_words(settings)]
+    base = config if isinstance(config, Config) else None
+    file = None if config is None or base is not None else Path(str(config))
+    for name, value, most in (("minutes", minutes, MOST_HOURS * 60), ("hours", hours, MOST_HOURS)):
+        if value is not None and not 0 < value <= most:
+            raise InputError(name, got=value, wanted=f"more than 0 and at most {most:,}")
+    minutes = 60 * hours if hours is not None else minutes
+    return Budget.of(minutes, recipe=recipe, file=file, words=words, base=base)
 
 
 def require_data(config: Config) -> None:

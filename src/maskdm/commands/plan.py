@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
-from maskdm.commands.arguments import Settings, read_settings, require_data
+from maskdm.commands.arguments import Settings, read_budget, read_settings, require_data
 from maskdm.config.schema import Config
+from maskdm.data.dataset import read_dataset
 from maskdm.errors import InputError
+from maskdm.profiling.budget import choose_settings
 from maskdm.profiling.forecast import StageForecast, estimate_watts, forecast_stages
 from maskdm.runtime import distributed
 from maskdm.runtime.console import Console
-from maskdm.training.prepare import make_task, prepare
+from maskdm.training.prepare import check_settings, make_task, prepare
 from maskdm.training.start import describe_task
+
+SECONDS, SECONDS_AGAIN = 10.0, 3.0
+"""To measure each stage for, and those whose settings were chosen by a measurement."""
+LONGEST = 86_400
 
 
 def plan(
@@ -20,7 +27,9 @@ def plan(
     recipe: str | None = None,
     config: str | Path | Config | None = None,
     settings: Settings | None = None,
-    seconds: float = 10.0,
+    minutes: float | None = None,
+    hours: float | None = None,
+    seconds: float | None = None,
     watts: float | None = None,
     quiet: bool = False,
 ) -> list[StageForecast]:
@@ -28,7 +37,8 @@ def plan(
 
     Args:
         data, recipe, config, settings: as of `maskdm.train`.
-        seconds: to measure each stage for.
+        minutes, hours: the time to train in, for which settings are chosen, see `maskdm.train`.
+        seconds: to measure each stage for; by default 10, or 3 where settings are chosen, by a measurement too.
         watts: of the device under load; by default what a GPU is allowed, or an estimate from the number of cores.
         quiet: no progress on standard error.
 
@@ -41,13 +51,24 @@ def plan(
     Example:
         >>> hours = sum(stage.hours for stage in maskdm.plan("photos/", recipe="celeba64-s"))
     """
-    if not seconds > 0:
-        raise InputError("seconds", got=seconds, wanted="more than 0")
+    since = time.monotonic()
+    if seconds is not None and not 0 < seconds <= LONGEST:
+        raise InputError("seconds", got=seconds, wanted=f"more than 0 and at most {LONGEST:,}")
     resolved = read_settings(data=data, recipe=recipe, config=config, settings=settings)
+    budget = read_budget(minutes, hours, data=data, recipe=recipe, config=config, settings=settings)
     require_data(resolved)
     console = Console(quiet=quiet)
-    prepared, runtime = prepare(resolved, console), distributed.init_runtime(resolved.train)
+    resolved, _ = check_settings(resolved)
+    runtime = distributed.init_runtime(resolved.train)
     with runtime:
+        dataset = read_dataset(resolved.data, console)
+        if budget is not None:
+            choice = choose_settings(budget, dataset, runtime, console, since=since)
+            resolved = choice.config
+            for line in choice.reasons:
+                console.say(f"  {line}")
+        seconds = seconds or (SECONDS if budget is None else SECONDS_AGAIN)
+        prepared = prepare(resolved, console, dataset)
         describe_task(prepared, runtime, console)
         task = make_task(prepared, runtime, prepared.dataset.rows("member"))
         forecasts = []

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from maskdm.commands.arguments import Settings, read_settings, require_data, settings_words
+from maskdm.commands.arguments import Settings, read_budget, read_settings, require_data, settings_words
+from maskdm.config.resolve import changed_settings, to_config
 from maskdm.config.schema import Config
+from maskdm.config.yaml_files import as_yaml
+from maskdm.data.dataset import Dataset
+from maskdm.profiling.budget import Budget, choose_settings
 from maskdm.reports.run_page import write_run_page
-from maskdm.runtime.console import Console
+from maskdm.runtime.console import Console, duration
+from maskdm.runtime.distributed import Runtime
 from maskdm.training import start
-from maskdm.training.find_run import find_resumable
+from maskdm.training.find_run import find_chosen, find_resumable
 from maskdm.training.read_run import read_config, read_data_config, read_run
+from maskdm.training.start import Choice
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class TrainResult:
         heldout_error: the last held-out error of the averaged weights, None where nothing is held out.
         finished: whether the last stage has ended.
         stages: of a dry run, what each stage would do, a line each.
+        settings: of a dry run, the settings as the text of a file for `config`.
     """
 
     run: Path | None
@@ -36,6 +46,7 @@ class TrainResult:
     heldout_error: float | None = None
     finished: bool = False
     stages: tuple[str, ...] = ()
+    settings: str | None = None
 
 
 def train(
@@ -44,6 +55,8 @@ def train(
     recipe: str | None = None,
     config: str | Path | Config | None = None,
     settings: Settings | None = None,
+    minutes: float | None = None,
+    hours: float | None = None,
     output_dir: str | Path = "runs",
     name: str | None = None,
     resume: str | Path | None = None,
@@ -61,6 +74,9 @@ def train(
         recipe: shipped settings (`maskdm train --recipes`).
         config: a YAML file of settings over the recipe's, or a whole `Config`.
         settings: single settings over those: {"model.width": 64} or ["model.width=64"] (`maskdm train --settings`).
+        minutes, hours: the wall-clock time to train in, from the call to its end. The machine is measured for some
+            seconds, and network, masks, batch and lengths are chosen for it, but for what is set; lengths that are set
+            count as proportions. Where neither a time nor a recipe nor any length is given, it is 60 minutes.
         output_dir: where runs lie.
         name: of a new run; by default the recipe's or the data's.
         resume: "latest" or a run's folder; "never" always begins a new run; by default a run of the same settings and
@@ -80,21 +96,30 @@ def train(
         StorageError: a file cannot be written.
 
     Example:
-        >>> result = maskdm.train("photos/", recipe="laptop64", settings={"stages.0.minutes": 2})
+        >>> result = maskdm.train("photos/", minutes=20)
         >>> images = maskdm.sample(result.run, 16)
     """
+    since = time.monotonic()
     output_dir, resume = Path(output_dir), None if resume is None else str(resume)
-    nothing_set = recipe is None and config is None and not settings_words(settings)
+    nothing_set = recipe is None and config is None and minutes is hours is None and not settings_words(settings)
+    budget = None
     if resume not in (None, "never") and nothing_set:
         found = find_resumable(output_dir, resume)
         resolved = read_config(found).model_copy(update={"data": read_data_config(found, data)})
     else:
         resolved = read_settings(data=data, recipe=recipe, config=config, settings=settings)
+        budget = read_budget(minutes, hours, data=data, recipe=recipe, config=config, settings=settings)
     require_data(resolved)
     console = Console(quiet=quiet)
+    choose = None
+    if budget is not None:
+        if minutes is hours is None:
+            console.say(f"no --minutes, --recipe or length of a stage is given: {duration(60 * budget.minutes)}")
+        choose = partial(_choose, budget, output_dir, resume, console, since)
     if dry_run:
-        plan = start.dry_run(resolved, output_dir=output_dir, resume=resume, console=console)
-        return TrainResult(run=plan.resumes, finished=plan.finished, stages=plan.stages)
+        plan = start.dry_run(resolved, output_dir=output_dir, resume=resume, console=console, choose=choose)
+        text = as_yaml(changed_settings(plan.config), comments=plan.reasons)
+        return TrainResult(run=plan.resumes, finished=plan.finished, stages=plan.stages, settings=text)
     run = start.start_training(
         resolved,
         output_dir=output_dir,
@@ -102,8 +127,28 @@ def train(
         resume=resume,
         console=console,
         command=command,
+        choose=choose,
     )
     return _result(run, console)
+
+
+def _choose(
+    budget: Budget,
+    output_dir: Path,
+    resume: str | None,
+    console: Console,
+    since: float,
+    dataset: Dataset,
+    runtime: Runtime,
+) -> Choice:
+    """The settings of the run for which the same was asked, or new ones by a measurement; the same on every rank."""
+    there = None
+    if runtime.main and resume != "never":
+        there = find_chosen(output_dir, budget.request(), dataset.images)
+    text = runtime.broadcast_object("" if there is None else there.model_dump_json())
+    if text:
+        return Choice(to_config(json.loads(text)), None, ())
+    return choose_settings(budget, dataset, runtime, console, since=since)
 
 
 def _result(run: Path, console: Console) -> TrainResult:

@@ -16,7 +16,7 @@ from typing import Any, get_origin
 from maskdm.config.keys import all_keys, levelled, list_member, setting_type, subsection
 from maskdm.config.recipes import read_recipe
 from maskdm.config.schema import VARIANTS, Config
-from maskdm.config.section import Section, Tree, Variants, option_home, to_dict
+from maskdm.config.section import LARGEST, Section, Tree, Variants, option_home, to_dict
 from maskdm.config.stage_config import LENGTHS, MaskConfig, StageConfig, default_stages
 from maskdm.config.validate import HELP, validate
 from maskdm.config.yaml_files import parse_override, read_yaml
@@ -71,6 +71,32 @@ def resolve(
     if file is not None:
         tree = _merge(tree, read_yaml(file), str(file))
     return to_config(_merge_overrides(tree, overrides, origin))
+
+
+def given_lengths(*, recipe: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> list[bool]:
+    """Of every stage, whether the layers say how long it is; a recipe always does.
+
+    Raises:
+        InputError: as `resolve`.
+    """
+    unsaid = Config(stages=tuple(stage.model_copy(update={"steps": LARGEST}) for stage in default_stages()))
+    stages = resolve(base=unsaid, recipe=recipe, file=file, overrides=overrides).stages
+    return [stage.steps != LARGEST for stage in stages]
+
+
+def changed_settings(config: Config) -> Tree:
+    """What of the settings is not the default; a file of it resolves to all of them.
+
+    Options that choose a class of settings, such as `model.backbone`, are there whatever they are.
+    """
+    tree: Tree = config.model_dump(mode="json", exclude_defaults=True)
+    for section, variants in VARIANTS.items():
+        chosen = getattr(getattr(config, section), variants.key)
+        tree[section] = {variants.key: chosen} | tree.get(section, {})
+    stages = [stage.model_dump(mode="json", exclude_defaults=True) for stage in config.stages]
+    order = ("data", *VARIANTS, "stages")
+    tree["stages"] = stages
+    return {key: tree[key] for key in (*(k for k in order if k in tree), *(k for k in tree if k not in order))}
 
 
 def to_config(tree: Tree) -> Config:

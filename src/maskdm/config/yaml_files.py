@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,12 @@ def parse_override(text: str) -> Any:
 
 def write_yaml(path: Path, section: Section) -> None:
     """Settings as a file that `read_yaml` reads."""
-    write_text(path, "\n".join(_block(to_dict(section))) + "\n")
+    write_text(path, as_yaml(to_dict(section)))
+
+
+def as_yaml(tree: Tree, comments: Sequence[str] = ()) -> str:
+    """Settings as text that `parse_yaml` reads, below lines of comments."""
+    return "\n".join([*(f"# {line}" for line in comments), *_block(tree)]) + "\n"
 
 
 def _block(tree: object, indent: str = "") -> Iterator[str]:

@@ -75,7 +75,8 @@ class PixelHead(nn.Module):
         x = torch.cat([self._stack(noisy.to(features.dtype), pieces.shape), self._stack(features, pieces.shape)], dim=1)
         inside = self._inside(pieces, x)
         for layer in self.inner:
-            x = F.silu(layer(x)) * inside
+            x = F.silu(layer(x))
+            x = x if inside is None else x * inside
         patches = self._unstack(self.last(x), pieces.shape)
         whole = scatter(patches, None if visible is None else pieces.numbers, self.grid[0] * self.grid[1])
         return unpatchify(whole, self.grid, self.channels)
@@ -100,11 +101,11 @@ class PixelHead(nn.Module):
             x = x.reshape(B, channels, n, height // n, width)[:, :, :, : h * self.patch_size].flatten(2, 3)
         return patchify(x, self.patch_size)
 
-    def _inside(self, pieces: Pieces, x: Tensor) -> Tensor | float:
-        """1 in the rows of images, 0 in those between them: (n (h p + 1), 1); 1.0 where there is one image."""
+    def _inside(self, pieces: Pieces, x: Tensor) -> Tensor | None:
+        """1 in the rows of images, 0 in those between them: (n (h p + 1), 1); None where there is one image."""
         n, h, _ = pieces.shape
         if n == 1:
-            return 1.0
+            return None
         row = torch.arange(x.shape[2], device=x.device) % (h * self.patch_size + 1)
         return (row < h * self.patch_size).to(x.dtype)[:, None]
 

@@ -80,7 +80,7 @@ def forecast_stages(task: Task, *, seconds: float, watts: float) -> Iterator[Sta
             steps = max(int(60 * stage.minutes / step), 1)
         hours = steps * step / 3600 if stage.minutes is None else stage.minutes / 60
         measuring = measuring_hours(
-            task.config.eval, number, steps * stage.batch_size, _seconds_per_call(profiler) / task.runtime.world_size
+            task.config.eval, number, steps * stage.batch_size, seconds_per_call(profiler) / task.runtime.world_size
         )
         yield StageForecast(
             name=stage.name,
@@ -115,7 +115,7 @@ def measuring_hours(config: EvalConfig, stage: int, images: int, seconds_per_cal
     return {name: count * seconds_per_call / 3600 for name, count in calls.items() if count}
 
 
-def _seconds_per_call(profiler: StepProfiler) -> float:
+def seconds_per_call(profiler: StepProfiler) -> float:
     """Of the network for one image, by sampling a few in two steps."""
     task = profiler.task
     denoiser = build.denoiser(task.spec, profiler.state.ema, task.objective)

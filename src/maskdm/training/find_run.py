@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from maskdm.config.schema import Config
-from maskdm.config.section import to_dict
+from maskdm.config.section import Tree, to_dict
 from maskdm.data.image_set import ImageSet
 from maskdm.data.manifest import HEAD, read_manifest
 from maskdm.errors import InputError
@@ -16,6 +16,8 @@ from maskdm.files import digest
 from maskdm.training.progress import list_checkpoints, newest_checkpoint, recorded_config
 from maskdm.training.read_run import CONFIG, FOLDER, is_finished, is_run, list_runs, read_config
 
+REQUEST = "budget.json"
+"""In the folder of a run whose settings were chosen for a time: what was asked for, what was measured, and why."""
 PLACES = ("data.path", "data.cache_dir")
 """Settings that say where images lie, and not what they are: they may change within a run."""
 
@@ -56,6 +58,32 @@ def find_run(
     if images is not None and (path / HEAD).exists():
         read_manifest(path).align(images)
     return path
+
+
+def find_chosen(output_dir: Path, request: Tree, images: ImageSet) -> Config | None:
+    """The settings of the newest run for which the same was asked; None where one is to be begun.
+
+    Settings that are chosen by a measurement are never quite the same again; the request is.
+
+    Args:
+        output_dir: where runs lie.
+        request: the time and the settings that were given, see `maskdm.profiling.budget.Budget.request`.
+        images: decoded; a finished run of others is another run's.
+    """
+    for path in reversed(_folders(output_dir)):
+        try:
+            there = json.loads((path / REQUEST).read_text(encoding="utf-8"))
+            same = all(_without_places(there[key]) == _without_places(request[key]) for key in request)
+            if same and not (is_finished(path) and (path / HEAD).exists() and read_manifest(path).difference(images)):
+                return read_config(path)
+        except (OSError, ValueError, KeyError, TypeError, InputError):
+            continue
+    return None
+
+
+def _without_places(value: object) -> object:
+    """Settings without those that say where images lie."""
+    return {key: v for key, v in _flat(value).items() if key not in PLACES}
 
 
 def find_resumable(output_dir: Path, resume: str) -> Path:

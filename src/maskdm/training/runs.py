@@ -2,6 +2,7 @@
 
     <output-dir>/<n>-<name>/  config.yaml  env.json  manifest.jsonl  manifest.head.json  metrics.jsonl  log.txt
                               checkpoints/step-0001000/  checkpoints/latest  weights/  samples/  eval/  report.html
+                              budget.json, where settings were chosen for a time
 
 A run is known by its settings and its images: the command that started it finds it again
 (`maskdm.training.find_run`) and resumes it. What others read of a run is `maskdm.training.read_run`.
@@ -25,11 +26,12 @@ import torch
 
 from maskdm import __version__, files
 from maskdm.config.schema import Config
+from maskdm.config.section import Tree
 from maskdm.config.yaml_files import write_yaml
 from maskdm.errors import InputError, StorageError
 from maskdm.runtime.distributed import Runtime
 from maskdm.training.events import Event
-from maskdm.training.find_run import check_config
+from maskdm.training.find_run import REQUEST, check_config
 from maskdm.training.read_run import CONFIG, FOLDER, read_config
 
 LONGEST_NAME = 200
@@ -93,7 +95,13 @@ class Run:
             self._lock = None
 
 
-def begin_run(output_dir: Path, name: str, config: Config, warn: Callable[[str], object] = lambda text: None) -> Run:
+def begin_run(
+    output_dir: Path,
+    name: str,
+    config: Config,
+    warn: Callable[[str], object] = lambda text: None,
+    request: Tree | None = None,
+) -> Run:
     """A new run in a folder of its own, held by this process.
 
     Args:
@@ -101,6 +109,7 @@ def begin_run(output_dir: Path, name: str, config: Config, warn: Callable[[str],
         name: of the run.
         config: the settings, resolved.
         warn: called with a line where the run cannot be locked.
+        request: what the settings were chosen for, see `maskdm.training.find_run.REQUEST`.
 
     Raises:
         InputError: the name is too long, or the folder cannot be made.
@@ -117,6 +126,8 @@ def begin_run(output_dir: Path, name: str, config: Config, warn: Callable[[str],
         for folder in (run.checkpoints, run.weights, run.samples):
             folder.mkdir()
         write_yaml(temporary / CONFIG, config)
+        if request is not None:
+            files.write_json(temporary / REQUEST, request)
         run.config_sha256 = files.digest(temporary / CONFIG)
         # Whole, and locked, before it has the name of a run. The lock belongs to the open file and moves along.
         run.path = _rename_to_next(temporary, output_dir, name)

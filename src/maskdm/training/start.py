@@ -5,17 +5,19 @@ Bad input leaves nothing behind.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from maskdm import __version__
 from maskdm.config.schema import Config
-from maskdm.config.section import to_dict
-from maskdm.data.dataset import Dataset
+from maskdm.config.section import Tree, to_dict
+from maskdm.data.dataset import Dataset, read_dataset
 from maskdm.data.manifest import HEAD, Manifest, read_manifest, write_manifest
 from maskdm.data.split import LEAST_TO_AUDIT
 from maskdm.errors import InputError, TrainingError, within
@@ -30,7 +32,7 @@ from maskdm.training.find_run import config_sha256, find_resumable, find_run
 from maskdm.training.finished import complete_run
 from maskdm.training.loop import run_stages
 from maskdm.training.monitor import Training
-from maskdm.training.prepare import Prepared, check_memory, make_task, prepare
+from maskdm.training.prepare import Prepared, check_memory, check_settings, make_task, prepare
 from maskdm.training.progress import list_checkpoints, read_progress
 from maskdm.training.read_run import is_finished, read_config
 from maskdm.training.runs import Run, begin_run, resume_run, write_env
@@ -41,18 +43,42 @@ from maskdm.training.trackers import check_trackers, make_trackers
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Settings that were chosen for images and a machine.
+
+    Attributes:
+        config: the settings.
+        request: what was asked for and why this was chosen, as `maskdm.training.find_run.REQUEST` keeps it in the run's
+            folder, so that the same request finds the run again; None where the run is there already.
+        reasons: why, a line each.
+    """
+
+    config: Config
+    request: Tree | None
+    reasons: tuple[str, ...]
+
+
+Choose: TypeAlias = Callable[[Dataset, Runtime], Choice]
+"""From the images and the machine to settings."""
+
+
+@dataclass(frozen=True)
 class DryRun:
     """What training would do.
 
     Attributes:
         resumes: the run that would be resumed, None where one would be begun.
         stages: what each stage would do, a line each.
+        config: the settings.
         finished: whether that run is finished, and nothing is left to do.
+        reasons: why these settings were chosen, where they were.
     """
 
     resumes: Path | None
     stages: tuple[str, ...]
+    config: Config
     finished: bool = False
+    reasons: tuple[str, ...] = ()
 
 
 def start_training(
@@ -63,6 +89,7 @@ def start_training(
     resume: str | None,
     console: Console,
     command: str | None = None,
+    choose: Choose | None = None,
 ) -> Path:
     """Trains `config` in a run folder below `output_dir`, new or found again.
 
@@ -73,6 +100,7 @@ def start_training(
         resume: see `maskdm.training.find_run.find_run`.
         console: what a person sees.
         command: for the record, see `maskdm.training.runs.write_env`.
+        choose: makes the settings, once the images are read, in place of `config`.
 
     Returns:
         The run's folder.
@@ -85,8 +113,7 @@ def start_training(
     runtime = init_runtime(config.train)
     console.main = runtime.main
     with runtime:
-        with runtime.main_first():
-            prepared = prepare(config, console)
+        choice, prepared = _prepare(config, choose, runtime, console)
         check_batches(prepared.config, runtime)
         check_measures(prepared, runtime)
         check_memory(prepared.config, prepared.spec, runtime)
@@ -102,7 +129,7 @@ def start_training(
             check_origins(prepared, found)
         with runtime.main_first():
             scorer = _scorer(prepared, runtime, console)
-        run = _open(found, output_dir, name, prepared.config, runtime, console)
+        run = _open(found, output_dir, name, prepared.config, choice, runtime, console)
         try:
             run_stages(_training(prepared, runtime, run, console, scorer, command))
         except OSError:
@@ -126,11 +153,29 @@ def _agreed_run(
     return (Path(path) if path else None), finished > 0
 
 
-def _open(found: Path | None, output_dir: Path, name: str, config: Config, runtime: Runtime, console: Console) -> Run:
+def _prepare(config: Config, choose: Choose | None, runtime: Runtime, console: Console) -> tuple[Choice, Prepared]:
+    """The settings, chosen once the images are read where that is asked for, and what they come to."""
+    if choose is None:
+        with runtime.main_first():
+            return Choice(config, None, ()), prepare(config, console)
+    check_settings(config)
+    with runtime.main_first():
+        dataset = read_dataset(config.data, console)
+    choice = choose(dataset, runtime)
+    for line in choice.reasons:
+        console.say(f"  {line}")
+    return choice, prepare(choice.config, console, dataset)
+
+
+def _open(
+    found: Path | None, output_dir: Path, name: str, config: Config, choice: Choice, runtime: Runtime, console: Console
+) -> Run:
     """The run, held by the first rank, and known to the others."""
     run = None
-    if runtime.main:
-        run = resume_run(found, config, console.warn) if found else begin_run(output_dir, name, config, console.warn)
+    if runtime.main and found:
+        run = resume_run(found, config, console.warn)
+    elif runtime.main:
+        run = begin_run(output_dir, name, config, console.warn, request=choice.request)
     path = Path(runtime.broadcast_object(str(run.path) if run else ""))
     return run or Run(path, resumed=found is not None)
 
@@ -153,18 +198,20 @@ def as_recorded(prepared: Prepared, run: Path | None) -> Prepared:
     return replace(prepared, dataset=dataset)
 
 
-def dry_run(config: Config, *, output_dir: Path, resume: str | None, console: Console) -> DryRun:
+def dry_run(
+    config: Config, *, output_dir: Path, resume: str | None, console: Console, choose: Choose | None = None
+) -> DryRun:
     """Everything up to the making of a run, then what it would do; images are decoded into the cache.
 
     Args:
-        config, output_dir, resume, console: see `start_training`.
+        config, output_dir, resume, console, choose: see `start_training`.
 
     Raises:
         InputError: as `start_training`.
     """
     _check_before(config, output_dir, resume)
     runtime = init_runtime(config.train)
-    prepared = prepare(config, console)
+    choice, prepared = _prepare(config, choose, runtime, console)
     check_batches(prepared.config, runtime)
     check_measures(prepared, runtime)
     check_memory(prepared.config, prepared.spec, runtime)
@@ -182,7 +229,7 @@ def dry_run(config: Config, *, output_dir: Path, resume: str | None, console: Co
     stages = describe_stages(prepared)
     for line in stages:
         console.say(line)
-    return DryRun(found, stages, finished)
+    return DryRun(found, stages, choice.config, finished, choice.reasons)
 
 
 def _check_before(config: Config, output_dir: Path, resume: str | None) -> None:
