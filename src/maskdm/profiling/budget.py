@@ -326,7 +326,7 @@ def _choose_network(budget: Budget, dataset: Dataset, runtime: Runtime, peak: fl
     ranks, gpu = runtime.world_size, runtime.device.type != "cpu"
     usual = budget.over(to_config(rules.usual_tree("jit", None, (height, width), ranks)))
     backbone = usual.model.backbone  # another one, where that was asked for
-    sizes: Sequence[rules.NetworkSize | None] = rules.SIZES.get(backbone, (None,))
+    sizes = rules.sizes_of(backbone, usual.model)
 
     def plan_of(size: rules.NetworkSize | None, batch: int) -> _Plan:
         tree = rules.usual_tree(backbone, size, (height, width), batch)

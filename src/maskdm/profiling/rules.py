@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from maskdm.config.model_config import NetworkConfig
 from maskdm.config.section import Tree
 
 USUAL_MINUTES = 60.0
@@ -61,27 +62,51 @@ IMAGES_PER_PARAMETER = 1.2e-3
 """Images that a network must see for each of its parameters before the next larger one is taken: at equal compute a
 larger network sees fewer images, and learns more from each only once it has seen enough."""
 MOST_TOKENS_PER_SIDE, LARGEST_PATCH = 8, 16
-BATCH, LARGEST_BATCH = 16, 256
-STEPS_BEFORE_LARGER_BATCHES = 20_000
-"""With the smallest batch; what goes beyond is spent on larger ones."""
+BATCH, BATCH_IMAGES, LEAST_BATCH, LARGEST_BATCH = 8, 20_000, 4, 256
+"""Images of a step for a run of so many images, and the bounds; it grows with the root of their number, and so does the
+number of steps. In short runs steps are what is missing: the smaller the batch, the better."""
 GPU_BATCH = 64
 """The smallest on a GPU, which a step of fewer images leaves idle. Not measured."""
-RATE, RATE_WIDTH = 1e-3, 256
-"""Peak learning rate at this width and batch `BATCH`; it falls with the width, and rises with the root of the batch."""
+RATE, RATE_WIDTH, RATE_BATCH = 1e-3, 256, 16
+"""Peak learning rate at this width, up to this batch; it falls with the width, and rises with the root of the batch."""
 
 
-def patch_side(image_size: tuple[int, int]) -> int:
+def sizes_of(backbone: str, model: NetworkConfig) -> Sequence[NetworkSize | None]:
+    """The sizes to try, from small to large, as far as they are not given; (None,) for a network of the user's own.
+
+    Args:
+        backbone: its name.
+        model: what was given of it.
+    """
+    sizes = SIZES.get(backbone, ())
+    if sizes and model.width is not None:
+        near = min(sizes, key=lambda size: abs(math.log(size.width / (model.width or 1))))
+        return [replace(near, width=model.width, heads=near.heads and _heads_of(model.width))]
+    if sizes and model.heads is not None:
+        sizes = [size for size in sizes if size.width % (4 * model.heads) == 0] or sizes
+    return sizes or (None,)
+
+
+def _heads_of(width: int) -> int:
+    """The number of attention heads that divides a width into multiples of 4, as near to 64 as can be."""
+    fitting = [n for n in range(1, width // 4 + 1) if width % (4 * n) == 0] or [1]
+    return min(fitting, key=lambda n: abs(width / n - 64))
+
+
+def patch_side(image_size: tuple[int, int], multiple: int = 1) -> int:
     """The side of a patch in pixels: the largest up to 16 that leaves at least 7 patches to the shorter side.
 
     With a pixel head few large patches learn most in little time: the step is cheap, and details are the head's.
 
     Args:
         image_size: (height, width) in pixels.
+        multiple: of which the side is to be one where the image allows it.
     """
     sides = math.gcd(*image_size)
     fitting = [p for p in range(1, LARGEST_PATCH + 1) if sides % p == 0]
+    fitting = [p for p in fitting if p % multiple == 0] or fitting
     large_enough = [p for p in fitting if min(image_size) // p >= MOST_TOKENS_PER_SIDE - 1]
-    return max(large_enough, default=1)
+    return max(large_enough, default=fitting[0])
 
 
 def sees_enough(parameters: int, images: float) -> bool:
@@ -97,8 +122,8 @@ def pick_batch(images: float, *, gpu: bool, ranks: int = 1) -> int:
         gpu: whether the device is one.
         ranks: processes that share a batch; it is a multiple of them.
     """
-    least = GPU_BATCH if gpu else BATCH
-    wanted = min(max(images / STEPS_BEFORE_LARGER_BATCHES, least), LARGEST_BATCH)
+    least = GPU_BATCH if gpu else LEAST_BATCH
+    wanted = min(max(BATCH * math.sqrt(images / BATCH_IMAGES), least), LARGEST_BATCH)
     power = int(2 ** round(math.log2(wanted)))
     return max(ranks * math.ceil(power / ranks), ranks)
 
@@ -110,7 +135,7 @@ def pick_rate(width: int, batch: int) -> float:
         width: of the network.
         batch: images of a step.
     """
-    rate = RATE * min(RATE_WIDTH / width, 1.0) * min(math.sqrt(batch / BATCH), 2.0)
+    rate = RATE * min(RATE_WIDTH / width, 1.0) * min(max(math.sqrt(batch / RATE_BATCH), 1.0), 2.0)
     return float(f"{rate:.2g}")
 
 
@@ -125,7 +150,7 @@ def usual_tree(backbone: str, size: NetworkSize | None, image_size: tuple[int, i
     """
     rate = pick_rate(RATE_WIDTH if size is None or backbone == "unet" else size.width, batch)
     stage = {"lr": rate, "steps": 1}
-    side = patch_side(image_size)
+    side = patch_side(image_size, multiple=4 if backbone == "unet" else 1)  # whose levels halve every crop twice
     return {
         "model": {"backbone": backbone, "patch_size": side}
         | ({} if size is None else size.settings())
