@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from maskdm.config.resolve import resolve
@@ -79,6 +82,67 @@ def test_samples_that_are_there_are_not_made_again(tmp_path: Path) -> None:
     assert list(peer_packages.missing_batches(folder, 10, 4)) == [(1, 4)]
     peer_packages.save_batch(folder, 1, np.full((4, 2, 2, 3), 1, np.uint8))
     assert peer_packages.read_batches(folder, 10, 4)[:, 0, 0, 0].tolist() == [0] * 4 + [1] * 4 + [2] * 2
+
+
+@pytest.mark.parametrize("name", ["diffusers-small@widths=32/32,batch=4", "ddpm-pytorch-32@widths=8"])
+def test_a_peer_is_trained_to_its_times_resumed_and_sampled(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the package itself where it is installed."""
+    if missing := peer_packages.missing_packages([peer_packages.peer(name)]):
+        pytest.skip(f"needs {', '.join(missing)}")
+    monkeypatch.setenv("TQDM_DISABLE", "")  # set by what runs in a process of its own
+    threads = torch.get_num_threads()
+    images = tmp_path / "members.npy"
+    np.save(images, np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8))
+    folders = {minutes: tmp_path / f"{minutes:g}min" for minutes in (1e-5, 1e-3, 2e-3)}
+    options: dict[str, Any] = {"seed": 0, "threads": threads, "bf16": False, "steps": 3}
+    keep = peer_packages._keep
+
+    def interrupted(*arguments: Any) -> None:
+        keep(*arguments)
+        if (folders[1e-3] / "trained.json").is_file():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(peer_packages, "time", FakeClock(0.01))
+    monkeypatch.setattr(peer_packages, "_keep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        peer_packages.train_peer(name, images, folders, **options)
+    monkeypatch.setattr(peer_packages, "_keep", keep)
+    first, second = (json.loads((folders[each] / "trained.json").read_text()) for each in (1e-5, 1e-3))
+    assert (first["steps"], second["steps"]) == (1, 6)  # 0.6 ms; 60 ms of steps that take 10
+    assert not (folders[2e-3] / "trained.json").is_file()
+    peer_packages.train_peer(name, images, folders, **options)
+    third = json.loads((folders[2e-3] / "trained.json").read_text())
+    assert (third["steps"], third["images"]) == (12, 12 * (4 if "diffusers" in name else 16))
+    assert json.loads((folders[1e-3] / "trained.json").read_text()) == second
+    assert not list(tmp_path.glob("state-*"))
+    peer_packages.sample_peer(
+        name,
+        folders[2e-3] / "weights.safetensors",
+        tmp_path / "samples",
+        (16, 16, 3),
+        num=3,
+        steps=3,
+        batch=2,
+        threads=threads,
+    )
+    samples = peer_packages.read_batches(tmp_path / "samples", 3, 2)
+    assert (samples.shape, samples.dtype) == ((3, 16, 16, 3), np.uint8)
+    assert samples.std() > 0
+
+
+class FakeClock:
+    """In place of `time`: every second call is so much later than the one before."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.calls = seconds, 0
+
+    def perf_counter(self) -> float:
+        self.calls += 1
+        return self.calls // 2 * (self.seconds + 1e-6)
+
+    process_time = staticmethod(time.process_time)
 
 
 def test_templates_take_minutes() -> None:
