@@ -20,8 +20,8 @@ one run for each, since their schedules end with the time), the rest sampling, m
 `benchmarks/peer_packages.py` says what is whose in the first four. A variant is one more peer, so that they can be
 tuned: `--peers diffusers-small@lr=8e-4,batch=16`. `--maskdm NAME='ARGUMENTS'` is one more arm of `maskdm train`, such
 as --maskdm 'laptop=--recipe laptop64 stages.0.minutes={minutes*0.25} stages.1.minutes={minutes*0.75}', where
-{minutes*0.25} is a quarter of the minutes. What stands behind the options, data.key=value, says how the images are read
-and split, for all of them.
+{minutes*0.25} is a quarter of the minutes. data.key=value, in front of the options, says how the images are read and
+split, for all of them; left out, as the recipe emoji64 does it.
 
 Minutes are those of training steps on both sides; where maskdm's own --minutes says how long a run is, they are what
 that keeps. results.json has `wall_seconds`, all that a command of maskdm took, and `cpu_seconds`: if they are far below
@@ -29,6 +29,10 @@ that keeps. results.json has `wall_seconds`, all that a command of maskdm took, 
 cheap one, and for the authors' recipe; dpm++ with 25 for maskdm, as in `maskdm eval`. Of the authors' recipe the
 averaged and the last weights are scored and the better ones count, since a constant average remembers the fresh network
 for a thousand steps. The encoder is trained on the members, as that of `maskdm eval RUN` is.
+
+The other packages compute in fp32, their default, and maskdm in what suits the machine. Where that is bf16 they have
+`--mixed-precision bf16`, an option of theirs too; where the processor has no bf16, it makes convolutions many times
+slower.
 
 Left in the output: results.json, table.md, grids.png (the first 16 images of each, unselected; a row for each time),
 and the runs.
@@ -473,6 +477,9 @@ def main() -> None:
         arms = ARMS | dict(named_arm(word) for word in a.maskdm)
         chosen = USUAL if a.peers is None else a.peers
         names = list(dict.fromkeys([*chosen, *(word.partition("=")[0] for word in a.maskdm)]))
+        for name in names:
+            if name not in arms and name.partition("@")[0] not in PEERS:
+                raise InputError("--peers", got=name, wanted=f"some of {', '.join((*PEERS, *arms))}")
         if missing := missing_packages([peer(name) for name in names if name not in arms]):
             raise InputError("--peers", f"missing packages; pip install {' '.join(missing)}")
         bench = prepare(a)
