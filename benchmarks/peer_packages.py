@@ -27,7 +27,6 @@ import importlib.metadata
 import importlib.util
 import inspect
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -312,7 +311,7 @@ def train_peer(
         bf16: compute the network in bf16 autocast.
         steps: of sampling.
     """
-    _quiet(threads)
+    torch.set_num_threads(threads)
     wanted = peer(name)
     pixels = torch.from_numpy(np.load(images)).movedim(3, 1)
     marks = sorted(folders)
@@ -406,7 +405,7 @@ def sample_peer(
     threads: int,
 ) -> None:
     """Images of a peer, a .npy for each batch in `folder`; those that are there are not made again."""
-    _quiet(threads)
+    torch.set_num_threads(threads)
     learner = make_learner(peer(name), shape, steps)
     learner.network.load_state_dict(load_file(weights))
     learner.network.eval()
@@ -438,9 +437,3 @@ def read_batches(folder: Path, num: int, batch: int) -> np.ndarray:
 
 def _batch_path(folder: Path, number: int) -> Path:
     return folder / f"{number:04}.npy"
-
-
-def _quiet(threads: int) -> None:
-    """So many threads, and no bars of theirs."""
-    os.environ["TQDM_DISABLE"] = "1"
-    torch.set_num_threads(threads)

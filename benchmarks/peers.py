@@ -258,8 +258,12 @@ class Bench:
 
 def in_child(function: Callable[..., None], *arguments: object, **more: object) -> None:
     """A call in a process of its own, whose memory is free afterwards, and which a package has to itself."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(function, *arguments, **more).result()
+    os.environ["TQDM_DISABLE"] = "1"  # bars of the packages; read as tqdm is imported
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(function, *arguments, **more).result()
+    finally:
+        del os.environ["TQDM_DISABLE"]
 
 
 def train_arm(bench: Bench, name: str, arm: Arm, minutes: float) -> None:

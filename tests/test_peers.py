@@ -91,7 +91,6 @@ def test_a_peer_is_trained_to_its_times_resumed_and_sampled(
     """With the package itself where it is installed."""
     if missing := peer_packages.missing_packages([peer_packages.peer(name)]):
         pytest.skip(f"needs {', '.join(missing)}")
-    monkeypatch.setenv("TQDM_DISABLE", "")  # set by what runs in a process of its own
     threads = torch.get_num_threads()
     images = tmp_path / "members.npy"
     np.save(images, np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8))
