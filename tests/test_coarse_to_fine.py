@@ -166,9 +166,9 @@ def test_a_shift_multiplies_sigma_over_alpha_in_training_and_in_sampling(config)
     assert shifted_process(config, 1.0) is config
 
 
-def test_the_usual_shift_leaves_the_whole_of_an_image_as_noisy_as_it_was():
+def test_a_shift_by_the_side_leaves_the_whole_of_an_image_as_noisy_as_it_was():
     """Noise of the larger image, averaged as its pixels are, is that of the smaller one at the same time."""
-    config, spec = spec_of(*HALF)
+    config, spec = spec_of(*HALF, "stages.0.shift=0.5")
     own = stage_spec(spec, config.stages[0])
     large, small = (build.make_objective(each.process).process for each in (spec, own))
     t = torch.arange(0, 990, 30)

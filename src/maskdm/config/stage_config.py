@@ -117,8 +117,9 @@ class StageConfig(Section):
     number, whose squares of pixels are averaged. null: data.image_size, as the last stage must have."""
     patch_size: Side | None = None
     """Side of a patch in this stage. null: model.patch_size, as the last stage must have."""
-    shift: Scale | None = None
-    """Factor of sigma / alpha in this stage, on top of process.shift. null: RULE."""
+    shift: Scale = 1.0
+    """Factor of sigma / alpha in this stage, over that of the process; 1 in the last stage. Averaging pixels takes off
+    noise: 0.5 at half the size is the noise of the whole image as at full size (docs/usage.md)."""
     mask: MaskConfig = MaskConfig()
     """What is masked."""
     init_from: PathText = "previous"

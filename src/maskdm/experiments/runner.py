@@ -191,7 +191,7 @@ def stage_tasks(runs: Mapping[str, Prepared]) -> dict[str, list[Task]]:
 
 def _tasks_of(prepared: Prepared, data: TrainingSet, runtime: Runtime) -> Iterator[Task]:
     """Every stage of a run as a task of its own, whose model is that of the stage."""
-    of_run: dict[str, object] = {"init_from": "none", "image_size": None, "patch_size": None, "shift": None}
+    of_run: dict[str, object] = {"init_from": "none", "image_size": None, "patch_size": None, "shift": 1.0}
     for i, (stage, masks) in enumerate(zip(prepared.config.stages, prepared.masks, strict=True)):
         config = prepared.config.model_copy(update={"stages": (stage.model_copy(update=of_run),)})
         spec = prepared.stage_spec(i)

@@ -172,7 +172,9 @@ def _warn_of_loss(training: Training, event: HeldoutEvent, fresh: float) -> None
     if worse:
         training.console.warn(
             f"stage {event.stage}: right after the change the held-out error is {error:.4f}, no better than that of "
-            f"{' or '.join(worse)}: what the stage before learned is of no use here; ADVICE"
+            f"{' or '.join(worse)}: what the stage before learned is of no use here. Weights go best to larger "
+            "images at one patch size, with process.prediction x0, and from a stage that has learned something; else "
+            "leave its image_size and patch_size out"
         )
 
 

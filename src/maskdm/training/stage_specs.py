@@ -6,7 +6,9 @@ with `init_from` between runs (`maskdm.models.transfer`).
 
 Averaging k x k pixels averages their noise too, to 1/k of it. So the whole of an image, which a smaller one is, has the
 same signal-to-noise ratio in both where sigma / alpha of the smaller one is 1/k of the larger one's: the shift of
-Hoogeboom et al. 2023 (arXiv 2301.11093, eq. 11) and Esser et al. 2024 (arXiv 2403.03206, eq. 23).
+Hoogeboom et al. 2023 (arXiv 2301.11093, eq. 11) and Esser et al. 2024 (arXiv 2403.03206, eq. 23). That is `shift`, and
+not the default: where the patch size stays, what a network knows of the noise of a patch stays right without, and both
+the change and the end were better (docs/log.md).
 """
 
 from __future__ import annotations
@@ -37,21 +39,15 @@ def stage_spec(spec: ModelSpec, stage: StageConfig) -> ModelSpec:
     """
     size = spec.image_size if stage.image_size is None else as_size(stage.image_size)
     patch_size = spec.model.patch_size if stage.patch_size is None else stage.patch_size
-    shift = usual_shift(spec.image_size, size) if stage.shift is None else stage.shift
-    if (size, patch_size, shift) == (spec.image_size, spec.model.patch_size, 1.0):
+    if (size, patch_size, stage.shift) == (spec.image_size, spec.model.patch_size, 1.0):
         return spec
     return spec.model_copy(
         update={
             "image_size": size,
             "model": spec.model.model_copy(update={"patch_size": patch_size}),
-            "process": shifted_process(spec.process, shift),
+            "process": shifted_process(spec.process, stage.shift),
         }
     )
-
-
-def usual_shift(run: tuple[int, int], stage: tuple[int, int]) -> float:
-    """The shift of a stage that has none of its own: sides of its images, (h, w), over those of the run's, (H, W)."""
-    return stage[0] / run[0]
 
 
 def shifted_process(process: ProcessConfig, shift: float) -> ProcessConfig:
@@ -86,8 +82,7 @@ def says_of_model(spec: ModelSpec, stage: StageConfig) -> str:
         return ""
     side, patches = own.model.patch_size, math.prod(patch_grid(own.image_size, own.model.patch_size))
     said = f"images of {px(own.image_size)}, {patches:,} patches of {side} px"
-    shift = usual_shift(spec.image_size, own.image_size) if stage.shift is None else stage.shift
-    return said if shift == 1 else f"{said}, sigma / alpha times {shift:g}"
+    return said if stage.shift == 1 else f"{said}, sigma / alpha times {stage.shift:g}"
 
 
 def px(size: tuple[int, int]) -> str:
@@ -151,7 +146,7 @@ def _check_last(name: str, stage: StageConfig, spec: ModelSpec) -> None:
     if stage.patch_size not in (None, spec.model.patch_size):
         wanted = f"model.patch_size, {spec.model.patch_size}, in the last stage, whose model the run is for"
         raise InputError(f"{name}patch_size", got=stage.patch_size, wanted=wanted, remedy=remedy)
-    if stage.shift not in (None, 1.0):
+    if stage.shift != 1:
         wanted = "1 in the last stage, whose model the run is for"
         raise InputError(f"{name}shift", got=stage.shift, wanted=wanted, remedy=f"{remedy}, or set process.shift")
 
