@@ -18,7 +18,7 @@ from maskdm.config.resolve import changed_settings, given_lengths, resolve, to_c
 from maskdm.config.yaml_files import as_yaml, parse_yaml
 from maskdm.profiling import budget as budgets
 from maskdm.profiling import rules
-from maskdm.profiling.budget import Budget
+from maskdm.profiling.budget import TimeBudget
 from maskdm.training import loop
 from maskdm.training.find_run import REQUEST
 from maskdm.training.read_run import list_runs, read_config, read_run
@@ -92,13 +92,13 @@ def test_every_size_is_a_network(backbone: str) -> None:
 
 
 def test_a_time_is_taken_where_nothing_says_how_long() -> None:
-    usual = Budget.of(None, words=["data.path=x"])
+    usual = TimeBudget.of(None, words=["data.path=x"])
     assert usual is not None
     assert (usual.minutes, usual.lengths) == (60, False)
-    assert Budget.of(None, words=["data.path=x", "stages.0.steps=5"]) is None
-    assert Budget.of(None, recipe="digits") is None
-    assert Budget.of(None, base=resolve()) is None
-    asked = Budget.of(5, recipe="digits")
+    assert TimeBudget.of(None, words=["data.path=x", "stages.0.steps=5"]) is None
+    assert TimeBudget.of(None, recipe="digits") is None
+    assert TimeBudget.of(None, base=resolve()) is None
+    asked = TimeBudget.of(5, recipe="digits")
     assert asked is not None
     assert asked.lengths
     assert given_lengths(overrides=["stages.1.minutes=5"]) == [False, True]

@@ -225,11 +225,12 @@ def test_stage_two_starts_from_stage_one(digits_npz, tmp_path, which, monkeypatc
     start_stage = loop.start_stage
 
     def spy(training, state, denoiser, learner):
-        start_stage(training, state, denoiser, learner)
+        result = start_stage(training, state, denoiser, learner)
         if state.progress.stage == 1:
             seen.update({k: v.clone() for k, v in state.model.state_dict().items()})
             seen["moments"] = len(state.optimizer.state)
             assert all(torch.equal(v, seen[k]) for k, v in state.ema.state_dict().items())
+        return result
 
     monkeypatch.setattr(loop, "start_stage", spy)
     folder = run(settings(digits_npz, f"stages.1.weights={which}"), tmp_path)

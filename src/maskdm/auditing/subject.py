@@ -181,6 +181,12 @@ def run_subject(
     members, heldout, calibration = _roles(run, manifest, images, found.spec, seed, group_by)
     certified = manifest.head.split == "keyed"
     remarks = []
+    decoded, shown = images.images.shape[1:3], found.spec.image_size
+    if decoded != shown:
+        remarks.append(
+            f"the stage was trained on images averaged down from {decoded[0]} x {decoded[1]} px to "
+            f"{shown[0]} x {shown[1]}; so are all that it is asked about here, rounded to whole levels"
+        )
     if not certified:
         remarks.append("the held-out images were given (data.heldout_by), not drawn: the split is not certified")
     if manifest.head.parent_sha256 is not None:
@@ -236,7 +242,7 @@ def _roles(
             None if groups is None else tuple(groups[row] for row in rows),
         )
         _check_pixels(part)
-        found.append(part)
+        found.append(part.averaged(spec.image_size))
     return found
 
 

@@ -60,7 +60,8 @@ def _lines_of_run(run: RunInfo) -> Iterator[str]:
     else:
         yield "state      begun, nothing saved yet"
     if run.error_ema is not None:
-        yield f"held-out   error {run.error_ema:.4f} (ema), {run.error_raw:.4f} (raw), n = {run.heldout}"
+        at = f" at {run.heldout_size[0]} x {run.heldout_size[1]} px" if run.heldout_size else ""
+        yield f"held-out   error{at} {run.error_ema:.4f} (ema), {run.error_raw:.4f} (raw), n = {run.heldout}"
 
 
 def _lines_of_weights(weights: WeightsInfo) -> Iterator[str]:

@@ -12,7 +12,7 @@ from maskdm.config.schema import Config
 from maskdm.errors import InputError, within
 from maskdm.models import build
 from maskdm.models.weights import load
-from maskdm.profiling.budget import MOST_HOURS, Budget
+from maskdm.profiling.budget import MOST_HOURS, TimeBudget
 from maskdm.training.read_run import is_run
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def read_budget(
     recipe: str | None = None,
     config: str | Path | Config | None = None,
     settings: Settings | None = None,
-) -> Budget | None:
+) -> TimeBudget | None:
     """The time for which settings are to be chosen, and what is given of them; None where they have lengths.
 
     Args:
@@ -91,7 +91,7 @@ def read_budget(
         data, recipe, config, settings: as `read_settings`, whose errors come first.
 
     Raises:
-        InputError: both times, or as `Budget.of`.
+        InputError: both times, or as `TimeBudget.of`.
     """
     if minutes is not None and hours is not None:
         raise InputError("hours", "is given with minutes", got=hours, remedy="leave one out")
@@ -102,7 +102,7 @@ def read_budget(
         if value is not None and not 0 < value <= most:
             raise InputError(name, got=value, wanted=f"more than 0 and at most {most:,}")
     minutes = 60 * hours if hours is not None else minutes
-    return Budget.of(minutes, recipe=recipe, file=file, words=words, base=base)
+    return TimeBudget.of(minutes, recipe=recipe, file=file, words=words, base=base)
 
 
 def require_data(config: Config) -> None:

@@ -22,6 +22,7 @@ class RunInfo:
         step, images, seconds: of training when it was last saved; all 0 where nothing has been saved yet.
         error_ema, error_raw: last held-out errors of the averaged and the raw weights, or None.
         heldout: images that these were measured on.
+        heldout_size: their (height, width), where the stage had smaller ones than the run's model; else None.
     """
 
     path: Path
@@ -32,6 +33,7 @@ class RunInfo:
     error_ema: float | None = None
     error_raw: float | None = None
     heldout: int = 0
+    heldout_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def _run(path: Path) -> RunInfo:
         error_ema=errors[-1].error_ema if errors else None,
         error_raw=errors[-1].error_raw if errors else None,
         heldout=errors[-1].n if errors else 0,
+        heldout_size=errors[-1].image_size if errors else None,
     )
 
 

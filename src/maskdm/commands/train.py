@@ -14,7 +14,7 @@ from maskdm.config.resolve import changed_settings, to_config
 from maskdm.config.schema import Config
 from maskdm.config.yaml_files import as_yaml
 from maskdm.data.dataset import Dataset
-from maskdm.profiling.budget import Budget, choose_settings
+from maskdm.profiling.budget import TimeBudget, choose_settings
 from maskdm.reports.run_page import write_run_page
 from maskdm.runtime.console import Console, duration
 from maskdm.runtime.distributed import Runtime
@@ -133,7 +133,7 @@ def train(
 
 
 def _choose(
-    budget: Budget,
+    budget: TimeBudget,
     output_dir: Path,
     resume: str | None,
     console: Console,

@@ -12,11 +12,10 @@ from pydantic import Field, model_validator
 
 from maskdm.config.model_config import MODEL_VARIANTS, ModelConfig, UViTConfig
 from maskdm.config.process_config import PROCESS_VARIANTS, DDPMConfig, ProcessConfig
-from maskdm.config.section import Count, PathText, Positive, Probability, Section, Seed, Share, Whole
+from maskdm.config.section import Count, PathText, Pixels, Positive, Probability, Section, Seed, Share, Whole
 from maskdm.config.stage_config import StageConfig, default_stages
 from maskdm.errors import ArgumentError
 
-Pixels = Annotated[Whole, Field(gt=0, le=16_384)]
 Where = Literal["auto", "device", "ram", "map", "stream"]
 
 

@@ -26,6 +26,8 @@ Whole = Annotated[int, BeforeValidator(_as_whole)]
 Positive = Annotated[Whole, Field(gt=0, le=LARGEST)]
 Count = Annotated[Whole, Field(ge=0, le=LARGEST)]
 Side = Annotated[Whole, Field(gt=0, le=65_536)]
+Pixels = Annotated[Whole, Field(gt=0, le=16_384)]
+"""Side of an image."""
 Layers = Annotated[Whole, Field(ge=0, le=1024)]
 """Numbers of blocks, levels and tokens of a network."""
 BatchSize = Annotated[Whole, Field(gt=0, le=65_536)]

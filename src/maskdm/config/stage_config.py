@@ -10,6 +10,7 @@ from maskdm.config.section import (
     BatchSize,
     Count,
     PathText,
+    Pixels,
     Positive,
     PositiveFloat,
     Probability,
@@ -111,6 +112,14 @@ class StageConfig(Section):
     """Largest gradient norm; null for none."""
     label_dropout: Probability = 0.1
     """Probability that a label is replaced by "no class", which trains the unconditional model."""
+    image_size: Pixels | tuple[Pixels, Pixels] | None = None
+    """Pixels of the images in this stage, N or [height, width]: both sides of data.image_size divided by one whole
+    number, whose squares of pixels are averaged. null: data.image_size, as the last stage must have."""
+    patch_size: Side | None = None
+    """Side of a patch in this stage. null: model.patch_size, as the last stage must have."""
+    shift: Scale = 1.0
+    """Factor of sigma / alpha in this stage, over that of the process; 1 in the last stage. Averaging pixels takes off
+    noise: 0.5 at half the size is the noise of the whole image as at full size (docs/usage.md)."""
     mask: MaskConfig = MaskConfig()
     """What is masked."""
     init_from: PathText = "previous"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,24 @@ class LabelledImages:
             None if self.labels is None else self.labels[rows],
             None if self.groups is None else tuple(self.groups[row] for row in rows),
         )
+
+    def averaged(self, size: tuple[int, int]) -> LabelledImages:
+        """The same at a smaller size, (h, w): means of k x k pixels, rounded; ids stay those of the images here.
+
+        Raises:
+            ValueError: both sides are not divided by one whole number k.
+        """
+        count, height, width, channels = self.images.shape
+        if (height, width) == size:
+            return self
+        (h, w), k = size, height // size[0]
+        if (height, width) != (k * h, k * w):
+            raise ValueError(f"{height} x {width} is no multiple of {h} x {w}")
+        small = np.empty((count, h, w, channels), np.uint8)
+        for row, image in enumerate(self.images):  # one by one: sums are four times as large
+            sums = image.reshape(h, k, w, k, channels).sum(axis=(1, 3), dtype=np.uint32)
+            small[row] = (sums + k * k // 2) // (k * k)
+        return replace(self, images=small)
 
     def subset(self, count: int, seed: int) -> LabelledImages:
         """At most `count` images drawn at random without replacement, in the order they have here."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def channels_first(images: np.ndarray | Tensor) -> Tensor:
@@ -22,6 +23,22 @@ def channels_first(images: np.ndarray | Tensor) -> Tensor:
 def to_model(images: np.ndarray | Tensor) -> Tensor:
     """uint8 (N, H, W, C) -> float32 (N, C, H, W) in [-1, 1], on the device where the images are."""
     return channels_first(images).contiguous().float().div(127.5).sub(1)
+
+
+def area_average(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images at a smaller size, (N, C, H, W) -> (N, C, h, w): every pixel the mean of the k x k that it covers.
+
+    White noise of variance 1 becomes one of variance 1 / k^2.
+
+    Args:
+        x: the images.
+        size: (h, w), both sides divided by one whole number k; with k = 1 they are returned as they are.
+    """
+    if tuple(x.shape[2:]) == size:
+        return x
+    k = x.shape[2] // size[0]
+    assert tuple(x.shape[2:]) == (k * size[0], k * size[1]), "checked where sizes are set"
+    return F.avg_pool2d(x, k)
 
 
 def to_unit(x: Tensor) -> Tensor:

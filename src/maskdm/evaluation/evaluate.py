@@ -78,7 +78,7 @@ def load_reference(
             raise InputError(
                 "reference", "missing", remedy="give real images (only a run has held-out images of its own)"
             )
-        return _heldout_reference(run, data, console)
+        return _heldout_reference(run, data, console, denoiser)
     statistics = None
     if reference.endswith(".npz"):
         statistics, images_too = read_statistics(Path(reference))
@@ -92,8 +92,8 @@ def load_reference(
     return Reference(images.take(), statistics, class_names=tuple(images.class_names))
 
 
-def _heldout_reference(run: Path, data: DataConfig, console: Console) -> Reference:
-    """A run's held-out images, and a sample of those that it was trained on."""
+def _heldout_reference(run: Path, data: DataConfig, console: Console, denoiser: Denoiser | None) -> Reference:
+    """A run's held-out images, and a sample of those that it was trained on, in the size of the model's."""
     manifest = read_manifest(run)
     images = manifest.align(read_unsplit(data, console))
     members, heldout = manifest.indices("member"), manifest.indices("heldout")
@@ -101,7 +101,12 @@ def _heldout_reference(run: Path, data: DataConfig, console: Console) -> Referen
         raise InputError("reference", f"missing, and {run} has {len(heldout)} held-out images", wanted="at least 2")
     if len(members) > MAX_TRAIN_IMAGES:
         members = members[np.linspace(0, len(members) - 1, MAX_TRAIN_IMAGES).round().astype(int)]
-    return Reference(images.take(heldout), train=images.take(members), class_names=tuple(images.class_names))
+    real, train = images.take(heldout), images.take(members)
+    if denoiser is not None and denoiser.image_size != images.images.shape[1:3]:
+        height, width = denoiser.image_size
+        console.warn(f"the stage made images of {height} x {width}: held-out ones are averaged down to that")
+        real, train = real.averaged(denoiser.image_size), train.averaged(denoiser.image_size)
+    return Reference(real, train=train, class_names=tuple(images.class_names))
 
 
 def read_statistics(path: Path) -> tuple[tuple[Float64, Float64] | None, bool]:

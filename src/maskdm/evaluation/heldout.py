@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.loss import fixed_noise, image_error
-from maskdm.diffusion.pixels import to_model
+from maskdm.diffusion.pixels import area_average, to_model
 from maskdm.diffusion.process import exact
 from maskdm.runtime.device import exact_float32
 from maskdm.runtime.distributed import Runtime
@@ -39,12 +39,12 @@ class HeldOut:
         """Questions about images.
 
         Args:
-            images: (N, H, W, C) uint8.
+            images: (N, H, W, C) uint8, averaged down to the denoiser's size where that is smaller.
             labels: (N,) class indices, or None for a model without classes.
             denoiser: whose process and prediction choose times and noise; no network is called.
             device: where the questions are kept.
         """
-        x_0 = to_model(images)
+        x_0 = area_average(to_model(images), denoiser.image_size)
         t, eps = fixed_noise(denoiser, x_0.shape)
         label = None if labels is None else torch.from_numpy(labels).to(device)
         return HeldOut(x_0.to(device), t.to(device, torch.float32), eps.to(device), label)

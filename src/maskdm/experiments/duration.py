@@ -19,6 +19,7 @@ from maskdm.experiments.comparison import Comparison
 from maskdm.experiments.runner import Runs, stage_tasks
 from maskdm.experiments.throughput import task_key
 from maskdm.models.flops import forward_flops, training_flops
+from maskdm.models.spec import ModelSpec
 from maskdm.profiling.forecast import format_hours
 from maskdm.runtime.distributed import init_runtime
 from maskdm.sampling.sample import STEPS
@@ -71,8 +72,8 @@ def forecast_comparison(comparison: Comparison, runs: Runs) -> ComparisonForecas
         **{name: found for (name, seed), found in runs.arms.items() if seed == first},
     }
     tasks = stage_tasks(everything)
-    pace = {name: _seconds_per_flop(found[0]) for name, found in _one_of_each_network(tasks).items()}
-    per_flop = {name: pace[_network_of(found[0])] for name, found in tasks.items()}
+    pace = {name: _seconds_per_flop(task) for name, task in _one_of_each_network(tasks).items()}
+    per_flop = {name: [pace[_network_of(task)] for task in found] for name, found in tasks.items()}
     seeds = len(comparison.seeds)
     found = [_of_run(comparison, name, prepared, per_flop[name]) for name, prepared in everything.items()]
     sums = [seeds * sum(column) for column in zip(*map(astuple, found), strict=True)]
@@ -102,8 +103,9 @@ def format_forecast(forecast: ComparisonForecast, runs: int) -> str:
     return f"{runs} runs, about {format_hours(forecast.total / 3600)} here: {parts}"
 
 
-def _one_of_each_network(tasks: Mapping[str, Sequence[Task]]) -> dict[str, Sequence[Task]]:
-    return {_network_of(found[0]): found for found in tasks.values()}
+def _one_of_each_network(tasks: Mapping[str, Sequence[Task]]) -> dict[str, Task]:
+    """The first stage on each, of the last run that has it."""
+    return {_network_of(task): task for found in tasks.values() for task in reversed(found)}
 
 
 def _network_of(task: Task) -> str:
@@ -120,11 +122,11 @@ def _seconds_per_flop(task: Task) -> float:
 
 
 def _step_flops(task: Task) -> float:
-    return task.config.stages[0].batch_size * _image_flops(task, task.masks[0])
+    return task.config.stages[0].batch_size * _image_flops(task.spec, task.masks[0])
 
 
-def _image_flops(task: Task | Prepared, masks: MaskSchedule) -> float:
-    return mean(training_flops(task.spec, phase) for phase in masks.phases)
+def _image_flops(spec: ModelSpec, masks: MaskSchedule) -> float:
+    return mean(training_flops(spec, phase) for phase in masks.phases)
 
 
 def _pace_seconds(task: Task, per_flop: float) -> float:
@@ -150,29 +152,35 @@ def _encoder_seconds(prepared: Prepared) -> float:
     return training_seconds(dataset.images.take(rows[:BATCH]), len(rows), runtime.device)
 
 
-def _of_run(comparison: Comparison, name: str, prepared: Prepared, per_flop: float) -> ComparisonForecast:
-    """One run of an arm, or of what arms start from."""
+def _of_run(comparison: Comparison, name: str, prepared: Prepared, per_flop: Sequence[float]) -> ComparisonForecast:
+    """One run of an arm, or of what arms start from; `per_flop` has the seconds in each of its stages."""
     config = prepared.config
+    specs = [prepared.stage_spec(i) for i in range(len(config.stages))]
     lengths = [
         60 * stage.minutes
         if stage.minutes
-        else (stages.total_steps(stage) or 0) * stage.batch_size * _image_flops(prepared, masks) * per_flop
-        for stage, masks in zip(config.stages, prepared.masks, strict=True)
+        else (stages.total_steps(stage) or 0) * stage.batch_size * _image_flops(spec, masks) * each
+        for stage, spec, masks, each in zip(config.stages, specs, prepared.masks, per_flop, strict=True)
     ]
-    training, ends = sum(lengths), len(config.stages)
-    evaluations = 2 * ends
+    training = sum(lengths)
+    forward = [_whole_image_flops(spec) * each for spec, each in zip(specs, per_flop, strict=True)]
+    evaluated = 2 * sum(forward)
     if name in comparison.arms:
         budget = comparison.budget
-        whole = 60 * budget.minutes if budget.minutes else 1e15 * (budget.petaflops or 0) * per_flop
+        whole = 60 * budget.minutes if budget.minutes else 1e15 * (budget.petaflops or 0) * per_flop[-1]
         training = comparison.arms[name].budget * whole
-        evaluations += comparison.evaluations
-    whole_image = masking("none", patch_grid(prepared.spec.image_size, prepared.spec.model.patch_size))
-    forward = forward_flops(prepared.spec, whole_image) * per_flop
+        evaluated += comparison.evaluations * mean(forward)
+    scored = sum(each for each, spec in zip(forward, specs, strict=True) if spec.image_size == prepared.spec.image_size)
     counts = prepared.dataset.counts
     return ComparisonForecast(
         training=training,
-        heldout=evaluations * 2 * min(config.eval.heldout_images, counts["heldout"]) * forward,
-        grids=ends * config.eval.samples * config.eval.sample_steps * forward,
-        scores=ends * config.eval.score_images * STEPS * forward if config.eval.scores else 0.0,
+        heldout=evaluated * 2 * min(config.eval.heldout_images, counts["heldout"]),
+        grids=sum(forward) * config.eval.samples * config.eval.sample_steps,
+        scores=scored * config.eval.score_images * STEPS if config.eval.scores else 0.0,
         rest=RUN_SECONDS,
     )
+
+
+def _whole_image_flops(spec: ModelSpec) -> int:
+    """Of a forward pass with nothing masked."""
+    return forward_flops(spec, masking("none", patch_grid(spec.image_size, spec.model.patch_size)))

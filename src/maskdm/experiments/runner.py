@@ -25,6 +25,7 @@ from maskdm.experiments.comparison import PRETRAINED, Arm, Comparison, arm_confi
 from maskdm.experiments.outcome import ComparisonSetup, Evaluation, Outcome
 from maskdm.experiments.throughput import describe_machine, seconds_per_image, task_key
 from maskdm.files import make_folder
+from maskdm.models import build
 from maskdm.models.flops import training_flops
 from maskdm.runtime import distributed
 from maskdm.runtime.console import Console
@@ -157,7 +158,10 @@ def image_costs(arms: Mapping[str, Prepared], comparison: Comparison, folder: Pa
     if comparison.budget.petaflops is not None:
         whole = 1e15 * comparison.budget.petaflops
         return {
-            arm: [mean(training_flops(p.spec, phase) for phase in masks.phases) / whole for masks in p.masks]
+            arm: [
+                mean(training_flops(p.stage_spec(i), phase) for phase in masks.phases) / whole
+                for i, masks in enumerate(p.masks)
+            ]
             for arm, p in arms.items()
         }
     assert comparison.budget.minutes is not None, "a budget is one of two"
@@ -186,11 +190,13 @@ def stage_tasks(runs: Mapping[str, Prepared]) -> dict[str, list[Task]]:
 
 
 def _tasks_of(prepared: Prepared, data: TrainingSet, runtime: Runtime) -> Iterator[Task]:
-    """Every stage of a run as a task of its own."""
-    for stage, masks in zip(prepared.config.stages, prepared.masks, strict=True):
-        alone = stage.model_copy(update={"init_from": "none"})
-        config = prepared.config.model_copy(update={"stages": (alone,)})
-        yield Task(config, prepared.spec, prepared.objective, data, [masks], runtime)
+    """Every stage of a run as a task of its own, whose model is that of the stage."""
+    of_run: dict[str, object] = {"init_from": "none", "image_size": None, "patch_size": None, "shift": 1.0}
+    for i, (stage, masks) in enumerate(zip(prepared.config.stages, prepared.masks, strict=True)):
+        config = prepared.config.model_copy(update={"stages": (stage.model_copy(update=of_run),)})
+        spec = prepared.stage_spec(i)
+        objective = prepared.objective if spec.process == prepared.spec.process else build.make_objective(spec.process)
+        yield Task(config, spec, objective, data, [masks], runtime)
 
 
 def minutes_as_images(prepared: Prepared, seconds: Sequence[float]) -> Prepared:
@@ -317,7 +323,7 @@ def finished_run(output_dir: Path, config: Config, images: ImageSet) -> Path | N
 
 
 def read_outcome(arm: str, seed: int, run: Path, costs: Mapping[str, float]) -> Outcome:
-    """What one run's files say.
+    """What one run's files say. Errors at another image size than the run's compare with nobody's, and are left out.
 
     Args:
         arm, seed: which it is.
@@ -335,7 +341,8 @@ def read_outcome(arm: str, seed: int, run: Path, costs: Mapping[str, float]) -> 
         images, before = begun[event.stage]
         return before + (event.images - images) * costs[event.stage]
 
-    errors = tuple(Evaluation(spent_at(event), event.error_ema) for event in history.heldout)
+    own_size = (event for event in history.heldout if event.image_size is None)
+    errors = tuple(Evaluation(spent_at(event), event.error_ema) for event in own_size)
     distances = tuple(Evaluation(spent_at(event), event.frechet_distance) for event in history.scores)
     features = f"{history.scores[-1].title}, n = {history.scores[-1].n}" if history.scores else ""
     return Outcome(arm, seed, run, errors, history.images, history.seconds, distances, features, steps=history.step)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from maskdm.diffusion.patches import patch_grid, patchify, unpatchify
 from maskdm.errors import ArgumentError, InputError
+from maskdm.models import build
 from maskdm.models.haar import haar, unhaar
 from maskdm.models.layers import resize_positions
 from maskdm.models.official import read_official
@@ -101,6 +102,15 @@ def different(old: Mapping[str, object], new: Mapping[str, object]) -> list[tupl
 
 def fit(network: nn.Module, spec: ModelSpec, source: Weights) -> tuple[dict[str, Tensor], list[str]]:
     """The state that `network` starts from, and what was kept, fitted, new and dropped, in sentences."""
+    state, found, reasons = _fit(network, spec, source)
+    said = [f"{what}: {', '.join(names)}" for what, names in found.items() if names and what != "kept"]
+    return state, [f"{len(found['kept'])} tensors kept", *said, *reasons]
+
+
+def _fit(
+    network: nn.Module, spec: ModelSpec, source: Weights
+) -> tuple[dict[str, Tensor], dict[str, list[str]], list[str]]:
+    """The state, names of the tensors that were kept, fitted, new and dropped, and what differs in sentences."""
     roles = _roles(network)
     for name, role in roles.items():
         if role not in ROLES:
@@ -109,9 +119,7 @@ def fit(network: nn.Module, spec: ModelSpec, source: Weights) -> tuple[dict[str,
             raise InputError("model.backbone", problem, wanted=f"one of {known}")
     fitting = _Fitting(source.spec, spec)
     state: dict[str, Tensor] = {}
-    kept: list[str] = []
-    fitted: list[str] = []
-    new: list[str] = []
+    found: dict[str, list[str]] = {"kept": [], "fitted": [], "new": []}
     for name, fresh in network.state_dict().items():
         old = source.tensors.get(name)
         made = old
@@ -119,17 +127,20 @@ def fit(network: nn.Module, spec: ModelSpec, source: Weights) -> tuple[dict[str,
             made = fitting.fit(roles[name], old, fresh.to(old.device))  # the network may be on a GPU already
         if made is None or made.shape != fresh.shape:
             state[name] = fresh
-            new.append(name)
+            found["new"].append(name)
             continue
         state[name] = made.to(fresh.dtype)
-        (kept if made is old else fitted).append(name)
-    dropped = [name for name in source.tensors if name not in state]
-    said = [f"{len(kept)} tensors kept"] + [
-        f"{what}: {', '.join(names)}"
-        for what, names in (("fitted", fitted), ("new", new), ("dropped", dropped))
-        if names
-    ]
-    return state, said + fitting.reasons()
+        found["kept" if made is old else "fitted"].append(name)
+    found["dropped"] = [name for name in source.tensors if name not in state]
+    return state, found, fitting.reasons()
+
+
+def unfitted(old: ModelSpec, new: ModelSpec) -> list[str]:
+    """Names of tensors that would not arrive: new ones, and old ones for which there is no place. Computes nothing."""
+    with torch.device("meta"):
+        source, network = build.backbone(old), build.backbone(new)
+    _, found, _ = _fit(network, new, Weights(old, {}, source.state_dict()))
+    return [*found["new"], *found["dropped"]]
 
 
 def _roles(network: nn.Module) -> dict[str, str]:
@@ -184,10 +195,10 @@ class _Fitting:
             return None if image is None else torch.cat([image.movedim(0, 1), old[:, count:]], dim=1)
         if role in ("conv_out", "conv_bias"):
             return self._recolour(old, self.per_channel, summed=False)
-        enlarge = _enlarge(*self.sizes).to(old)
+        enlarge = _enlarge(*self.sizes)
         if role == "patch_in":  # whatever the embedding made of a patch, it shall make of the same patch enlarged
-            return self._patches(old, torch.linalg.pinv(enlarge), summed=True)
-        made = self._patches(old.reshape(len(old), -1).T, enlarge.T, summed=False)
+            return self._patches(old, torch.linalg.pinv(enlarge).to(old), summed=True)
+        made = self._patches(old.reshape(len(old), -1).T, enlarge.T.to(old), summed=False)
         return None if made is None else made.T.reshape(-1, *old.shape[1:])
 
     def _positions(self, old: Tensor, fresh: Tensor) -> Tensor:

@@ -87,8 +87,9 @@ def bench_masks(mask: MaskConfig, ratios: Sequence[float], task: Task) -> list[M
     Raises:
         InputError: a ratio that the kind or the grid cannot give.
     """
-    grid = patch_grid(task.spec.image_size, task.spec.model.patch_size)
-    kind, _, block = mask_values(mask, grid, task.spec.model.backbone)
+    spec = task.stage_spec(0)
+    grid = patch_grid(spec.image_size, spec.model.patch_size)
+    kind, _, block = mask_values(mask, grid, spec.model.backbone)
     if kind == "none":
         kind = "patch"
     with within("", ratio="ratios"):
@@ -125,7 +126,7 @@ def measure_masks(task: Task, masks: Sequence[Masking], *, rounds: int = ROUNDS)
             seconds[i].append(step(changed, profiler.between))
             waited[i] += (task.data.images.waited - before) / profiler.between
     peak, batch = median(peaks), profiler.batch_size
-    flops = [(1 + BACKWARD) * batch * forward_flops(task.spec, mask) for mask in masks]
+    flops = [(1 + BACKWARD) * batch * forward_flops(task.stage_spec(0), mask) for mask in masks]
     times = [median(steps) for steps in seconds]
     rows = [
         BenchRow(

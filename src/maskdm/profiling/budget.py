@@ -61,7 +61,7 @@ LEAST_SHARE = 0.4
 
 
 @dataclass(frozen=True)
-class Budget:
+class TimeBudget:
     """What a person asked for: a time, and settings of their own.
 
     Attributes:
@@ -85,7 +85,7 @@ class Budget:
         file: Path | None = None,
         words: Sequence[str] = (),
         base: Config | None = None,
-    ) -> Budget | None:
+    ) -> TimeBudget | None:
         """What is asked for: a time, or where neither that nor any length is given the usual one; None for lengths.
 
         Args:
@@ -97,11 +97,11 @@ class Budget:
         """
         given = [True] if base is not None else given_lengths(recipe=recipe, file=file, overrides=words)
         if minutes is None:
-            return None if any(given) else Budget(rules.USUAL_MINUTES, None, file, tuple(words))
+            return None if any(given) else TimeBudget(rules.USUAL_MINUTES, None, file, tuple(words))
         if any(given) and not all(given):
             name = f"stages.{given.index(False)}.steps"
             raise InputError(name, "missing, where other stages have a length", remedy="give it too, or none of them")
-        return Budget(minutes, recipe, file, tuple(words), base, all(given))
+        return TimeBudget(minutes, recipe, file, tuple(words), base, all(given))
 
     def over(self, base: Config | None) -> Config:
         """These settings over others, or over the defaults."""
@@ -131,7 +131,9 @@ class StagePace:
     call: float
 
 
-def choose_settings(budget: Budget, dataset: Dataset, runtime: Runtime, console: Console, *, since: float) -> Choice:
+def choose_settings(
+    budget: TimeBudget, dataset: Dataset, runtime: Runtime, console: Console, *, since: float
+) -> Choice:
     """The settings for a time budget, with the reasons for them; the same on every rank.
 
     Args:
@@ -174,7 +176,7 @@ class _Plan:
         paces: what a step of each stage costs, once measured.
     """
 
-    def __init__(self, budget: Budget, dataset: Dataset, config: Config) -> None:
+    def __init__(self, budget: TimeBudget, dataset: Dataset, config: Config) -> None:
         self.budget, self.config = budget, config
         self.prepared = prepare(config, Console(quiet=True), dataset)
         self.paces: list[StagePace] = []
@@ -193,7 +195,8 @@ class _Plan:
     def flops(self, stage: int) -> float:
         """Of training on an image, on average over a stage's masks."""
         phases = self.prepared.masks[stage].phases
-        return sum(training_flops(self.prepared.spec, groups) for groups in phases) / len(phases)
+        spec = self.prepared.stage_spec(stage)
+        return sum(training_flops(spec, groups) for groups in phases) / len(phases)
 
     def images(self, seconds: float, rate: float) -> float:
         """How many would be seen at `rate` FLOP/s, over all stages."""
@@ -243,9 +246,10 @@ class _Plan:
             turns = int(min(max(wanted, 1), MOST_TURNS))
             seconds = median([first, *(profiler.step(profiler.between) for _ in range(turns))])
             # Where masks change during the stage, the first are measured.
-            seconds *= flops / training_flops(self.prepared.spec, self.prepared.masks[number].phases[0])
+            first_masks = self.prepared.masks[number].phases[0]
+            seconds *= flops / training_flops(self.prepared.stage_spec(number), first_masks)
             seconds = runtime.broadcast(seconds * stage.batch_size / batch)
-            call = runtime.broadcast(seconds_per_call(profiler) / ranks)
+            call = runtime.broadcast(seconds_per_call(profiler, number) / ranks)
             self.paces.append(StagePace(seconds, flops * stage.batch_size, call))
 
     def with_lengths(self, spent: float) -> Config:
@@ -320,7 +324,7 @@ class _Plan:
         return lines
 
 
-def _choose_network(budget: Budget, dataset: Dataset, runtime: Runtime, peak: float) -> tuple[_Plan, list[str]]:
+def _choose_network(budget: TimeBudget, dataset: Dataset, runtime: Runtime, peak: float) -> tuple[_Plan, list[str]]:
     """The network that the rules suggest at the pace that is measured, and why."""
     height, width = (int(side) for side in dataset.images.images.shape[1:3])
     ranks, gpu = runtime.world_size, runtime.device.type != "cpu"
@@ -367,6 +371,6 @@ def _choose_network(budget: Budget, dataset: Dataset, runtime: Runtime, peak: fl
         enough = f"sees {1000 * rules.IMAGES_PER_PARAMETER:g} images for every 1,000 of its parameters"
         network += f": the {'largest' if number else 'smallest'} of {len(sizes)} sizes"
         network += f" that {enough}" if number else ""
-    side, count = spec.model.patch_size, plan.prepared.masks[0].maskings[0].num_patches
+    side, count = spec.model.patch_size, plan.prepared.masks[-1].maskings[0].num_patches
     head = ", with a convolutional pixel head" if getattr(spec.model, "pixel_head", "none") == "conv" else ""
     return plan, [network, f"{count:,} patches of {side} px{head}"]

@@ -14,10 +14,10 @@ import torch
 
 from maskdm.config.schema import EvalConfig
 from maskdm.diffusion.mask_schedule import MaskSchedule
-from maskdm.models import build
 from maskdm.runtime.console import duration
 from maskdm.sampling.sample import STEPS, sample_images, sampling_config
 from maskdm.training import stages
+from maskdm.training.stage_specs import says_of_model
 from maskdm.training.step import Task
 from maskdm.training.step_profiler import MemoryEstimate, StepProfiler, equal_parts
 
@@ -41,6 +41,7 @@ class StageForecast:
         kilowatt_hours: likewise, estimated.
         waiting: share of a step spent waiting for images.
         measuring: hours that come on top: held-out errors, sample grids, scores.
+        model: what it trains where that is not the run's model: smaller images, other patches; in words.
     """
 
     name: str
@@ -54,6 +55,7 @@ class StageForecast:
     kilowatt_hours: float
     waiting: float
     measuring: Mapping[str, float] = field(default_factory=dict)
+    model: str = ""
 
 
 def forecast_stages(task: Task, *, seconds: float, watts: float) -> Iterator[StageForecast]:
@@ -79,9 +81,10 @@ def forecast_stages(task: Task, *, seconds: float, watts: float) -> Iterator[Sta
             assert stage.minutes is not None, "a stage has one length"
             steps = max(int(60 * stage.minutes / step), 1)
         hours = steps * step / 3600 if stage.minutes is None else stage.minutes / 60
-        measuring = measuring_hours(
-            task.config.eval, number, steps * stage.batch_size, seconds_per_call(profiler) / task.runtime.world_size
-        )
+        scored = task.stage_spec(number).image_size == task.spec.image_size  # as in training
+        config = task.config.eval if scored else task.config.eval.model_copy(update={"scores": None})
+        per_call = seconds_per_call(profiler, number) / task.runtime.world_size
+        measuring = measuring_hours(config, number, steps * stage.batch_size, per_call)
         yield StageForecast(
             name=stage.name,
             mask=str(task.masks[number]),
@@ -94,6 +97,7 @@ def forecast_stages(task: Task, *, seconds: float, watts: float) -> Iterator[Sta
             kilowatt_hours=hours * watts * task.runtime.world_size / 1000,
             waiting=waiting,
             measuring=measuring,
+            model=says_of_model(task.spec, stage),
         )
 
 
@@ -115,11 +119,10 @@ def measuring_hours(config: EvalConfig, stage: int, images: int, seconds_per_cal
     return {name: count * seconds_per_call / 3600 for name, count in calls.items() if count}
 
 
-def seconds_per_call(profiler: StepProfiler) -> float:
+def seconds_per_call(profiler: StepProfiler, number: int) -> float:
     """Of the network for one image, by sampling a few in two steps."""
     task = profiler.task
-    denoiser = build.denoiser(task.spec, profiler.state.ema, task.objective)
-    config = sampling_config(denoiser, steps=2)
+    config = sampling_config(task.denoiser(number, profiler.state.ema), steps=2)
     since = time.perf_counter()
     sample_images(config, range(FEW))
     task.runtime.synchronize()
@@ -161,7 +164,7 @@ def format_forecasts(forecasts: Sequence[StageForecast]) -> list[str]:
     """Lines for a terminal: every stage, and all of them together."""
     lines = []
     for i, f in enumerate(forecasts):
-        lines.append(f"stage {i + 1}, {f.name}: {f.mask}")
+        lines.append(f"stage {i + 1}, {f.name}: {f'{f.model}; ' if f.model else ''}{f.mask}")
         lines.append(
             f"  {f.steps:,} steps of {f.seconds:.3g} s, {f.images:,} images at {f.images / f.steps / f.seconds:,.0f} a "
             f"second ({f.waiting:.1%} of it waiting for images)"

@@ -159,7 +159,7 @@ def usual_tree(backbone: str, size: NetworkSize | None, image_size: tuple[int, i
         "stages": [
             stage
             | {"name": "pretrain", "batch_size": MASKED_BATCHES * batch, "warmup_steps": 50}
-            | {"mask": usual_mask(image_size, side)},
+            | {"mask": mask_of(image_size, side)},
             stage | {"name": "finetune", "batch_size": batch, "warmup_steps": 20, "lr_schedule": "cosine"},
         ],
     }
@@ -171,7 +171,7 @@ MASKED_BATCHES = 2
 """Batches of whole images that a masked batch is: an image of which a quarter is seen costs a third."""
 
 
-def usual_mask(image_size: tuple[int, int], patch_size: int) -> Tree:
+def mask_of(image_size: tuple[int, int], patch_size: int) -> Tree:
     """What the first stage masks: three quarters by a crop where patches are few, as `auto` where they are many."""
     few = math.prod(image_size) // patch_size**2 < 256
     return {"kind": "crop"} if few else {"kind": "auto"}

@@ -17,7 +17,7 @@ from maskdm.files import write_text
 from maskdm.reports.charts import Boundary, Chart, Point, Series, line_chart
 from maskdm.reports.formatting import format_count, format_duration, format_plural, format_value
 from maskdm.reports.html import PageImage, Table, read_png, render_page
-from maskdm.training.events import EndEvent, StoppedEvent
+from maskdm.training.events import EndEvent, StageEvent, StoppedEvent
 from maskdm.training.read_run import EvalRow, EvalTable, History, RunFolder, SampleGrid, read_run
 
 MAX_GRIDS = 8
@@ -58,6 +58,7 @@ def _values(run: RunFolder) -> dict[str, object]:
         "score_tables": [_scores(table) for table in run.eval_tables],
         "curves": _curves(run.history),
         "has_heldout": bool(run.history.heldout),
+        "has_sizes": len({event.image_size for event in run.history.heldout}) > 1,
         "stages": _stages(run.history),
         "model": _model(run.settings),
         "data": Table(
@@ -123,8 +124,15 @@ def _work(run: RunFolder) -> str:
         work += f" in {format_duration(history.seconds)}"
     if device := run.env.get("device"):
         work += f" on {device}"
-    error = history.heldout_error
-    return work if error is None else f"{work}; held-out error {format_value(error, 3)}"
+    last = history.last_heldout
+    if last is None:
+        return work
+    return f"{work}; held-out error{_at_size(last.image_size)} {format_value(last.error_ema, 3)}"
+
+
+def _at_size(size: tuple[int, int] | None) -> str:
+    """(32, 32) -> " at 32 x 32 px"; None, for the size of the run's model, -> ""."""
+    return f" at {size[0]} x {size[1]} px" if size else ""
 
 
 # --- samples and scores ----------------------------------------------------------------------------------------------
@@ -152,7 +160,20 @@ def _when(grid: SampleGrid, history: History) -> str:
     if not images and step:
         return f"step {format_count(step)}"  # nothing in the metrics says how many images that is
     stage = history.stage_at(step)
-    return format_plural(images, "image") + (f", {stage.stage}" if stage and step else "")
+    return format_plural(images, "image") + (f", {stage.stage}{_smaller(stage, history)}" if stage and step else "")
+
+
+def _smaller(stage: StageEvent, history: History) -> str:
+    """Where stages have images of several sizes, that of this one: " at 32 x 32 px"."""
+    sizes = {each.image_size for each in history.stages}
+    return _at_size(stage.image_size) if len(sizes) > 1 else ""
+
+
+def _sizes(stage: StageEvent, history: History) -> str:
+    """Where stages have images or patches of several sizes, those of this one: " at 32 x 32 px, patches of 8 px"."""
+    several = len({(each.image_size, each.patch_size) for each in history.stages}) > 1
+    patches = f", patches of {stage.patch_size} px" if several and stage.patch_size else ""
+    return _smaller(stage, history) + patches
 
 
 @dataclass(frozen=True)
@@ -195,17 +216,13 @@ def _interval(row: EvalRow) -> str:
 
 
 def _curves(history: History) -> list[Chart]:
-    train, heldout = history.train, history.heldout
+    train = history.train
     scores = [score for score in history.scores if score.title == history.scores[-1].title]  # others do not compare
     stages = {stage.stage: i for i, stage in enumerate(history.stages)}
 
     def line(name: str, values: Iterable[tuple[str, int, float]], faint: bool = False) -> Series:
         return Series(name, [Point(x, y, stages.get(stage, 0)) for stage, x, y in values], faint)
 
-    errors = [
-        line("averaged weights", ((e.stage, e.images, e.error_ema) for e in heldout)),
-        line("raw weights", ((e.stage, e.images, e.error_raw) for e in heldout)),
-    ]
     distance = line("averaged weights", ((e.stage, e.images, e.frechet_distance) for e in scores))
     distance_label = f"{scores[-1].title}, {format_plural(scores[-1].n, 'image')}" if scores else ""
     loss = line("training loss", ((e.stage, e.images, e.loss) for e in train), faint=True)
@@ -215,8 +232,18 @@ def _curves(history: History) -> list[Chart]:
 
     boundaries = [Boundary(stage.images, stage.stage) for stage in history.stages]
     chart = partial(line_chart, x_label="images seen", boundaries=boundaries)
+    # Errors at several sizes of images are of several tasks: a chart for each.
+    errors = []
+    for size in sorted({e.image_size for e in history.heldout}, key=lambda size: (size is not None, size or ())):
+        own = [e for e in history.heldout if e.image_size == size]
+        both = [
+            line("averaged weights", ((e.stage, e.images, e.error_ema) for e in own)),
+            line("raw weights", ((e.stage, e.images, e.error_raw) for e in own)),
+        ]
+        title = f"Held-out error{_at_size(size)}"
+        errors.append(chart(title, both, y_label="squared error of the image", log_y=True))
     drawn = [
-        chart("Held-out error", errors, y_label="squared error of the image", log_y=True),
+        *errors,
         chart("Distance to held-out images", [distance], y_label=distance_label, log_y=True),
         chart("Training loss", [loss], y_label="loss", log_y=True),
         chart("Gradient norm", [norm], y_label="norm", log_y=True),
@@ -240,7 +267,7 @@ def _stages(history: History) -> Table:
             steps += f" of {format_count(stage.target_steps)}"
         rows.append(
             [
-                stage.stage,
+                stage.stage + _sizes(stage, history),
                 re.split(r"; |(?<=on average): ", stage.mask),  # a line for every group
                 f"{stage.mask_ratio:.1%}",
                 steps,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from maskdm.diffusion.mask_schedule import MaskGroup, group_slices
 from maskdm.diffusion.masks import Mask
-from maskdm.diffusion.pixels import to_model
+from maskdm.diffusion.pixels import area_average, to_model
 from maskdm.diffusion.process import Process
 from maskdm.runtime.distributed import share_of_rank
 from maskdm.training.store import Store
@@ -141,6 +141,7 @@ def draw_batch(
     label_dropout: float,
     device: torch.device,
     rank_slice: Callable[[slice], slice] = lambda rows: rows,
+    image_size: tuple[int, int] | None = None,
 ) -> list[Batch]:
     """The batch of step `step` of a stage, a part for every group of its masks.
 
@@ -157,6 +158,7 @@ def draw_batch(
         label_dropout: share of labels that are dropped, 0 to 1.
         device: where the batch is wanted.
         rank_slice: rows of the batch -> those of this rank.
+        image_size: (h, w) that images are averaged down to, see `area_average`; None for that of `data`.
     """
     # Generators of the CPU keep 32 bits of a seed: counted up from a start, no two steps share one.
     generator = torch.Generator(device).manual_seed((seed_of(*seed, "steps") + step) % 2**32)
@@ -165,6 +167,7 @@ def draw_batch(
     pixels, labels = _take(data, own, step, batch_size, seed, device)
 
     height, width, channels = data.images.size
+    height, width = image_size or (height, width)
     u = torch.rand(batch_size, generator=generator, device=device)
     eps = torch.randn(batch_size, channels, height, width, generator=generator, device=device)
     mirrored = torch.rand(batch_size, generator=generator, device=device) < flip
@@ -178,7 +181,7 @@ def draw_batch(
         if begin == end:
             continue
         weight = group_weight(group, rows.stop - rows.start, batch_size)
-        x_0 = to_model(pixels[begin:end])
+        x_0 = area_average(to_model(pixels[begin:end]), (height, width))
         if flip:
             x_0 = torch.where(mirrored[part, None, None, None], x_0.flip(3), x_0)
         label = None if labels is None else labels[begin:end].masked_fill(unlabelled[part], data.unconditional)

@@ -58,6 +58,12 @@ class State:
     scaler: torch.amp.GradScaler
     progress: Progress
 
+    def replace_networks(self, model: nn.Module, ema: nn.Module) -> None:
+        """Other networks from here on, for other images; the optimizer is still that of the old ones."""
+        self.model, self.ema = model, ema
+        for name in ("buffers", "ema_buffers"):
+            self.__dict__.pop(name, None)
+
     @cached_property
     def buffers(self) -> Buffers:
         """Those of the network."""

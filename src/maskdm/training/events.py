@@ -48,6 +48,8 @@ class StageEvent(Event):
         batch_size: images of a step, over all ranks.
         target_steps: length of the stage, None where a time limit ends it.
         started_from: where its weights come from, in words.
+        image_size: (height, width) of its images in pixels; None where an earlier version wrote the line.
+        patch_size: side of its patches in pixels; likewise.
     """
 
     event: Literal["stage"] = "stage"
@@ -58,6 +60,8 @@ class StageEvent(Event):
     batch_size: int
     target_steps: int | None
     started_from: str
+    image_size: tuple[int, int] | None = None
+    patch_size: int | None = None
 
 
 class TrainEvent(Event):
@@ -89,6 +93,10 @@ class HeldoutEvent(Event):
         n: images.
         error_mean: of answering with the mean of these images; None where an earlier version wrote the line.
         seconds: of training so far, over all stages.
+        image_size: (height, width) of the images, where the stage has smaller ones than the run's model: errors at two
+            sizes are of two tasks, and do not compare. None where they are the model's.
+        error_fresh: of fresh weights, measured where a network for other images or patches takes over those of the
+            stage before.
     """
 
     event: Literal["heldout"] = "heldout"
@@ -97,6 +105,16 @@ class HeldoutEvent(Event):
     n: int
     seconds: FiniteFloat
     error_mean: float | None = None
+    image_size: tuple[int, int] | None = None
+    error_fresh: float | None = None
+
+    def numbers(self) -> dict[str, float]:
+        """See `Event`; another size of images has lines of its own: `heldout_32x32/error_ema`."""
+        found = super().numbers()
+        if self.image_size is None:
+            return found
+        own = f"{self.event}_{self.image_size[0]}x{self.image_size[1]}/"
+        return {own + key.partition("/")[2]: value for key, value in found.items()}
 
 
 class ScoreEvent(Event):

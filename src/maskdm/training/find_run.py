@@ -67,7 +67,7 @@ def find_chosen(output_dir: Path, request: Tree, images: ImageSet) -> Config | N
 
     Args:
         output_dir: where runs lie.
-        request: the time and the settings that were given, see `maskdm.profiling.budget.Budget.request`.
+        request: the time and the settings that were given, see `maskdm.profiling.budget.TimeBudget.request`.
         images: decoded; a finished run of others is another run's.
     """
     for path in reversed(_folders(output_dir)):

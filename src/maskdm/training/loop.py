@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.errors import Interrupted, StorageError, TrainingError
-from maskdm.models import build
 from maskdm.models.weights import Metadata, Weights
 from maskdm.runtime.console import Bar
 from maskdm.runtime.device import deterministic, why_not_compiled
@@ -36,6 +35,7 @@ from maskdm.training.events import (
 )
 from maskdm.training.monitor import Training, due_now, evaluate_due, evaluate_heldout
 from maskdm.training.progress import Progress, newest_checkpoint, read_progress
+from maskdm.training.stage_specs import says_of_model
 from maskdm.training.step import graph_count, training_step
 from maskdm.training.step_profiler import choose_micro_batch
 from maskdm.training.time_left import TimeLeft
@@ -60,11 +60,10 @@ def _run_stages(training: Training) -> State:
     config, console, runtime = training.config, training.console, training.runtime
     found = agreed_checkpoint(training)
     progress = read_progress(found) if found else Progress()
-    state = stages.init_state(config, training.spec, runtime, progress)
+    state = stages.init_state(config, training.stage_spec(progress.stage), runtime, progress)
     if found:
         checkpoint.restore_checkpoint(found, state, runtime)
-    denoiser = build.denoiser(training.spec, state.ema, training.objective)
-    # Wrapped once, for all stages: what is compiled stays compiled.
+    denoiser = training.denoiser(progress.stage, state.ema)
     learner = replace(denoiser, backbone=runtime.wrap(state.model, graph_count(training)))
     uncompiled = why_not_compiled(config.train.compile, runtime.device)
     if uncompiled is not None:
@@ -80,14 +79,14 @@ def _run_stages(training: Training) -> State:
         else:
             if training.run.resumed and runtime.main:
                 console.say("no checkpoint had been saved: it begins with its first step")
-            start_stage(training, state, denoiser, learner)
+            denoiser, learner = start_stage(training, state, denoiser, learner)
         while True:
             run_stage(training, state, denoiser, learner, signals)
             if state.progress.stage == len(config.stages) - 1:
                 _record_end(training, state.progress)
                 return state
             state.progress.stage += 1
-            start_stage(training, state, denoiser, learner)
+            denoiser, learner = start_stage(training, state, denoiser, learner)
 
 
 def agreed_checkpoint(training: Training) -> Path | None:
@@ -108,19 +107,31 @@ def _say_changes(training: Training, progress: Progress) -> None:
         training.console.warn(f"the network was trained in {before} so far, and is in {now} from here on")
 
 
-def start_stage(training: Training, state: State, denoiser: Denoiser, learner: Denoiser) -> None:
+def start_stage(training: Training, state: State, denoiser: Denoiser, learner: Denoiser) -> tuple[Denoiser, Denoiser]:
     """The hand-over: weights put in place, micro-batch chosen, held-out error measured before the first step.
 
     Args:
         training: the run.
         state: what the stage starts from.
-        denoiser: of the averaged weights.
-        learner: of the network as it is called in training.
+        denoiser: of the averaged weights of the stage before, or of the first stage.
+        learner: likewise of the network as it is called in training.
+
+    Returns:
+        Both for this stage, whose images, patches and noise may be others.
     """
-    progress, stage = state.progress, training.stage(state.progress)
-    origin = stages.init_stage(state, training.config, training.spec, training.runtime)
+    progress, stage, runtime = state.progress, training.stage(state.progress), training.runtime
+    network = state.model
+    origin = stages.init_stage(state, training.config, training.spec, runtime)
+    spec, changed = training.stage_spec(progress.stage), state.model is not network
+    denoiser = training.denoiser(progress.stage, state.ema)
+    # Wrapped once for all stages that have the same network: what is compiled stays compiled.
+    learner = replace(
+        denoiser, backbone=runtime.wrap(state.model, graph_count(training)) if changed else learner.backbone
+    )
     masks = training.masks[progress.stage]
     training.console.say(f"stage {progress.stage + 1} of {len(training.config.stages)}, {stage.name}: {masks}")
+    if said := says_of_model(training.spec, stage):
+        training.console.say(f"  {said}")
     training.console.say(f"  starts from {'; '.join(origin)}")
     progress.micro_batch = choose_micro_batch(training, state, learner)
     if stage.micro_batch == "auto":
@@ -137,10 +148,13 @@ def start_stage(training: Training, state: State, denoiser: Denoiser, learner: D
             batch_size=stage.batch_size,
             target_steps=stages.total_steps(stage),
             started_from=origin[0],
+            image_size=spec.image_size,
+            patch_size=spec.model.patch_size,
         )
     )
     # Measured before the first step, so that whoever reads the log sees that the weights did arrive.
-    evaluate_heldout(training, state, denoiser)
+    evaluate_heldout(training, state, denoiser, handed_over=changed and stage.init_from == "previous")
+    return denoiser, learner
 
 
 def run_stage(training: Training, state: State, denoiser: Denoiser, learner: Denoiser, signals: Sequence[int]) -> None:
@@ -290,7 +304,7 @@ def write_state(training: Training, state: State) -> None:
         stage = training.stage(progress)
         metadata: Metadata = training.metadata | {"stage": stage.name, "mask": str(training.masks[progress.stage])}
         progress.recorded = training.run.recorded()
-        model = Weights(training.spec, metadata, {})
+        model = Weights(training.stage_spec(progress.stage), metadata, {})
         keep = training.config.train.keep
         run = training.run
         saved = checkpoint.save_checkpoint(run.checkpoints, state, tensors, model, keep, run.config_sha256)

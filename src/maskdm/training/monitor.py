@@ -19,10 +19,12 @@ from maskdm.models.weights import Metadata
 from maskdm.runtime.console import Console
 from maskdm.runtime.distributed import Runtime
 from maskdm.sampling.sample import STEPS, sample_across_ranks, sampling_config
+from maskdm.training import stages
 from maskdm.training.checkpoint import State
 from maskdm.training.events import Event, HeldoutEvent, ScoreEvent
 from maskdm.training.progress import CHECKPOINT_NAME, Progress
 from maskdm.training.runs import Run
+from maskdm.training.stage_specs import px
 from maskdm.training.step import Task
 from maskdm.training.trackers import Tracker
 
@@ -32,7 +34,7 @@ class Training(Task):
     """What stays the same for a whole run: the task, and where its outcome goes.
 
     Attributes:
-        heldout: on which the error is measured, None where nothing is held out.
+        heldout: on which the error is measured, for each stage at its own image size; None where nothing is held out.
         metadata: of the weights.
         run: the folder.
         console: what a person sees.
@@ -40,7 +42,7 @@ class Training(Task):
         trackers: services that receive the numbers.
     """
 
-    heldout: HeldOut | None
+    heldout: Sequence[HeldOut] | None
     metadata: Metadata
     run: Run
     console: Console
@@ -96,8 +98,13 @@ def due_now(training: Training, progress: Progress) -> Due:
     return Due(
         heldout=training.heldout is not None and due(every if isinstance(every, int) else every[progress.stage]),
         samples=config.samples > 0 and due(config.samples_every),
-        scores=training.scorer is not None and due(config.scores_every),
+        scores=scores_at(training, progress.stage) and due(config.scores_every),
     )
+
+
+def scores_at(training: Training, stage: int) -> bool:
+    """Whether images of a stage are scored: only at the size of the held-out ones that they are compared with."""
+    return training.scorer is not None and training.stage_spec(stage).image_size == training.spec.image_size
 
 
 def evaluate_due(training: Training, state: State, denoiser: Denoiser, due: Due) -> None:
@@ -114,13 +121,27 @@ def evaluate_due(training: Training, state: State, denoiser: Denoiser, due: Due)
         evaluate_scores(training, state, denoiser, training.scorer)
 
 
-def evaluate_heldout(training: Training, state: State, denoiser: Denoiser) -> None:
-    """Held-out error of both kinds of weights, at noise levels and with noise that never change."""
+def evaluate_heldout(training: Training, state: State, denoiser: Denoiser, *, handed_over: bool = False) -> None:
+    """Held-out error of both kinds of weights, at noise levels and with noise that never change.
+
+    Args:
+        training: the run.
+        state: whose weights.
+        denoiser: of the averaged weights, at the image size of the stage.
+        handed_over: whether these are weights of another size of images or patches, so that fresh ones are measured
+            beside them.
+    """
     if training.heldout is None:
         return
-    heldout, runtime, progress = training.heldout, training.runtime, state.progress
+    runtime, progress = training.runtime, state.progress
+    heldout, spec = training.heldout[progress.stage], training.stage_spec(progress.stage)
     with eval_mode(state.ema), eval_mode(state.model):
         ema, raw = (heldout.error(replace(denoiser, backbone=net), runtime) for net in (state.ema, state.model))
+    fresh = None
+    if handed_over:
+        network = stages.init_network(training.config, spec, runtime).eval()
+        fresh = heldout.error(replace(denoiser, backbone=network), runtime)
+    smaller = spec.image_size != training.spec.image_size
     event = HeldoutEvent(
         stage=training.stage(progress).name,
         step=progress.step,
@@ -130,11 +151,31 @@ def evaluate_heldout(training: Training, state: State, denoiser: Denoiser) -> No
         n=len(heldout),
         seconds=progress.seconds,
         error_mean=heldout.error_of_mean,
+        image_size=spec.image_size if smaller else None,
+        error_fresh=fresh,
     )
     training.record(event)
+    where = f" at {px(spec.image_size)}" if smaller else ""
     training.console.say(
-        f"  {progress.images:>12,} images: held-out error {ema:.4f} (ema), {raw:.4f} (raw), n = {len(heldout)}"
+        f"  {progress.images:>12,} images: held-out error{where} {ema:.4f} (ema), {raw:.4f} (raw), n = {len(heldout)}"
     )
+    if fresh is not None:
+        said = f"of fresh weights {fresh:.4f}, of the mean image {event.error_mean:.4f}"
+        training.console.say(f"  right after the change of size; {said}")
+        _warn_of_loss(training, event, fresh)
+
+
+def _warn_of_loss(training: Training, event: HeldoutEvent, fresh: float) -> None:
+    """Where a network for other images or patches has nothing of what the stage before learned."""
+    error, mean = event.error_ema, event.error_mean or 0.0
+    worse = [f"fresh weights ({fresh:.4f})"] * (error >= fresh) + [f"the mean image ({mean:.4f})"] * (error >= mean)
+    if worse:
+        training.console.warn(
+            f"stage {event.stage}: right after the change the held-out error is {error:.4f}, no better than that of "
+            f"{' or '.join(worse)}: what the stage before learned is of no use here. Weights go best to larger "
+            "images at one patch size, with process.prediction x0, and from a stage that has learned something; else "
+            "leave its image_size and patch_size out"
+        )
 
 
 def evaluate_scores(training: Training, state: State, denoiser: Denoiser, scorer: Scorer) -> None:

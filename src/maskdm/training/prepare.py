@@ -28,6 +28,7 @@ from maskdm.runtime.memory import available_bytes
 from maskdm.sampling.timesteps import sampling_times
 from maskdm.training import stage_masks as masks
 from maskdm.training.batches import TrainingSet
+from maskdm.training.stage_specs import check_stage_specs, stage_spec
 from maskdm.training.step import Task
 from maskdm.training.store import make_store
 
@@ -39,9 +40,9 @@ class Prepared:
     Attributes:
         config: the settings.
         dataset: all images that could be read, and their roles.
-        spec: the model.
+        spec: the model, which the last stage trains.
         objective: that of the model's process.
-        masks: of every stage, on the model's grid.
+        masks: of every stage, on the grid of its own model.
     """
 
     config: Config
@@ -49,6 +50,10 @@ class Prepared:
     spec: ModelSpec
     objective: Objective
     masks: tuple[MaskSchedule, ...]
+
+    def stage_spec(self, number: int) -> ModelSpec:
+        """The model that stage `number` (from 0) trains."""
+        return stage_spec(self.spec, self.config.stages[number])
 
 
 def check_settings(config: Config) -> tuple[Config, Objective]:
@@ -72,7 +77,11 @@ def check_settings(config: Config) -> tuple[Config, Objective]:
     side = config.model.patch_size
     with torch.device("meta"):
         build.backbone(ModelSpec(model=config.model, process=config.process, image_size=(side, side), channels=3))
-    return config, build.make_objective(config.process)
+    objective = build.make_objective(config.process)
+    if not isinstance(config.data.image_size, str):
+        size = as_size(config.data.image_size)
+        check_stage_specs(config, ModelSpec(model=config.model, process=config.process, image_size=size, channels=3))
+    return config, objective
 
 
 def prepare(config: Config, console: Console, dataset: Dataset | None = None) -> Prepared:
@@ -102,6 +111,7 @@ def prepare(config: Config, console: Console, dataset: Dataset | None = None) ->
     )
     with within("eval.", steps="sample_steps"):
         sampling_times(objective.process, objective.prediction, config.eval.sample_steps)
+    check_stage_specs(config, spec)
     schedules = masks.mask_schedules(config, spec)
     return Prepared(masks.resolved_masks(config, spec), dataset, spec, objective, schedules)
 
@@ -119,8 +129,9 @@ def check_memory(config: Config, spec: ModelSpec, runtime: Runtime) -> None:
         InputError: it does not fit, by an estimate that leaves out the network's activations.
     """
     free, host = available_bytes(runtime.device), host_available_bytes()
+    specs = [stage_spec(spec, stage) for stage in config.stages]
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in build.backbone(spec).parameters())
+        parameters = max(sum(p.numel() for p in build.backbone(own).parameters()) for own in specs)
     image = 4 * spec.channels * math.prod(spec.image_size)
     copies = 5 * 4  # weights, gradients, two moments and the average, in float32
     shards = runtime.world_size if config.train.parallel == "fsdp" else 1
@@ -131,7 +142,8 @@ def check_memory(config: Config, spec: ModelSpec, runtime: Runtime) -> None:
         for i, stage in enumerate(config.stages):
             what, remedy = "the images of a batch and their noise", "choose a smaller batch"
             name = f"stages.{i}.batch_size"
-            require_memory(2 * image * stage.batch_size, free, name, got=stage.batch_size, what=what, remedy=remedy)
+            need = (image + 4 * spec.channels * math.prod(specs[i].image_size)) * stage.batch_size
+            require_memory(need, free, name, got=stage.batch_size, what=what, remedy=remedy)
         generated = {"samples": config.eval.samples} | (
             {} if config.eval.scores is None else {"score_images": config.eval.score_images}
         )
@@ -175,6 +187,7 @@ def synthetic_task(config: Config) -> Task:
     spec = ModelSpec(model=config.model, process=config.process, image_size=(height, width), channels=channels)
     objective = build.make_objective(config.process)
     runtime = init_runtime(config.train)
+    check_stage_specs(config, spec)
     check_memory(config, spec, runtime)
     images = np.random.default_rng(0).integers(256, size=(SYNTHETIC, height, width, channels), dtype=np.uint8)
     store = make_store(images, runtime.device, data.store, runtime.local_world_size)

@@ -141,8 +141,14 @@ class History:
 
     @property
     def heldout_error(self) -> float | None:
-        """The latest one of the averaged weights that is a number."""
-        return next((e.error_ema for e in reversed(self.heldout) if isfinite(e.error_ema)), None)
+        """The latest one of the averaged weights that is a number, at the image size of its stage."""
+        event = self.last_heldout
+        return None if event is None else event.error_ema
+
+    @property
+    def last_heldout(self) -> HeldoutEvent | None:
+        """The latest measurement whose error of the averaged weights is a number."""
+        return next((e for e in reversed(self.heldout) if isfinite(e.error_ema)), None)
 
     def images_at(self, step: int) -> int:
         """Images seen at `step`. The batch size is constant within a stage, so a straight line between is exact."""

@@ -16,6 +16,7 @@ from maskdm.diffusion.patches import Grid, patch_grid
 from maskdm.errors import ArgumentError, InputError, within
 from maskdm.models import build
 from maskdm.models.spec import ModelSpec
+from maskdm.training.stage_specs import stage_spec
 
 MANY = 256
 """Patches from which on masking most of them was measured to pay (docs/evidence.md)."""
@@ -26,19 +27,24 @@ NO_BLOCK = 4
 
 
 def mask_schedules(config: Config, spec: ModelSpec) -> tuple[MaskSchedule, ...]:
-    """The masks of every stage.
+    """The masks of every stage, each on the grid of its own model.
+
+    Args:
+        config: the settings.
+        spec: the run's model.
 
     Raises:
         InputError: patches that do not fit the image, or a mask that does not fit the grid, the batch or the backbone;
             it names the setting.
     """
-    with within("model."):
-        grid = patch_grid(spec.image_size, spec.model.patch_size)
     schedules = []
     for i, stage in enumerate(config.stages):
+        own = stage_spec(spec, stage)
+        with within("model."):
+            grid = patch_grid(own.image_size, own.model.patch_size)
         schedule = mask_schedule_of(stage.mask, grid, spec.model.backbone, f"stages.{i}.mask.")
         if any(m.kind == "route" for m in schedule.maskings):
-            _check_routes(spec, f"stages.{i}.mask.kind")
+            _check_routes(own, f"stages.{i}.mask.kind")
         groups = schedule.phases[0]
         if any(part.start == part.stop for part in mask_schedule.group_slices(groups, stage.batch_size)):
             raise InputError(
@@ -77,9 +83,10 @@ def usual_mask(patches: int) -> tuple[MaskKind, float]:
 
 def resolved_masks(config: Config, spec: ModelSpec) -> Config:
     """The same settings with nothing left on auto in the masks of all stages."""
-    grid = patch_grid(spec.image_size, spec.model.patch_size)
 
     def resolved(stage: StageConfig) -> StageConfig:
+        own = stage_spec(spec, stage)
+        grid = patch_grid(own.image_size, own.model.patch_size)
         return stage.model_copy(update={"mask": resolve_mask(stage.mask, grid, spec.model.backbone)})
 
     return config.model_copy(update={"stages": tuple(resolved(stage) for stage in config.stages)})

@@ -17,22 +17,31 @@ from maskdm.config.stage_config import StageConfig
 from maskdm.errors import within
 from maskdm.models import build, transfer
 from maskdm.models.spec import ModelSpec
+from maskdm.models.weights import Weights
 from maskdm.runtime.distributed import Runtime
 from maskdm.training.batches import seed_of
 from maskdm.training.buffers import Buffers, buffers_aside
 from maskdm.training.checkpoint import State
 from maskdm.training.optim import adamw
 from maskdm.training.progress import Progress
+from maskdm.training.stage_specs import same_network, stage_spec
 
 
 def init_network(config: Config, spec: ModelSpec, runtime: Runtime) -> nn.Module:
-    """The network before training, the same on every rank; a function of the seed."""
+    """The network before training, as `spec` says, the same on every rank; a function of the seed."""
     torch.manual_seed(seed_of(config.train.seed, "weights"))
     return build.backbone(spec).to(runtime.device)
 
 
 def init_state(config: Config, spec: ModelSpec, runtime: Runtime, progress: Progress) -> State:
-    """Everything that training changes, as before its first step, with the optimizer of the stage of `progress`."""
+    """Everything that training changes, as before its first step, with the optimizer of the stage of `progress`.
+
+    Args:
+        config: the settings.
+        spec: the model of that stage.
+        runtime: the machine.
+        progress: how far the run is.
+    """
     network = init_network(config, spec, runtime)
     ema = copy.deepcopy(network).eval()  # it is never trained
     if config.train.checkpoint_activations:
@@ -62,32 +71,62 @@ def init_stage(state: State, config: Config, spec: ModelSpec, runtime: Runtime) 
     """Puts `state` at the start of stage `state.progress.stage`; says in sentences where its weights are from.
 
     The network takes over the weights that the stage names, the average starts from the network, and optimizer, scale
-    and schedule are new.
+    and schedule are new. Where the stage before had other images or patches, so are the networks.
+
+    Args:
+        state: as the stage before left it, or as `init_state` made it for the first one.
+        config: the settings.
+        spec: the run's model.
+        runtime: the machine.
 
     Raises:
         InputError: weights that cannot be read, or that do not fit.
     """
     progress = state.progress
     stage = config.stages[progress.stage]
+    own = stage_spec(spec, stage)
+    before = stage_spec(spec, config.stages[progress.stage - 1]) if progress.stage else own
     said: list[str] = []
     if stage.init_from == "previous" and progress.stage > 0:
         source = state.ema if stage.weights == "ema" else state.model
-        state.model.load_state_dict(source.state_dict())
         said.append(f"{stage.weights} weights of {config.stages[progress.stage - 1].name}")
-    elif stage.init_from in ("previous", "none"):
-        runtime.load_full_state_dict(state.model, init_network(config, spec, runtime).state_dict())
-        said.append("fresh weights")
+        if same_network(before, own):
+            state.model.load_state_dict(source.state_dict())
+        else:
+            tensors = {name: t.detach().cpu() for name, t in runtime.full_state_dict(source).items()}
+            said += _hand_over(state, config, Weights(before, {}, tensors), own, runtime)
     else:
-        network = init_network(config, spec, runtime)
-        with within(f"stages.{progress.stage}."):
-            said = transfer.inherit(network, spec, Path(stage.init_from), stage.weights)
+        if not same_network(before, own):
+            _replace_networks(state, config, own, runtime)
+        network = init_network(config, own, runtime)
+        if stage.init_from in ("previous", "none"):
+            said.append("fresh weights")
+        else:
+            with within(f"stages.{progress.stage}."):
+                said = transfer.inherit(network, own, Path(stage.init_from), stage.weights)
+            said.insert(0, f"{stage.weights} weights of {stage.init_from}")
         runtime.load_full_state_dict(state.model, network.state_dict())
-        said.insert(0, f"{stage.weights} weights of {stage.init_from}")
     state.ema.load_state_dict(state.model.state_dict())
     state.optimizer = adamw(state.model, stage)
     state.scaler = runtime.scaler()
     progress.stage_step, progress.stage_seconds, progress.stage_done = 0, 0.0, False
     return said
+
+
+def _hand_over(state: State, config: Config, source: Weights, spec: ModelSpec, runtime: Runtime) -> list[str]:
+    """Networks as `spec` says in place of those of the stage before, whose weights they take; what was done."""
+    _replace_networks(state, config, spec, runtime)
+    network = init_network(config, spec, runtime)
+    fitted, said = transfer.fit(network, spec, source)
+    runtime.load_full_state_dict(state.model, fitted)
+    return said
+
+
+def _replace_networks(state: State, config: Config, spec: ModelSpec, runtime: Runtime) -> None:
+    """Networks as `spec` says, with fresh weights; the optimizer's moments, which are of no use any more, go first."""
+    state.optimizer.state.clear()
+    fresh = init_state(config, spec, runtime, state.progress)
+    state.replace_networks(fresh.model, fresh.ema)
 
 
 def total_steps(stage: StageConfig) -> int | None:

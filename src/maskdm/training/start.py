@@ -6,7 +6,6 @@ Bad input leaves nothing behind.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -20,7 +19,7 @@ from maskdm.config.section import Tree, to_dict
 from maskdm.data.dataset import Dataset, read_dataset
 from maskdm.data.manifest import HEAD, Manifest, read_manifest, write_manifest
 from maskdm.data.split import LEAST_TO_AUDIT
-from maskdm.errors import InputError, TrainingError, within
+from maskdm.errors import InputError, TrainingError
 from maskdm.evaluation.heldout import HeldOut
 from maskdm.evaluation.scorer import Scorer, make_scorer
 from maskdm.files import check_folder
@@ -32,12 +31,14 @@ from maskdm.training.find_run import config_sha256, find_resumable, find_run
 from maskdm.training.finished import complete_run
 from maskdm.training.loop import run_stages
 from maskdm.training.monitor import Training
+from maskdm.training.origins import check_origins, warn_of_parents
 from maskdm.training.prepare import Prepared, check_memory, check_settings, make_task, prepare
-from maskdm.training.progress import list_checkpoints, read_progress
 from maskdm.training.read_run import is_finished, read_config
 from maskdm.training.runs import Run, begin_run, resume_run, write_env
 from maskdm.training.stage_masks import remarks
+from maskdm.training.stage_specs import says_of_model
 from maskdm.training.stages import total_steps
+from maskdm.training.step import Task
 from maskdm.training.store import check_store
 from maskdm.training.trackers import check_trackers, make_trackers
 
@@ -280,46 +281,6 @@ def warn_of_roles(prepared: Prepared, console: Console) -> None:
         )
 
 
-def check_origins(prepared: Prepared, run: Path | None) -> None:
-    """Reads the weights that a stage still to come starts from, to refuse here what would fail there.
-
-    Raises:
-        InputError: they cannot be read, or are those of another network.
-    """
-    begun = _saved_stage(run) if run else -1
-    for i, stage in enumerate(prepared.config.stages):
-        if i > begun and stage.init_from not in ("previous", "none"):
-            with within(f"stages.{i}."):
-                transfer.read_fitting(prepared.spec, Path(stage.init_from), stage.weights)
-
-
-def _saved_stage(run: Path) -> int:
-    """The stage of the newest checkpoint that says it, -1 where none does."""
-    for checkpoint in reversed(list_checkpoints(run / "checkpoints")):
-        with suppress(InputError):
-            return read_progress(checkpoint).stage
-    return -1
-
-
-def warn_of_parents(prepared: Prepared, console: Console) -> None:
-    """Says where a run that a stage starts from was trained on images that are held out here."""
-    here = dict(zip(prepared.dataset.images.sha256, prepared.dataset.roles, strict=True))
-    for i, stage in enumerate(prepared.config.stages):
-        origin = Path(stage.init_from)
-        runs = [folder for folder in (origin, *origin.parents) if (folder / HEAD).is_file()]
-        if stage.init_from in ("previous", "none") or not runs:
-            continue
-        known = {record.sha256 for record in read_manifest(runs[0]).records if record.role == "member"}
-        unseen = [digest for digest, role in here.items() if role != "member"]
-        seen = sum(digest in known for digest in unseen)
-        if seen:
-            console.warn(
-                f"stages.{i}.init_from: {runs[0]} was trained on {seen} of the {len(unseen)} images that are held out "
-                "or for calibration here, so neither the held-out error nor an audit says what it should; use the "
-                "data.salt and data.group_by of that run"
-            )
-
-
 def describe_task(prepared: Prepared, runtime: Runtime, console: Console) -> None:
     """Says what is about to be trained, on what, and where a mask is not what was requested."""
     spec, counts = prepared.spec, prepared.dataset.counts
@@ -338,8 +299,8 @@ def describe_task(prepared: Prepared, runtime: Runtime, console: Console) -> Non
         f"{spec.model.backbone}, {parameters / 1e6:.2f} M parameters, {patches:,} patches of {side} px; "
         f"{runtime.device}, {precision}{processes}"
     )
-    for stage, masks in zip(prepared.config.stages, prepared.masks, strict=True):
-        for line in remarks(masks, spec):
+    for i, (stage, masks) in enumerate(zip(prepared.config.stages, prepared.masks, strict=True)):
+        for line in remarks(masks, prepared.stage_spec(i)):
             console.warn(f"stage {stage.name}: {line}")
         steps, decay = total_steps(stage), prepared.config.ema.decay
         if steps and decay != "power" and steps * (1 - decay) < 1:
@@ -353,11 +314,12 @@ def describe_stages(prepared: Prepared) -> tuple[str, ...]:
     """What would be done, stage by stage, a line each."""
     lines = []
     for i, (stage, mask) in enumerate(zip(prepared.config.stages, prepared.masks, strict=True)):
-        steps = total_steps(stage)
+        steps, own = total_steps(stage), says_of_model(prepared.spec, stage)
         length = f"{steps:,} steps, {steps * stage.batch_size:,} images" if steps else f"{stage.minutes:g} minutes"
         start = stage.init_from if stage.init_from != "previous" or i else "fresh weights"
         lines.append(
-            f"stage {i + 1}, {stage.name}: {length}, batch {stage.batch_size}, lr {stage.lr:g}; {mask}; from {start}"
+            f"stage {i + 1}, {stage.name}: {length}, batch {stage.batch_size}, lr {stage.lr:g}; "
+            f"{f'{own}; ' if own else ''}{mask}; from {start}"
         )
     return tuple(lines)
 
@@ -393,7 +355,7 @@ def _training(
     task = make_task(prepared, runtime, manifest.indices("member"))
     return Training(
         **vars(task),
-        heldout=_heldout(prepared, manifest, task.data.labels, runtime),
+        heldout=_heldout(prepared, manifest, task),
         metadata=metadata,
         run=run,
         console=console,
@@ -423,15 +385,22 @@ def _record_manifest(prepared: Prepared, run: Run) -> None:
     )
 
 
-def _heldout(prepared: Prepared, manifest: Manifest, labels: np.ndarray | None, runtime: Runtime) -> HeldOut | None:
-    """`eval.heldout_images` of them, evenly over the rows; None where there are none."""
-    rows = manifest.indices("heldout")
+def _heldout(prepared: Prepared, manifest: Manifest, task: Task) -> list[HeldOut] | None:
+    """`eval.heldout_images` of them, evenly over the rows, at the size of each stage; None where there are none."""
+    rows, labels, device = manifest.indices("heldout"), task.data.labels, task.runtime.device
     count = min(prepared.config.eval.heldout_images, len(rows))
     if not count:
         return None
     chosen = rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
-    with torch.device("meta"):  # only its process is needed
-        network = build.backbone(prepared.spec)
-    denoiser = build.denoiser(prepared.spec, network, prepared.objective)
-    images = prepared.dataset.images.images[chosen]
-    return HeldOut.ask(images, None if labels is None else labels[chosen], denoiser, runtime.device)
+    images, own = prepared.dataset.images.images[chosen], None if labels is None else labels[chosen]
+    asked: dict[str, HeldOut] = {}
+    found = []
+    for number in range(len(prepared.config.stages)):
+        spec = prepared.stage_spec(number)
+        key = spec.model_dump_json()
+        if key not in asked:
+            with torch.device("meta"):  # only its process and its size are needed
+                network = build.backbone(spec)
+            asked[key] = HeldOut.ask(images, own, task.denoiser(number, network), device)
+        found.append(asked[key])
+    return found

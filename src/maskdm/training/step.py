@@ -18,6 +18,7 @@ from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.loss import denoising_loss
 from maskdm.diffusion.mask_schedule import MaskSchedule, group_slices
 from maskdm.errors import InputError
+from maskdm.models import build
 from maskdm.models.build import Objective
 from maskdm.models.spec import ModelSpec
 from maskdm.runtime import device as devices
@@ -29,6 +30,7 @@ from maskdm.training.checkpoint import State
 from maskdm.training.ema import ema_decay, ema_update, ema_update_buffers
 from maskdm.training.optim import learning_rate
 from maskdm.training.progress import Progress
+from maskdm.training.stage_specs import stage_spec
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class Task:
 
     Attributes:
         config: the settings.
-        spec: the model.
+        spec: the model, which the last stage trains; `stage_spec` has those of the others.
         objective: that of its process.
-        data: the members.
+        data: the members, at the model's image size.
         masks: of every stage.
         runtime: device and ranks.
     """
@@ -54,6 +56,15 @@ class Task:
     def stage(self, progress: Progress) -> StageConfig:
         """The current one."""
         return self.config.stages[progress.stage]
+
+    def stage_spec(self, number: int) -> ModelSpec:
+        """The model that stage `number` (from 0) trains."""
+        return stage_spec(self.spec, self.config.stages[number])
+
+    def denoiser(self, number: int, network: nn.Module) -> Denoiser:
+        """The denoiser around a network of stage `number`."""
+        spec = self.stage_spec(number)
+        return build.denoiser(spec, network, self.objective if spec.process == self.spec.process else None)
 
 
 def training_step(task: Task, state: State, learner: Denoiser, model: nn.Module) -> tuple[Tensor, Tensor]:
@@ -180,12 +191,13 @@ def graph_count(task: Task) -> int:
     on top, for micro-batches that are tried and those that are halved.
     """
     shapes, world_size = set(), task.runtime.world_size
-    for stage, masks in zip(task.config.stages, task.masks, strict=True):
+    for number, (stage, masks) in enumerate(zip(task.config.stages, task.masks, strict=True)):
+        spec = task.stage_spec(number)
         for groups in masks.phases:
             for group, rows in zip(groups, group_slices(groups, stage.batch_size), strict=True):
                 images = rows.stop - rows.start
                 for own in (images // world_size, math.ceil(images / world_size)):
-                    shapes.add((group.masking, own, stage.micro_batch))
+                    shapes.add((spec.image_size, spec.model.patch_size, group.masking, own, stage.micro_batch))
     return 2 * len(shapes) + devices.MOST_GRAPHS
 
 
@@ -208,6 +220,7 @@ def draw_micro_batches(task: Task, denoiser: Denoiser, progress: Progress) -> li
         label_dropout=stage.label_dropout,
         device=runtime.device,
         rank_slice=runtime.rank_slice,
+        image_size=denoiser.image_size,
     )
     parts = [part for batch in batches for part in batch.split(progress.micro_batch)]
     if runtime.world_size > 1:

@@ -9,7 +9,6 @@ from functools import partial
 from maskdm.diffusion.denoiser import Denoiser
 from maskdm.diffusion.mask_schedule import constant
 from maskdm.errors import InputError
-from maskdm.models import build
 from maskdm.models.flops import forward_flops
 from maskdm.runtime import memory
 from maskdm.runtime.device import deterministic
@@ -47,9 +46,9 @@ class StepProfiler:
     def __init__(self, task: Task, stage: int = 0) -> None:
         self.task = task
         self.batch_size = task.config.stages[stage].batch_size // task.runtime.world_size
-        self.state = stages.init_state(task.config, task.spec, task.runtime, Progress(stage=stage))
+        self.state = stages.init_state(task.config, task.stage_spec(stage), task.runtime, Progress(stage=stage))
         self._model = task.runtime.wrap(self.state.model, graph_count(task))
-        self._learner = build.denoiser(task.spec, self._model, task.objective)
+        self._learner = task.denoiser(stage, self._model)
 
     def use(self, task: Task) -> None:
         """Another task for the same network, with its own micro-batch."""
@@ -125,7 +124,8 @@ def estimate_memory(task: Task, state: State, learner: Denoiser) -> MemoryEstima
         learner: a denoiser of its network as it is called in training, compiled and wrapped.
     """
     device, progress = task.runtime.device, state.progress
-    heaviest = max(task.masks[progress.stage].maskings, key=lambda masking: forward_flops(task.spec, masking))
+    spec = task.stage_spec(progress.stage)
+    heaviest = max(task.masks[progress.stage].maskings, key=lambda masking: forward_flops(spec, masking))
     task = replace(task, masks=[constant(heaviest)] * len(task.masks))
     free = memory.available_bytes(device) + memory.bytes_in_use(device)
     share = task.stage(progress).batch_size // task.runtime.world_size

@@ -91,5 +91,6 @@ class TimeLeft:
     def _work(self, stage: int) -> float:
         """Arithmetic of a step of a stage."""
         phases = self.training.masks[stage].phases
-        flops = mean(training_flops(self.training.spec, groups) for groups in phases)
+        spec = self.training.stage_spec(stage)
+        flops = mean(training_flops(spec, groups) for groups in phases)
         return flops * self.training.config.stages[stage].batch_size
