@@ -14,6 +14,7 @@ from maskdm.runtime.console import duration
 from maskdm.training import stages
 from maskdm.training.monitor import Training
 from maskdm.training.progress import Progress
+from maskdm.training.stage_specs import stage_spec
 
 FIRST_STEPS = 3
 """After so many steps, not counting the first, which sets everything up, there is an estimate."""
@@ -91,6 +92,6 @@ class TimeLeft:
     def _work(self, stage: int) -> float:
         """Arithmetic of a step of a stage."""
         phases = self.training.masks[stage].phases
-        spec = self.training.stage_spec(stage)
+        spec = stage_spec(self.training.spec, self.training.config.stages[stage])
         flops = mean(training_flops(spec, groups) for groups in phases)
         return flops * self.training.config.stages[stage].batch_size
