@@ -71,7 +71,7 @@ def forecast_comparison(comparison: Comparison, runs: Runs) -> ComparisonForecas
         **{name: found for (name, seed), found in runs.arms.items() if seed == first},
     }
     tasks = stage_tasks(everything)
-    pace = {name: _seconds_per_flop(found[0]) for name, found in _one_of_each_network(tasks).items()}
+    pace = {name: _seconds_per_flop(task) for name, task in _one_of_each_network(tasks).items()}
     per_flop = {name: pace[_network_of(found[0])] for name, found in tasks.items()}
     seeds = len(comparison.seeds)
     found = [_of_run(comparison, name, prepared, per_flop[name]) for name, prepared in everything.items()]
@@ -102,13 +102,15 @@ def format_forecast(forecast: ComparisonForecast, runs: int) -> str:
     return f"{runs} runs, about {format_hours(forecast.total / 3600)} here: {parts}"
 
 
-def _one_of_each_network(tasks: Mapping[str, Sequence[Task]]) -> dict[str, Sequence[Task]]:
-    return {_network_of(found[0]): found for found in tasks.values()}
+def _one_of_each_network(tasks: Mapping[str, Sequence[Task]]) -> dict[str, Task]:
+    """Of every network under every optimizer; the first stage of a run before its others."""
+    return {_network_of(task): task for found in tasks.values() for task in reversed(found)}
 
 
 def _network_of(task: Task) -> str:
     """Equal for tasks whose FLOPs take as long."""
-    return task.spec.model_dump_json() + task.config.train.model_dump_json(exclude={"seed"})
+    train = task.config.train.model_dump_json(exclude={"seed"})
+    return task.spec.model_dump_json() + train + task.config.stages[0].optimizer
 
 
 def _seconds_per_flop(task: Task) -> float:

@@ -101,7 +101,7 @@ def different(old: Mapping[str, object], new: Mapping[str, object]) -> list[tupl
 
 def fit(network: nn.Module, spec: ModelSpec, source: Weights) -> tuple[dict[str, Tensor], list[str]]:
     """The state that `network` starts from, and what was kept, fitted, new and dropped, in sentences."""
-    roles = _roles(network)
+    roles = tensor_roles(network)
     for name, role in roles.items():
         if role not in ROLES:
             known = ", ".join(ROLES)
@@ -132,7 +132,7 @@ def fit(network: nn.Module, spec: ModelSpec, source: Weights) -> tuple[dict[str,
     return state, said + fitting.reasons()
 
 
-def _roles(network: nn.Module) -> dict[str, str]:
+def tensor_roles(network: nn.Module) -> dict[str, str]:
     """Name of a tensor -> its role, as the network and the modules in it say in their `layout`."""
     found = {}
     for prefix, module in network.named_modules():

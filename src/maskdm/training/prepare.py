@@ -28,6 +28,7 @@ from maskdm.runtime.memory import available_bytes
 from maskdm.sampling.timesteps import sampling_times
 from maskdm.training import stage_masks as masks
 from maskdm.training.batches import TrainingSet
+from maskdm.training.optim import check_optimizer, moment_bytes
 from maskdm.training.step import Task
 from maskdm.training.store import make_store
 
@@ -70,9 +71,21 @@ def check_settings(config: Config) -> tuple[Config, Objective]:
             check_features(config.eval.scores)
     config = config.model_copy(update={"model": build.resolved_model(config.model)})
     side = config.model.patch_size
-    with torch.device("meta"):
-        build.backbone(ModelSpec(model=config.model, process=config.process, image_size=(side, side), channels=3))
+    check_optimizers(config, ModelSpec(model=config.model, process=config.process, image_size=(side, side), channels=3))
     return config, build.make_objective(config.process)
+
+
+def check_optimizers(config: Config, spec: ModelSpec) -> None:
+    """Whether every stage's optimizer can be had, and has something to do in this network.
+
+    Raises:
+        InputError: it has not; or the network cannot be.
+    """
+    with torch.device("meta"):
+        network = build.backbone(spec)
+    for i, stage in enumerate(config.stages):
+        with within(f"stages.{i}."):
+            check_optimizer(network, stage)
 
 
 def prepare(config: Config, console: Console, dataset: Dataset | None = None) -> Prepared:
@@ -120,14 +133,16 @@ def check_memory(config: Config, spec: ModelSpec, runtime: Runtime) -> None:
     """
     free, host = available_bytes(runtime.device), host_available_bytes()
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in build.backbone(spec).parameters())
+        network = build.backbone(spec)
+    parameters = sum(p.numel() for p in network.parameters())
     image = 4 * spec.channels * math.prod(spec.image_size)
-    copies = 5 * 4  # weights, gradients, two moments and the average, in float32
+    kept = 3 * 4 * parameters  # weights, gradients and the average, in float32
+    kept += max(moment_bytes(network, stage) for stage in config.stages)
     shards = runtime.world_size if config.train.parallel == "fsdp" else 1
     with within(""):
         what = f"{parameters:,} parameters, their gradients, moments and average"
         remedy = "choose a smaller model.size, or model.width and model.depth"
-        require_memory(copies * parameters // shards, free, "model", what=what, remedy=remedy)
+        require_memory(kept // shards, free, "model", what=what, remedy=remedy)
         for i, stage in enumerate(config.stages):
             what, remedy = "the images of a batch and their noise", "choose a smaller batch"
             name = f"stages.{i}.batch_size"
@@ -175,6 +190,7 @@ def synthetic_task(config: Config) -> Task:
     spec = ModelSpec(model=config.model, process=config.process, image_size=(height, width), channels=channels)
     objective = build.make_objective(config.process)
     runtime = init_runtime(config.train)
+    check_optimizers(config, spec)
     check_memory(config, spec, runtime)
     images = np.random.default_rng(0).integers(256, size=(SYNTHETIC, height, width, channels), dtype=np.uint8)
     store = make_store(images, runtime.device, data.store, runtime.local_world_size)

@@ -21,7 +21,7 @@ from maskdm.runtime.distributed import Runtime
 from maskdm.training.batches import seed_of
 from maskdm.training.buffers import Buffers, buffers_aside
 from maskdm.training.checkpoint import State
-from maskdm.training.optim import adamw
+from maskdm.training.optim import make_optimizer
 from maskdm.training.progress import Progress
 
 
@@ -38,7 +38,7 @@ def init_state(config: Config, spec: ModelSpec, runtime: Runtime, progress: Prog
     if config.train.checkpoint_activations:
         checkpoint_activations(network)
     network, ema = runtime.shard(network), runtime.shard(ema)
-    return State(network, ema, adamw(network, config.stages[progress.stage]), runtime.scaler(), progress)
+    return State(network, ema, make_optimizer(network, config.stages[progress.stage]), runtime.scaler(), progress)
 
 
 def checkpoint_activations(network: nn.Module) -> None:
@@ -84,7 +84,7 @@ def init_stage(state: State, config: Config, spec: ModelSpec, runtime: Runtime) 
         runtime.load_full_state_dict(state.model, network.state_dict())
         said.insert(0, f"{stage.weights} weights of {stage.init_from}")
     state.ema.load_state_dict(state.model.state_dict())
-    state.optimizer = adamw(state.model, stage)
+    state.optimizer = make_optimizer(state.model, stage)
     state.scaler = runtime.scaler()
     progress.stage_step, progress.stage_seconds, progress.stage_done = 0, 0.0, False
     return said

@@ -309,9 +309,8 @@ def describe_stages(prepared: Prepared) -> tuple[str, ...]:
         steps = total_steps(stage)
         length = f"{steps:,} steps, {steps * stage.batch_size:,} images" if steps else f"{stage.minutes:g} minutes"
         start = stage.init_from if stage.init_from != "previous" or i else "fresh weights"
-        lines.append(
-            f"stage {i + 1}, {stage.name}: {length}, batch {stage.batch_size}, lr {stage.lr:g}; {mask}; from {start}"
-        )
+        rate = f"{stage.optimizer}, lr {stage.lr:g} {stage.lr_schedule}"
+        lines.append(f"stage {i + 1}, {stage.name}: {length}, batch {stage.batch_size}, {rate}; {mask}; from {start}")
     return tuple(lines)
 
 
