@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from maskdm.cli.main import main
@@ -282,6 +283,26 @@ def test_what_else_the_machine_does_is_no_part_of_throughput(small, digits_npz, 
     found = runner.image_seconds({arm: prepared for (arm, _), prepared in runs.arms.items()}, tmp_path)
     assert len(turns) == 2 * throughput.ROUNDS  # stages that cost the same are measured once
     assert found == {"plain": [1.0], "masked": [1.0, 1.0]}
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
+def test_stages_of_two_optimizers_are_measured_each_with_its_own(small, digits_npz, tmp_path, monkeypatch):
+    small.write_text(small.read_text().replace("{share: 1,", "{share: 1, optimizer: muon,"))
+    comparison = read_comparison(str(small)).model_copy(update={"budget": Budget(minutes=10)})
+    runs = resolved(comparison, digits_npz)
+    steps, used = StepProfiler.steps, {}
+
+    def seen(self, *arguments):
+        (stage,) = self.task.config.stages
+        used.setdefault((stage.optimizer, stage.name), set()).add(type(self.state.optimizer).__name__)
+        return steps(self, *arguments)
+
+    monkeypatch.setattr(StepProfiler, "steps", seen)
+    assert forecast_comparison(comparison, runs).pace > 0
+    lengths(comparison, runs, tmp_path)
+    assert {optimizer for optimizer, _ in used} == {"muon", "adamw"}
+    for (optimizer, _), kinds in used.items():
+        assert kinds == {"MuonWithAdamW" if optimizer == "muon" else "AdamW"}
 
 
 def test_stages_of_few_slow_steps_are_measured_as_those_of_many_fast_ones(small, digits_npz, monkeypatch):

@@ -8,7 +8,7 @@ that device.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -195,8 +195,8 @@ def fused_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optim, "AdamW", adamw)
 
 
-def task_of(spec: ModelSpec, mask: MaskConfig) -> Task:
-    stage = StageConfig(name="only", steps=100, batch_size=IMAGES, mask=mask)
+def task_of(spec: ModelSpec, mask: MaskConfig, optimizer: Literal["adamw", "muon"] = "adamw") -> Task:
+    stage = StageConfig(name="only", steps=100, batch_size=IMAGES, mask=mask, optimizer=optimizer)
     config = Config(stages=(stage,))
     images = np.zeros((IMAGES, SIDE, SIDE, spec.channels), dtype=np.uint8)
     data = TrainingSet(
@@ -210,12 +210,25 @@ def task_of(spec: ModelSpec, mask: MaskConfig) -> Task:
 @pytest.mark.parametrize(("family", "backbone", "mask"), list(steps()))
 def test_a_step_of_training_never_waits_and_mixes_no_devices(family, backbone, mask):
     """Batch, masks, noise, loss, gradients, clipping, optimizer and average."""
+    train_a_step(backbone, family, mask, "adamw")
+
+
+@pytest.mark.usefixtures("fused_on_meta")
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_step_of_muon_never_waits_either(backbone, native, monkeypatch):
+    monkeypatch.setattr(optim, "pick_precision", lambda wanted, device: "bf16" if native else "no")
+    train_a_step(backbone, "flow", "crop", "muon")
+
+
+def train_a_step(backbone: str, family: str, mask: str, optimizer: Literal["adamw", "muon"]) -> None:
     spec, learner = model(backbone, family)
-    task = task_of(spec, ALL_MASKS[mask])
+    task = task_of(spec, ALL_MASKS[mask], optimizer)
     _, average = model(backbone, family)
-    optimizer = optim.adamw(learner.backbone, task.config.stages[0])
+    made = optim.make_optimizer(learner.backbone, task.config.stages[0])
     progress = Progress(micro_batch=5 if mask == "patch" else None)
-    state = State(learner.backbone, average.backbone, optimizer, torch.amp.GradScaler("cpu", enabled=False), progress)
+    state = State(learner.backbone, average.backbone, made, torch.amp.GradScaler("cpu", enabled=False), progress)
     with Emulated():
         loss, norm = training_step(task, state, learner, learner.backbone)
     assert loss.is_meta

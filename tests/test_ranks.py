@@ -136,6 +136,19 @@ def test_sharded_ranks_with_uneven_parts_end_like_one(name, digits_npz, tmp_path
     assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
 
 
+MUON = ("stages.0.optimizer=muon", "stages.1.optimizer=muon", "model.width=15", "model.heads=3")  # odd: uneven shards
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_ranks_with_muon_end_like_one(parallel, digits_npz, tmp_path, forks):
+    assert run_ranks(forks, short, digits_npz, tmp_path / "two", parallel, *MUON) == [0, 0]
+    short(digits_npz, tmp_path / "one", "ddp", *MUON)
+    one, two = (dict(load(tmp_path / which / "00000-t").backbone.named_parameters()) for which in ("one", "two"))
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
+
+
 def own_network(data: Path, folder: Path, parallel: str) -> None:
     import sys
 

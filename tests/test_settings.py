@@ -418,6 +418,34 @@ def test_one_of_a_pair():
         resolve(overrides=["stages.0.betas=[0.9, 1.0]"])
 
 
+@pytest.mark.parametrize(
+    ("schedule", "word", "got", "wanted"),
+    [
+        ("constant", "lr_floor=0.1", 0.1, "0 with lr_schedule constant"),
+        ("constant", "decay_share=0.2", 0.2, "null with lr_schedule constant"),
+        ("cosine", "decay_share=0.5", 0.5, "null with lr_schedule cosine"),
+        ("wsd", "decay_share=0", 0, "greater than 0"),
+        ("wsd", "decay_share=1.1", 1.1, "less than or equal to 1"),
+        ("wsd", "lr_floor=1", 1, "less than 1"),
+        ("cosine", "lr_floor=-0.1", -0.1, "greater than or equal to 0"),
+    ],
+)
+def test_an_option_that_the_schedule_of_the_rate_does_not_heed(schedule, word, got, wanted):
+    words = [f"stages.1.lr_schedule={schedule}", f"stages.1.{word}"]
+    for overrides in (words, words[::-1]):
+        with refused(f"stages.1.{word.partition('=')[0]}", got=got, wanted=wanted):
+            resolve(overrides=overrides)
+
+
+def test_schedules_of_the_rate_and_optimizers_are_those_of_their_stage():
+    words = ["lr_schedule=wsd", "lr_floor=0.1", "decay_share=1", "optimizer=muon", "betas=[0.9, 0.95]"]
+    first, second = resolve(overrides=[f"stages.1.{word}" for word in words]).stages
+    assert (second.lr_schedule, second.lr_floor, second.decay_share) == ("wsd", 0.1, 1.0)
+    assert (second.optimizer, second.betas) == ("muon", (0.9, 0.95))
+    assert (first.lr_schedule, first.lr_floor, first.decay_share) == ("constant", 0.0, None)
+    assert (first.optimizer, first.betas) == ("adamw", (0.99, 0.99))
+
+
 def test_a_name_of_a_stage_that_is_no_name():
     with refused("stages.0.name", got="a b", wanted="a name of at most 40 letters, digits, - and _"):
         resolve(overrides=["stages.0.name=a b"])

@@ -32,6 +32,8 @@ from maskdm.training.progress import Progress
 from maskdm.training.step_profiler import StepProfiler, choose_micro_batch
 from maskdm.training.time_left import TimeLeft
 
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
+
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
 GRID = (4, 4)
@@ -115,8 +117,9 @@ def test_fp16_records_gradients_and_skipped_steps(digits_npz, tmp_path, monkeypa
     assert steps[-1]["skipped"] == 0
 
 
-def test_an_overflow_leaves_weights_and_halves_the_scale():
-    profiler = StepProfiler(task("train.mixed_precision=fp16"))
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=needs_muon)])
+def test_an_overflow_leaves_weights_and_halves_the_scale(optimizer):
+    profiler = StepProfiler(task("train.mixed_precision=fp16", f"stages.0.optimizer={optimizer}"))
     profiler.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     before = [p.clone() for p in profiler.state.model.parameters()]
     _, norm = step.training_step(profiler.task, profiler.state, profiler._learner, profiler._model)

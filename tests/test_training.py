@@ -37,6 +37,8 @@ from maskdm.training.read_run import read_history
 from maskdm.training.start import start_training
 from maskdm.training.store import HostStore
 
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
+
 OFFICIAL = Path(__file__).parent / "data" / "official_uncond_linear.pt"
 TINY = (
     "model.patch_size=2",
@@ -436,6 +438,51 @@ def test_a_ratio_that_changes_follows_the_stage(digits_npz, tmp_path, monkeypatc
     monkeypatch.setattr(step, "draw_batch", spy)
     run(settings(digits_npz, stages=CHANGING), tmp_path)
     assert ratios == [0.75] * 3 + [0.5] * 3 + [0.25] * 3 + [0.0] * 3 + [0.75] * 3 + [0.25] * 3
+
+
+MUON = (
+    "stages=[{name: pretrain, steps: 12, batch_size: 8, optimizer: muon, lr_schedule: wsd, decay_share: 0.5,"
+    " mask: {kind: patch, ratio: 0.75}, warmup_steps: 3},"
+    " {name: finetune, images: 40, batch_size: 8, optimizer: muon, lr_schedule: cosine, lr_floor: 0.1}]"
+)
+
+
+def test_rates_follow_the_schedule_of_their_stage(digits_npz, tmp_path):
+    words = ("stages.0.optimizer=adamw", "stages.1.optimizer=adamw", "log.every=1", "stages.0.lr=1", "stages.1.lr=0.5")
+    history = read_history(run(settings(digits_npz, *words, stages=MUON), tmp_path))
+    rates = {name: [e.lr for e in history.train if e.stage == name] for name in ("pretrain", "finetune")}
+    falling = [1 - (i / 6) ** 0.5 for i in range(6)]
+    assert rates["pretrain"] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1, *falling])
+    assert rates["finetune"] == pytest.approx([0.5 * (0.1 + 0.45 * (1 + np.cos(np.pi * i / 5))) for i in range(5)])
+
+
+@needs_muon
+@pytest.mark.parametrize(("precision", "at"), [("no", 7), ("no", 13), ("fp16", 7)])
+def test_an_interrupted_run_resumes_with_what_muon_remembers(precision, at, digits_npz, tmp_path, monkeypatch):
+    config = settings(digits_npz, f"train.mixed_precision={precision}", stages=MUON)
+    whole = run(config, tmp_path / "whole")
+    step = loop.training_step
+
+    def interrupted_step(training, state, learner, model):
+        if state.progress.step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(training, state, learner, model)
+
+    monkeypatch.setattr(loop, "training_step", interrupted_step)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "cut")
+    saved = load_file(tmp_path / "cut" / "00000-t" / "checkpoints" / "latest" / "optimizer.safetensors")
+    assert "block_mid.mlp.up.weight/momentum_buffer" in saved
+    assert "embed.weight/exp_avg_sq" in saved
+    monkeypatch.setattr(loop, "training_step", step)
+    assert_same_weights(whole, run(config, tmp_path / "cut"))
+
+
+@needs_muon
+def test_muon_learns(digits_npz, tmp_path):
+    words = ("stages.0.steps=120", "stages.0.lr=3e-3", "stages.0.mask.ratio=0.5")
+    losses = [event.loss for event in read_history(run(settings(digits_npz, *words, stages=MUON), tmp_path)).train]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
 
 
 def test_an_interrupted_run_resumes_with_the_mask_it_was_at(digits_npz, tmp_path, monkeypatch):

@@ -100,14 +100,22 @@ class StageConfig(Section):
     it from then on if memory runs out. auto: the most that fits, by a measurement as the stage begins."""
     lr: Annotated[float, Field(gt=0, le=1e4)] = 2e-4
     """Peak learning rate."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    """constant after the warm-up, or cosine down to zero at the end of the stage."""
+    lr_schedule: Literal["constant", "cosine", "wsd"] = "constant"
+    """constant; cosine, falling over the whole stage; or wsd (warm-up, stable, decay): constant, and falling as
+    1 - sqrt over the last part of the stage."""
+    lr_floor: Share = 0.0
+    """Share of the peak that cosine and wsd end at."""
+    decay_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the stage over which wsd falls. null: 0.2."""
     warmup_steps: Count = 0
     """Steps over which the rate rises linearly from zero."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon: Muon for the matrices of linear layers between the first and the last, AdamW for the rest
+    (convolutions too), at the same learning rate and weight decay. Needs torch 2.9."""
     betas: tuple[Share, Share] = (0.99, 0.99)
-    """Betas of AdamW."""
+    """Betas of AdamW; Muon's momentum is 0.95."""
     weight_decay: Annotated[float, Field(ge=0, le=1e4)] = 0.03
-    """Weight decay of AdamW, on the weights of linear and convolutional layers only."""
+    """Weight decay, decoupled, on the weights of linear and convolutional layers only."""
     clip: PositiveFloat | None = 1.0
     """Largest gradient norm; null for none."""
     label_dropout: Probability = 0.1
@@ -133,6 +141,17 @@ class StageConfig(Section):
         if len(lengths) != 1:
             got = " and ".join(lengths) or "none of them"
             raise ArgumentError("", f"got {got}", wanted="exactly one of steps, images and minutes")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_has_its_options(self) -> Self:
+        schedule = f"lr_schedule {self.lr_schedule}"
+        if self.lr_floor and self.lr_schedule == "constant":
+            remedy = "leave it out, or choose lr_schedule cosine or wsd"
+            raise ArgumentError("lr_floor", got=self.lr_floor, wanted=f"0 with {schedule}", remedy=remedy)
+        if self.decay_share is not None and self.lr_schedule != "wsd":
+            remedy = "leave it out, or choose lr_schedule wsd"
+            raise ArgumentError("decay_share", got=self.decay_share, wanted=f"null with {schedule}", remedy=remedy)
         return self
 
 

@@ -104,13 +104,14 @@ def format_forecast(forecast: ComparisonForecast, runs: int) -> str:
 
 
 def _one_of_each_network(tasks: Mapping[str, Sequence[Task]]) -> dict[str, Task]:
-    """The first stage on each, of the last run that has it."""
+    """The first stage on each network under each optimizer, of the last run that has it."""
     return {_network_of(task): task for found in tasks.values() for task in reversed(found)}
 
 
 def _network_of(task: Task) -> str:
     """Equal for tasks whose FLOPs take as long."""
-    return task.spec.model_dump_json() + task.config.train.model_dump_json(exclude={"seed"})
+    train = task.config.train.model_dump_json(exclude={"seed"})
+    return task.spec.model_dump_json() + train + task.config.stages[0].optimizer
 
 
 def _seconds_per_flop(task: Task) -> float:

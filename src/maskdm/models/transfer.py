@@ -111,7 +111,7 @@ def _fit(
     network: nn.Module, spec: ModelSpec, source: Weights
 ) -> tuple[dict[str, Tensor], dict[str, list[str]], list[str]]:
     """The state, names of the tensors that were kept, fitted, new and dropped, and what differs in sentences."""
-    roles = _roles(network)
+    roles = tensor_roles(network)
     for name, role in roles.items():
         if role not in ROLES:
             known = ", ".join(ROLES)
@@ -143,7 +143,7 @@ def unfitted(old: ModelSpec, new: ModelSpec) -> list[str]:
     return [*found["new"], *found["dropped"]]
 
 
-def _roles(network: nn.Module) -> dict[str, str]:
+def tensor_roles(network: nn.Module) -> dict[str, str]:
     """Name of a tensor -> its role, as the network and the modules in it say in their `layout`."""
     found = {}
     for prefix, module in network.named_modules():

@@ -28,6 +28,7 @@ from maskdm.runtime.memory import available_bytes
 from maskdm.sampling.timesteps import sampling_times
 from maskdm.training import stage_masks as masks
 from maskdm.training.batches import TrainingSet
+from maskdm.training.optim import check_optimizer, moment_bytes
 from maskdm.training.stage_specs import check_stage_specs, stage_spec
 from maskdm.training.step import Task
 from maskdm.training.store import make_store
@@ -75,13 +76,25 @@ def check_settings(config: Config) -> tuple[Config, Objective]:
             check_features(config.eval.scores)
     config = config.model_copy(update={"model": build.resolved_model(config.model)})
     side = config.model.patch_size
-    with torch.device("meta"):
-        build.backbone(ModelSpec(model=config.model, process=config.process, image_size=(side, side), channels=3))
+    check_optimizers(config, ModelSpec(model=config.model, process=config.process, image_size=(side, side), channels=3))
     objective = build.make_objective(config.process)
     if not isinstance(config.data.image_size, str):
         size = as_size(config.data.image_size)
         check_stage_specs(config, ModelSpec(model=config.model, process=config.process, image_size=size, channels=3))
     return config, objective
+
+
+def check_optimizers(config: Config, spec: ModelSpec) -> None:
+    """Whether every stage's optimizer can be had, and has something to do in this network.
+
+    Raises:
+        InputError: it has not; or the network cannot be.
+    """
+    with torch.device("meta"):
+        network = build.backbone(spec)
+    for i, stage in enumerate(config.stages):
+        with within(f"stages.{i}."):
+            check_optimizer(network, stage)
 
 
 def prepare(config: Config, console: Console, dataset: Dataset | None = None) -> Prepared:
@@ -131,14 +144,16 @@ def check_memory(config: Config, spec: ModelSpec, runtime: Runtime) -> None:
     free, host = available_bytes(runtime.device), host_available_bytes()
     specs = [stage_spec(spec, stage) for stage in config.stages]
     with torch.device("meta"):
-        parameters = max(sum(p.numel() for p in build.backbone(own).parameters()) for own in specs)
+        networks = [build.backbone(own) for own in specs]
+    parameters = max(sum(p.numel() for p in network.parameters()) for network in networks)
     image = 4 * spec.channels * math.prod(spec.image_size)
-    copies = 5 * 4  # weights, gradients, two moments and the average, in float32
+    kept = 3 * 4 * parameters  # weights, gradients and the average, in float32
+    kept += max(moment_bytes(network, stage) for network, stage in zip(networks, config.stages, strict=True))
     shards = runtime.world_size if config.train.parallel == "fsdp" else 1
     with within(""):
         what = f"{parameters:,} parameters, their gradients, moments and average"
         remedy = "choose a smaller model.size, or model.width and model.depth"
-        require_memory(copies * parameters // shards, free, "model", what=what, remedy=remedy)
+        require_memory(kept // shards, free, "model", what=what, remedy=remedy)
         for i, stage in enumerate(config.stages):
             what, remedy = "the images of a batch and their noise", "choose a smaller batch"
             name = f"stages.{i}.batch_size"
@@ -188,6 +203,7 @@ def synthetic_task(config: Config) -> Task:
     objective = build.make_objective(config.process)
     runtime = init_runtime(config.train)
     check_stage_specs(config, spec)
+    check_optimizers(config, spec)
     check_memory(config, spec, runtime)
     images = np.random.default_rng(0).integers(256, size=(SYNTHETIC, height, width, channels), dtype=np.uint8)
     store = make_store(images, runtime.device, data.store, runtime.local_world_size)

@@ -22,7 +22,7 @@ from maskdm.runtime.distributed import Runtime
 from maskdm.training.batches import seed_of
 from maskdm.training.buffers import Buffers, buffers_aside
 from maskdm.training.checkpoint import State
-from maskdm.training.optim import adamw
+from maskdm.training.optim import make_optimizer
 from maskdm.training.progress import Progress
 from maskdm.training.stage_specs import same_network, stage_spec
 
@@ -47,7 +47,7 @@ def init_state(config: Config, spec: ModelSpec, runtime: Runtime, progress: Prog
     if config.train.checkpoint_activations:
         checkpoint_activations(network)
     network, ema = runtime.shard(network), runtime.shard(ema)
-    return State(network, ema, adamw(network, config.stages[progress.stage]), runtime.scaler(), progress)
+    return State(network, ema, make_optimizer(network, config.stages[progress.stage]), runtime.scaler(), progress)
 
 
 def checkpoint_activations(network: nn.Module) -> None:
@@ -107,7 +107,7 @@ def init_stage(state: State, config: Config, spec: ModelSpec, runtime: Runtime) 
             said.insert(0, f"{stage.weights} weights of {stage.init_from}")
         runtime.load_full_state_dict(state.model, network.state_dict())
     state.ema.load_state_dict(state.model.state_dict())
-    state.optimizer = adamw(state.model, stage)
+    state.optimizer = make_optimizer(state.model, stage)
     state.scaler = runtime.scaler()
     progress.stage_step, progress.stage_seconds, progress.stage_done = 0, 0.0, False
     return said

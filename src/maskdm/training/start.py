@@ -317,8 +317,9 @@ def describe_stages(prepared: Prepared) -> tuple[str, ...]:
         steps, own = total_steps(stage), says_of_model(prepared.spec, stage)
         length = f"{steps:,} steps, {steps * stage.batch_size:,} images" if steps else f"{stage.minutes:g} minutes"
         start = stage.init_from if stage.init_from != "previous" or i else "fresh weights"
+        rate = f"{stage.optimizer}, lr {stage.lr:g} {stage.lr_schedule}"
         lines.append(
-            f"stage {i + 1}, {stage.name}: {length}, batch {stage.batch_size}, lr {stage.lr:g}; "
+            f"stage {i + 1}, {stage.name}: {length}, batch {stage.batch_size}, {rate}; "
             f"{f'{own}; ' if own else ''}{mask}; from {start}"
         )
     return tuple(lines)

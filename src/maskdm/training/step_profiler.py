@@ -15,6 +15,7 @@ from maskdm.runtime.device import deterministic
 from maskdm.training import stages
 from maskdm.training.checkpoint import State
 from maskdm.training.clock import Clock
+from maskdm.training.optim import moment_bytes
 from maskdm.training.progress import Progress
 from maskdm.training.step import (
     Task,
@@ -148,7 +149,7 @@ def estimate_memory(task: Task, state: State, learner: Denoiser) -> MemoryEstima
     (small, low), (large, high) = found[0] if len(found) == 1 else found[-2], found[-1]
     # One image alone says nothing of what the next would add: all of it counts as the image's.
     per_image = max(high - low, 0) / (large - small) if large > small else float(high)
-    moments = 0 if state.optimizer.state else 2 * sum(p.numel() * p.element_size() for p in state.model.parameters())
+    moments = 0 if state.optimizer.state else moment_bytes(state.model, task.stage(progress))
     return MemoryEstimate(int(high - per_image * large) + moments, per_image, free)
 
 
