@@ -61,6 +61,8 @@ def _lines_of_run(run: RunInfo) -> Iterator[str]:
         yield "state      begun, nothing saved yet"
     if run.error_ema is not None:
         yield f"held-out   error {run.error_ema:.4f} (ema), {run.error_raw:.4f} (raw), n = {run.heldout}"
+    for part in run.by_noise:
+        yield f"           {part.error_ema:.4f} (ema), {part.error_raw:.4f} (raw) at noise {part.levels}: {part.hidden}"
 
 
 def _lines_of_weights(weights: WeightsInfo) -> Iterator[str]:

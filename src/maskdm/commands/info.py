@@ -9,6 +9,7 @@ from maskdm.errors import InputError
 from maskdm.models import weights
 from maskdm.models.spec import ModelSpec
 from maskdm.models.weights import Metadata
+from maskdm.training.events import NoiseRange
 from maskdm.training.read_run import is_run, read_run
 
 
@@ -22,6 +23,7 @@ class RunInfo:
         step, images, seconds: of training when it was last saved; all 0 where nothing has been saved yet.
         error_ema, error_raw: last held-out errors of the averaged and the raw weights, or None.
         heldout: images that these were measured on.
+        by_noise: the same errors by range of noise level; empty where they were not recorded.
     """
 
     path: Path
@@ -32,6 +34,7 @@ class RunInfo:
     error_ema: float | None = None
     error_raw: float | None = None
     heldout: int = 0
+    by_noise: tuple[NoiseRange, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ def _run(path: Path) -> RunInfo:
         error_ema=errors[-1].error_ema if errors else None,
         error_raw=errors[-1].error_raw if errors else None,
         heldout=errors[-1].n if errors else 0,
+        by_noise=errors[-1].by_noise if errors else (),
     )
 
 

@@ -20,7 +20,7 @@ from maskdm.runtime.console import Console
 from maskdm.runtime.distributed import Runtime
 from maskdm.sampling.sample import STEPS, sample_across_ranks, sampling_config
 from maskdm.training.checkpoint import State
-from maskdm.training.events import Event, HeldoutEvent, ScoreEvent
+from maskdm.training.events import Event, HeldoutEvent, NoiseRange, ScoreEvent
 from maskdm.training.progress import CHECKPOINT_NAME, Progress
 from maskdm.training.runs import Run
 from maskdm.training.step import Task
@@ -125,16 +125,19 @@ def evaluate_heldout(training: Training, state: State, denoiser: Denoiser) -> No
         stage=training.stage(progress).name,
         step=progress.step,
         images=progress.images,
-        error_ema=ema,
-        error_raw=raw,
+        error_ema=ema.mean,
+        error_raw=raw.mean,
         n=len(heldout),
         seconds=progress.seconds,
         error_mean=heldout.error_of_mean,
+        by_noise=tuple(
+            NoiseRange(low=r.low, high=r.high, n=r.n, error_ema=a, error_raw=b, error_linear=r.error_linear)
+            for r, a, b in zip(heldout.ranges, ema.by_range, raw.by_range, strict=True)
+        ),
     )
     training.record(event)
-    training.console.say(
-        f"  {progress.images:>12,} images: held-out error {ema:.4f} (ema), {raw:.4f} (raw), n = {len(heldout)}"
-    )
+    said = f"held-out error {ema.mean:.4f} (ema), {raw.mean:.4f} (raw), n = {len(heldout)}"
+    training.console.say(f"  {progress.images:>12,} images: {said}")
 
 
 def evaluate_scores(training: Training, state: State, denoiser: Denoiser, scorer: Scorer) -> None:

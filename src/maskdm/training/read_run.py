@@ -32,6 +32,7 @@ from maskdm.training.events import (
     AnyEvent,
     EndEvent,
     HeldoutEvent,
+    NoiseRange,
     ScoreEvent,
     StageEndEvent,
     StageEvent,
@@ -142,7 +143,16 @@ class History:
     @property
     def heldout_error(self) -> float | None:
         """The latest one of the averaged weights that is a number."""
-        return next((e.error_ema for e in reversed(self.heldout) if isfinite(e.error_ema)), None)
+        return None if self._latest_heldout is None else self._latest_heldout.error_ema
+
+    @property
+    def heldout_by_noise(self) -> tuple[NoiseRange, ...]:
+        """The same one by range of noise level; empty where there is none, or an earlier version recorded it."""
+        return () if self._latest_heldout is None else self._latest_heldout.by_noise
+
+    @property
+    def _latest_heldout(self) -> HeldoutEvent | None:
+        return next((e for e in reversed(self.heldout) if isfinite(e.error_ema)), None)
 
     def images_at(self, step: int) -> int:
         """Images seen at `step`. The batch size is constant within a stage, so a straight line between is exact."""
