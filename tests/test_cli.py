@@ -295,6 +295,7 @@ def test_train_sample_info_report(photos, tiny, tmp_path, monkeypatch, capsys):
     for words in (
         "finished, saved at step 7 (56 images",
         "held-out   error 0.",
+        "(raw) at noise 0.50 to 0.74: shapes",  # one image is held out
         "model      uvit, patches of 2 px, width 16, depth 3, heads 2; 0.01 M parameters",
         "images     16 x 16 x 3",
         "process    ddpm, cosine schedule, 1000 timesteps; predicts x0",

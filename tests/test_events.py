@@ -12,6 +12,7 @@ from maskdm.training.events import (
     AnyEvent,
     EndEvent,
     HeldoutEvent,
+    NoiseRange,
     ScoreEvent,
     StageEndEvent,
     StageEvent,
@@ -21,6 +22,10 @@ from maskdm.training.events import (
 )
 
 AT = {"stage": "pretrain", "step": 20, "images": 160}
+BY_NOISE = (
+    NoiseRange(low=0.02, high=0.26, n=90, error_ema=0.01, error_raw=0.02, error_linear=0.005),
+    NoiseRange(low=0.74, high=0.98, n=90, error_ema=0.15, error_raw=0.16, error_linear=0.2),
+)
 EVENTS: list[AnyEvent] = [
     StageEvent(
         **AT,
@@ -33,7 +38,7 @@ EVENTS: list[AnyEvent] = [
         started_from="fresh weights",
     ),
     TrainEvent(**AT, loss=0.1, grad_norm=0.5, lr=2e-4, images_per_second=812.3, seconds=1.5),
-    HeldoutEvent(**AT, error_ema=0.08, error_raw=0.09, n=180, seconds=1.5),
+    HeldoutEvent(**AT, error_ema=0.08, error_raw=0.09, n=180, seconds=1.5, by_noise=BY_NOISE),
     ScoreEvent(
         **AT,
         title="FID",
@@ -89,6 +94,29 @@ def test_what_a_later_version_adds_to_a_kind_is_passed_over():
     assert parse_event(json.dumps(json.loads(event.line()) | {"mood": "good"})) == event
 
 
+def test_a_held_out_error_from_before_noise_levels_were_told_apart_is_read():
+    old = {"event": "heldout", **AT, "error_ema": 0.08, "error_raw": 0.09, "n": 180, "seconds": 1.5, "error_mean": 0.3}
+    found = parse_event(json.dumps(old))
+    assert isinstance(found, HeldoutEvent)
+    assert found.by_noise == ()
+    assert found.numbers().keys() == {f"heldout/{key}" for key in ("error_ema", "error_raw", "seconds", "error_mean")}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.02, 0.26, ("0.02 to 0.26", "fine detail")),
+        (0.26, 0.5, ("0.26 to 0.50", "texture")),
+        (0.5, 0.74, ("0.50 to 0.74", "shapes")),
+        (0.74, 0.98, ("0.74 to 0.98", "layout")),
+        (0.9, 1.2, ("0.90 to 1.20", "layout")),
+    ],
+)
+def test_ranges_of_noise_level_have_names(low, high, words):
+    found = NoiseRange(low=low, high=high, n=1, error_ema=0.1, error_raw=0.1, error_linear=0.1)
+    assert (found.levels, found.hidden) == words
+
+
 @pytest.mark.parametrize(
     "old",
     [
@@ -109,7 +137,15 @@ def test_damage_is_told_from_another_version(damaged):
 
 
 def test_trackers_are_told_what_was_measured():
-    assert EVENTS[2].numbers() == {"heldout/error_ema": 0.08, "heldout/error_raw": 0.09, "heldout/seconds": 1.5}
+    assert EVENTS[2].numbers() == {
+        "heldout/error_ema": 0.08,
+        "heldout/error_raw": 0.09,
+        "heldout/seconds": 1.5,
+        "heldout/error_ema/noise_0.02-0.26": 0.01,
+        "heldout/error_raw/noise_0.02-0.26": 0.02,
+        "heldout/error_ema/noise_0.74-0.98": 0.15,
+        "heldout/error_raw/noise_0.74-0.98": 0.16,
+    }
     assert EVENTS[-1].numbers() == {}
 
 

@@ -241,7 +241,7 @@ def test_a_held_out_error_waits_once(denoiser, monkeypatch):
     images = np.zeros((IMAGES, SIDE, SIDE, denoiser.channels), dtype=np.uint8)
     with Emulated(waits=1):
         asked = HeldOut.ask(images, np.zeros(IMAGES, dtype=np.int64), denoiser, META)
-        assert asked.error(denoiser, Runtime(META, "no")) == 0
+        assert asked.error(denoiser, Runtime(META, "no")).mean == 0
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------

@@ -231,6 +231,58 @@ def test_the_groups_of_a_mask_have_lines_of_their_own(run):
     assert lines == ["45.0% masked on average", "50% of a batch patch: 26 of 256", "50% of a batch none: all"]
 
 
+def test_the_error_by_noise_level_has_a_line_for_each_range_over_that_of_the_best_blur(tmp_path):
+    events = training()
+    for number, event in enumerate(e for e in events if e["event"] == "heldout"):
+        event["by_noise"] = [
+            {"low": low, "high": low + 0.24, "n": 45, "error_ema": share / (1 + number), "error_raw": 0.5,
+             "error_linear": linear}
+            for low, share, linear in [(0.02, 0.08, 0.01), (0.26, 0.4, 0.1), (0.5, 0.8, 0.2), (0.74, 1.6, 0.0)]
+        ]  # fmt: skip
+    page = report(write_run(tmp_path / "run", events))
+    chart = page.charts()["Held-out error by noise level"]
+    assert list(page.charts())[:2] == ["Held-out error", "Held-out error by noise level"]
+    names = [name.text for name in chart.all("li")]
+    assert names == ["fine detail (0.02 to 0.26) 1", "texture (0.26 to 0.50) 0.5", "shapes (0.50 to 0.74) 0.5"]
+    dots = [dot.all("title")[0].text for dot in chart.all("circle")]
+    assert len(dots) == 3 * 8
+    assert dots[0] == "fine detail (0.02 to 0.26): 8 at 64,000 images seen"
+    section = page.section("Curves")
+    assert "best blur" in section.text
+    assert section.rows()[1] == ["0.02 to 0.26", "fine detail", "0.01", "0.5", "0.01", "1", "3%"]
+    assert section.rows()[-1] == ["0.74 to 0.98", "layout", "0.2", "0.5", "0", "–", "56%"]
+
+
+def test_before_training_the_error_by_noise_level_is_drawn_until_there_is_another(tmp_path):
+    part = {"low": 0.02, "high": 0.26, "n": 9, "error_ema": 0.6, "error_raw": 0.6, "error_linear": 0.01}
+    heldout = {"event": "heldout", "error_ema": 0.6, "error_raw": 0.6, "n": 9, "by_noise": [part], "seconds": 0.0}
+    first, second = training()[0], {"stage": "pretrain", "step": 0, "images": 0}
+    events = [first, heldout | second]
+    for images, shown in ((0, ["60 at 0"]), (20, ["60 at 20"])):
+        if images:
+            events.append(heldout | {"stage": "pretrain", "step": 1, "images": images})
+        page = report(write_run(tmp_path / str(images), events))
+        dots = page.charts()["Held-out error by noise level"].all("circle")
+        said = [f"fine detail (0.02 to 0.26): {each} images seen" for each in shown]
+        assert [dot.all("title")[0].text for dot in dots] == said
+
+
+def test_errors_by_noise_level_of_an_earlier_version_are_not_missed(run):
+    page = report(run)
+    assert "eld-out error" in page.text
+    assert "noise level" not in page.text
+
+
+def test_a_line_to_read_values_against_is_within_the_chart():
+    chart = line_chart("t", [Series("a", [Point(0, 5), Point(9, 3)])], x_label="x", y_label="y", log_y=True)
+    beside = line_chart(
+        "t", [Series("a", [Point(0, 5), Point(9, 3)])], x_label="x", y_label="y", log_y=True, reference=1.0
+    )
+    assert beside.svg.count("<path") > chart.svg.count("<path")
+    assert "1" in [text.text for text in parse(beside.svg).all("text")]
+    assert "1" not in [text.text for text in parse(chart.svg).all("text")]
+
+
 def test_without_held_out_errors_nothing_is_said_of_them(tmp_path):
     events = [event for event in training() if event["event"] != "heldout"]
     page = report(write_run(tmp_path / "run", events))

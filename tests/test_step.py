@@ -418,7 +418,7 @@ def test_what_is_measured_is_not_tf32():
     with pytest.raises((RuntimeError, ValueError), match="non-empty"):
         sample.make_images(Batches(), None, range(1), 1)
     with pytest.raises(AttributeError):
-        HeldOut(torch.zeros(1), torch.zeros(1), torch.zeros(1), None).error(None, Recorder(seen))
+        HeldOut(*torch.zeros(3, 1), None, torch.ones(1, 1), ()).error(None, Recorder(seen))
     assert seen == [False, False]
     assert torch.backends.cudnn.allow_tf32
 

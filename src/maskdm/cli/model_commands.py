@@ -62,6 +62,8 @@ def _lines_of_run(run: RunInfo) -> Iterator[str]:
     if run.error_ema is not None:
         at = f" at {run.heldout_size[0]} x {run.heldout_size[1]} px" if run.heldout_size else ""
         yield f"held-out   error{at} {run.error_ema:.4f} (ema), {run.error_raw:.4f} (raw), n = {run.heldout}"
+    for part in run.by_noise:
+        yield f"           {part.error_ema:.4f} (ema), {part.error_raw:.4f} (raw) at noise {part.levels}: {part.hidden}"
 
 
 def _lines_of_weights(weights: WeightsInfo) -> Iterator[str]:

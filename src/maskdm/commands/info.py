@@ -9,6 +9,7 @@ from maskdm.errors import InputError
 from maskdm.models import weights
 from maskdm.models.spec import ModelSpec
 from maskdm.models.weights import Metadata
+from maskdm.training.events import NoiseRange
 from maskdm.training.read_run import is_run, read_run
 
 
@@ -23,6 +24,7 @@ class RunInfo:
         error_ema, error_raw: last held-out errors of the averaged and the raw weights, or None.
         heldout: images that these were measured on.
         heldout_size: their (height, width), where the stage had smaller ones than the run's model; else None.
+        by_noise: the same errors by range of noise level; empty where they were not recorded.
     """
 
     path: Path
@@ -34,6 +36,7 @@ class RunInfo:
     error_raw: float | None = None
     heldout: int = 0
     heldout_size: tuple[int, int] | None = None
+    by_noise: tuple[NoiseRange, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def _run(path: Path) -> RunInfo:
         error_raw=errors[-1].error_raw if errors else None,
         heldout=errors[-1].n if errors else 0,
         heldout_size=errors[-1].image_size if errors else None,
+        by_noise=errors[-1].by_noise if errors else (),
     )
 
 

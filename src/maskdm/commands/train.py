@@ -19,6 +19,7 @@ from maskdm.reports.run_page import write_run_page
 from maskdm.runtime.console import Console, duration
 from maskdm.runtime.distributed import Runtime
 from maskdm.training import start
+from maskdm.training.events import NoiseRange
 from maskdm.training.find_run import find_chosen, find_resumable
 from maskdm.training.read_run import read_config, read_data_config, read_run
 from maskdm.training.start import Choice
@@ -34,6 +35,8 @@ class TrainResult:
         samples: the newest grid of samples, or None.
         report: its page, None on ranks other than the first and of a dry run.
         heldout_error: the last held-out error of the averaged weights, None where nothing is held out.
+        heldout_by_noise: the same error by range of noise level, from nearly clean (fine detail) to nearly noise
+            (layout); empty where nothing is held out.
         finished: whether the last stage has ended.
         stages: of a dry run, what each stage would do, a line each.
         settings: of a dry run, the settings as the text of a file for `config`.
@@ -44,6 +47,7 @@ class TrainResult:
     samples: Path | None = None
     report: Path | None = None
     heldout_error: float | None = None
+    heldout_by_noise: tuple[NoiseRange, ...] = ()
     finished: bool = False
     stages: tuple[str, ...] = ()
     settings: str | None = None
@@ -167,6 +171,7 @@ def _result(run: Path, console: Console) -> TrainResult:
         samples=samples,
         report=report,
         heldout_error=found.history.heldout_error,
+        heldout_by_noise=found.history.heldout_by_noise,
         finished=found.history.finished,
     )
 

@@ -68,11 +68,19 @@ def fixed_noise(denoiser: Denoiser, shape: torch.Size, seed: int = 0) -> tuple[T
     steps of a run, two runs, two processes and two machines are compared on the same task.
     """
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(shape[0], generator=generator)
-    low, high = LEVELS
-    level = low + (high - low) * (order.double() + 0.5) / shape[0]
+    level = _spread(shape[0], generator)
     t = denoiser.process.time_at(level).clamp(*denoiser.process.ends)  # coarse timesteps: never the clean image
     return t, torch.randn(shape, generator=generator)
+
+
+def fixed_levels(num: int, seed: int = 0) -> Tensor:
+    """The noise levels of `fixed_noise` for as many images, whatever the process: (num,) float64 within `LEVELS`."""
+    return _spread(num, torch.Generator().manual_seed(seed))
+
+
+def _spread(num: int, generator: torch.Generator) -> Tensor:
+    low, high = LEVELS
+    return low + (high - low) * (torch.randperm(num, generator=generator).double() + 0.5) / num
 
 
 def image_error(

@@ -39,6 +39,8 @@ MAX_DOTS = 60
 """A line of no more points than this shows each as a dot that tells its values."""
 MAX_SERIES = len(SERIES)
 """Lines that one chart tells apart."""
+STYLES = ("-", "-", "--", ":")
+"""Of lines: more than two colors alone are hard to tell apart; `style.css` has the same for legends."""
 HUGE = 1e30
 """Values beyond it are not drawn, nor on a logarithmic axis those below one over it."""
 ROC_FLOOR = 1e-4
@@ -102,6 +104,7 @@ def line_chart(
     y_label: str,
     log_y: bool = False,
     boundaries: Sequence[Boundary] = (),
+    reference: float | None = None,
 ) -> Chart | None:
     """Lines against what begins at 0, as does the vertical axis unless it is logarithmic.
 
@@ -112,6 +115,7 @@ def line_chart(
         x_label, y_label: of the axes.
         log_y: whether the vertical axis is logarithmic.
         boundaries: of stages.
+        reference: a value that y is read against: a level line.
 
     Returns:
         The chart, or None where there is nothing to draw.
@@ -121,7 +125,10 @@ def line_chart(
     if not drawn:
         return None
     with draw(HEIGHT, above=ROW + 6 if boundaries else 8) as axes:
-        _set_limits(axes, [point for each in drawn for point in each.points], log_y)
+        values = [point.y for each in drawn for point in each.points] + ([] if reference is None else [reference])
+        _set_limits(axes, [point.x for each in drawn for point in each.points], values, log_y)
+        if reference is not None:
+            axes.axhline(reference, color=MUTED, lw=1)
         axes.set_xlabel(x_label)
         over = _draw_boundaries(axes, boundaries)
         for number, each in enumerate(drawn):
@@ -197,10 +204,10 @@ def _drawable(point: Point, log_y: bool) -> bool:
     return abs(point.x) <= HUGE and (1 / HUGE if log_y else -HUGE) <= point.y <= HUGE  # false for NaN as well
 
 
-def _set_limits(axes: Axes, points: Sequence[Point], log_y: bool) -> None:
+def _set_limits(axes: Axes, xs: Sequence[float], ys: Sequence[float], log_y: bool) -> None:
     """From 0 to the last x; and from 0 to a tick above all y, or a little beyond all y."""
-    first, last = min(0.0, *(point.x for point in points)), max(0.0, *(point.x for point in points))
-    low, high = min(point.y for point in points), max(point.y for point in points)
+    first, last = min(0.0, *xs), max(0.0, *xs)
+    low, high = min(ys), max(ys)
     axes.set_xlim(first, last if last > first else 1.0)
     if log_y:
         margin = max((high / low) ** 0.05, 1.02)
@@ -213,11 +220,10 @@ def _set_limits(axes: Axes, points: Sequence[Point], log_y: bool) -> None:
 
 def _draw_line(axes: Axes, number: int, line: Series, x_label: str) -> list[Element]:
     """A line, and the dots that go over it where there are few."""
-    style = "--" if number == MAX_SERIES - 1 else "-"  # a third color alone is hard to tell from the first
     parts = [list(points) for _, points in groupby(line.points, key=lambda point: point.part)]
     for points in parts:
         xs, ys, _ = zip(*points, strict=True)
-        axes.plot(xs, ys, style, color=SERIES[number], lw=1 if line.faint else 2, clip_on=False)
+        axes.plot(xs, ys, STYLES[number], color=SERIES[number], lw=1 if line.faint else 2, clip_on=False)
     dotted = line.points
     if len(line.points) > MAX_DOTS:
         dotted = [points[0] for points in parts if len(points) == 1]  # of one point no line is seen

@@ -9,10 +9,12 @@ from maskdm.experiments.comparison import Comparison
 from maskdm.experiments.conclusion import NOTE, Conclusion
 from maskdm.experiments.outcome import ComparisonSetup, Evaluation, Outcome
 from maskdm.files import write_text
-from maskdm.reports.charts import MAX_SERIES, Chart, Point, Series, line_chart
+from maskdm.reports.charts import Chart, Point, Series, line_chart
 from maskdm.reports.formatting import format_count, format_duration, format_plural
 from maskdm.reports.html import PageImage, Table, read_png, render_page
 
+LINES = 3
+"""Of a chart: the baseline, and arms beside it."""
 Curves = Sequence[tuple[str, Sequence[Evaluation]]]
 """An arm, and what was measured of it with one seed."""
 
@@ -97,8 +99,8 @@ def _charts_of(comparison: Comparison, curves: Curves, y_label: str) -> list[Cha
     """The baseline against as many arms a chart as can be told apart, every line a mean over seeds."""
     others = [arm for arm in comparison.arms if arm != comparison.baseline]
     charts = []
-    for i in range(0, len(others), MAX_SERIES - 1):
-        arms = [comparison.baseline, *others[i : i + MAX_SERIES - 1]]
+    for i in range(0, len(others), LINES - 1):
+        arms = [comparison.baseline, *others[i : i + LINES - 1]]
         series = [Series(arm, _mean([curve for name, curve in curves if name == arm])) for arm in arms]
         title = f"{' and '.join(arms[1:])} against {comparison.baseline}"
         chart = line_chart(title, series, x_label="share of the budget spent, %", y_label=y_label, log_y=True)

@@ -32,6 +32,7 @@ COLORS = {  # what matplotlib is told: the variable of the page, and its color w
     "#030303": ("series-0", "#0072b2"),
     "#040404": ("series-1", "#d55e00"),
     "#050505": ("series-2", "#009e73"),
+    "#060606": ("series-3", "#b8578f"),
 }
 MUTED, RULE, *SERIES = COLORS
 LOG_DIGITS = ((1, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3))

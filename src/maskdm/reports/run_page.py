@@ -14,7 +14,7 @@ import numpy as np
 
 from maskdm.config import summary
 from maskdm.files import write_text
-from maskdm.reports.charts import Boundary, Chart, Point, Series, line_chart
+from maskdm.reports.charts import MAX_SERIES, Boundary, Chart, Point, Series, line_chart
 from maskdm.reports.formatting import format_count, format_duration, format_plural, format_value
 from maskdm.reports.html import PageImage, Table, read_png, render_page
 from maskdm.training.events import EndEvent, StageEvent, StoppedEvent
@@ -23,6 +23,7 @@ from maskdm.training.read_run import EvalRow, EvalTable, History, RunFolder, Sam
 MAX_GRIDS = 8
 """Grids of samples on a page."""
 ROLES = {"member": "trained on", "heldout": "held out", "calibration": "calibration", "excluded": "excluded"}
+BY_NOISE = "Held-out error by noise level"
 Pairs = list[tuple[str, str]]
 
 
@@ -59,6 +60,7 @@ def _values(run: RunFolder) -> dict[str, object]:
         "curves": _curves(run.history),
         "has_heldout": bool(run.history.heldout),
         "has_sizes": len({event.image_size for event in run.history.heldout}) > 1,
+        "by_noise": _by_noise(run.history),
         "stages": _stages(run.history),
         "model": _model(run.settings),
         "data": Table(
@@ -223,6 +225,16 @@ def _curves(history: History) -> list[Chart]:
     def line(name: str, values: Iterable[tuple[str, int, float]], faint: bool = False) -> Series:
         return Series(name, [Point(x, y, stages.get(stage, 0)) for stage, x, y in values], faint)
 
+    ranges: dict[str, list[tuple[str, int, float]]] = {}
+    latest = history.heldout[-1].image_size if history.heldout else None  # errors at another size are of another task
+    measured = [event for event in history.heldout if event.image_size == latest]
+    for event in (
+        measured if len(measured) == 1 else (e for e in measured if e.images)
+    ):  # untrained, it is off the scale
+        for part in event.by_noise:
+            if part.times_linear is not None:
+                point = (event.stage, event.images, part.times_linear)
+                ranges.setdefault(f"{part.hidden} ({part.levels})", []).append(point)
     distance = line("averaged weights", ((e.stage, e.images, e.frechet_distance) for e in scores))
     distance_label = f"{scores[-1].title}, {format_plural(scores[-1].n, 'image')}" if scores else ""
     loss = line("training loss", ((e.stage, e.images, e.loss) for e in train), faint=True)
@@ -244,6 +256,13 @@ def _curves(history: History) -> list[Chart]:
         errors.append(chart(title, both, y_label="squared error of the image", log_y=True))
     drawn = [
         *errors,
+        chart(
+            BY_NOISE,
+            [line(name, values) for name, values in list(ranges.items())[:MAX_SERIES]],
+            y_label="times that of the best blur",
+            log_y=True,
+            reference=1.0,
+        ),
         chart("Distance to held-out images", [distance], y_label=distance_label, log_y=True),
         chart("Training loss", [loss], y_label="loss", log_y=True),
         chart("Gradient norm", [norm], y_label="norm", log_y=True),
@@ -278,6 +297,26 @@ def _stages(history: History) -> Table:
             ]
         )
     return Table(columns, rows, numbers={"masked", "steps", "images", "batch", "time"})
+
+
+def _by_noise(history: History) -> Table:
+    """The latest held-out error by range of noise level; no rows where none was recorded."""
+    columns = ["noise level", "hides", "averaged", "raw", "best blur", "times that", "share of the error"]
+    parts = history.heldout_by_noise
+    total = sum(part.error_ema * part.n for part in parts)
+    rows = [
+        [
+            part.levels,
+            part.hidden,
+            format_value(part.error_ema, 3),
+            format_value(part.error_raw, 3),
+            format_value(part.error_linear, 3),
+            "–" if part.times_linear is None else format_value(part.times_linear, 3),
+            f"{part.error_ema * part.n / total:.0%}" if total else "–",
+        ]
+        for part in parts
+    ]
+    return Table(columns, rows, numbers=columns[2:])
 
 
 def _model(settings: Mapping[str, Any]) -> Pairs:

@@ -201,9 +201,13 @@ class Runtime:
         dist.all_gather(found, there)
         return [each.cpu() for each in found]
 
-    def all_reduce_sum(self, number: float) -> float:
-        """The sum over ranks, on every rank."""
-        return self._reduce(number, dist.ReduceOp.SUM)
+    def all_reduce_sum(self, numbers: Sequence[float]) -> list[float]:
+        """The sum over ranks of each of as many numbers, on every rank."""
+        if self.world_size == 1:
+            return list(numbers)
+        shared = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(shared)
+        return [float(number) for number in shared.tolist()]
 
     def all_reduce_min(self, number: float) -> float:
         """The smallest over ranks, on every rank."""

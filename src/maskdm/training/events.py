@@ -85,6 +85,49 @@ class TrainEvent(Event):
     seconds: FiniteFloat
 
 
+HIDDEN = ((0.26, "fine detail"), (0.5, "texture"), (0.74, "shapes"), (1.0, "layout"))
+"""What noise hides up to a level, and so what a network must know there: a rule of thumb, for images of 64 px."""
+
+NO_ERROR = 1e-9
+"""What rounding leaves of an error of 0."""
+
+
+class NoiseRange(BaseModel):
+    """The held-out error at some of its noise levels, sigma / (alpha + sigma).
+
+    Attributes:
+        low, high: of the levels.
+        n: images that were asked at them.
+        error_ema, error_raw: of the averaged weights, and of those being trained.
+        error_linear: of the best linear filter, see `maskdm.evaluation.heldout.linear_errors`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    low: float
+    high: float
+    n: int
+    error_ema: float
+    error_raw: float
+    error_linear: float
+
+    @property
+    def levels(self) -> str:
+        """0.02 to 0.26."""
+        return f"{self.low:.2f} to {self.high:.2f}"
+
+    @property
+    def times_linear(self) -> float | None:
+        """Error of the averaged weights over that of the filter; None where images are so alike that it has none."""
+        return self.error_ema / self.error_linear if self.error_linear > NO_ERROR else None
+
+    @property
+    def hidden(self) -> str:
+        """What the noise hides and low levels leave: fine detail, texture, shapes, or layout."""
+        middle = (self.low + self.high) / 2
+        return next((word for level, word in HIDDEN if middle <= level), HIDDEN[-1][1])
+
+
 class HeldoutEvent(Event):
     """Error of the estimated image on held-out images, see `maskdm.diffusion.loss.image_error`.
 
@@ -92,6 +135,8 @@ class HeldoutEvent(Event):
         error_ema, error_raw: of the averaged weights, and of those being trained.
         n: images.
         error_mean: of answering with the mean of these images; None where an earlier version wrote the line.
+        by_noise: the same error by range of noise level, from nearly clean to nearly noise, of which it is the mean
+            over images; empty where an earlier version wrote the line.
         seconds: of training so far, over all stages.
         image_size: (height, width) of the images, where the stage has smaller ones than the run's model: errors at two
             sizes are of two tasks, and do not compare. None where they are the model's.
@@ -107,10 +152,19 @@ class HeldoutEvent(Event):
     error_mean: float | None = None
     image_size: tuple[int, int] | None = None
     error_fresh: float | None = None
+    by_noise: tuple[NoiseRange, ...] = ()
 
     def numbers(self) -> dict[str, float]:
-        """See `Event`; another size of images has lines of its own: `heldout_32x32/error_ema`."""
-        found = super().numbers()
+        """Those of `by_noise` too, as `heldout/error_ema/noise_0.02-0.26` -> 0.0031.
+
+        Another size of images has lines of its own: `heldout_32x32/error_ema`.
+        """
+        parts = {
+            f"{self.event}/{key}/noise_{part.low:.2f}-{part.high:.2f}": value
+            for part in self.by_noise
+            for key, value in (("error_ema", part.error_ema), ("error_raw", part.error_raw))
+        }
+        found = super().numbers() | parts
         if self.image_size is None:
             return found
         own = f"{self.event}_{self.image_size[0]}x{self.image_size[1]}/"

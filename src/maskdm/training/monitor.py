@@ -21,7 +21,7 @@ from maskdm.runtime.distributed import Runtime
 from maskdm.sampling.sample import STEPS, sample_across_ranks, sampling_config
 from maskdm.training import stages
 from maskdm.training.checkpoint import State
-from maskdm.training.events import Event, HeldoutEvent, ScoreEvent
+from maskdm.training.events import Event, HeldoutEvent, NoiseRange, ScoreEvent
 from maskdm.training.progress import CHECKPOINT_NAME, Progress
 from maskdm.training.runs import Run
 from maskdm.training.stage_specs import px
@@ -140,25 +140,28 @@ def evaluate_heldout(training: Training, state: State, denoiser: Denoiser, *, ha
     fresh = None
     if handed_over:
         network = stages.init_network(training.config, spec, runtime).eval()
-        fresh = heldout.error(replace(denoiser, backbone=network), runtime)
+        fresh = heldout.error(replace(denoiser, backbone=network), runtime).mean
     smaller = spec.image_size != training.spec.image_size
     event = HeldoutEvent(
         stage=training.stage(progress).name,
         step=progress.step,
         images=progress.images,
-        error_ema=ema,
-        error_raw=raw,
+        error_ema=ema.mean,
+        error_raw=raw.mean,
         n=len(heldout),
         seconds=progress.seconds,
         error_mean=heldout.error_of_mean,
         image_size=spec.image_size if smaller else None,
         error_fresh=fresh,
+        by_noise=tuple(
+            NoiseRange(low=r.low, high=r.high, n=r.n, error_ema=a, error_raw=b, error_linear=r.error_linear)
+            for r, a, b in zip(heldout.ranges, ema.by_range, raw.by_range, strict=True)
+        ),
     )
     training.record(event)
     where = f" at {px(spec.image_size)}" if smaller else ""
-    training.console.say(
-        f"  {progress.images:>12,} images: held-out error{where} {ema:.4f} (ema), {raw:.4f} (raw), n = {len(heldout)}"
-    )
+    said = f"held-out error{where} {ema.mean:.4f} (ema), {raw.mean:.4f} (raw), n = {len(heldout)}"
+    training.console.say(f"  {progress.images:>12,} images: {said}")
     if fresh is not None:
         said = f"of fresh weights {fresh:.4f}, of the mean image {event.error_mean:.4f}"
         training.console.say(f"  right after the change of size; {said}")

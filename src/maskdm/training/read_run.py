@@ -32,6 +32,7 @@ from maskdm.training.events import (
     AnyEvent,
     EndEvent,
     HeldoutEvent,
+    NoiseRange,
     ScoreEvent,
     StageEndEvent,
     StageEvent,
@@ -142,8 +143,12 @@ class History:
     @property
     def heldout_error(self) -> float | None:
         """The latest one of the averaged weights that is a number, at the image size of its stage."""
-        event = self.last_heldout
-        return None if event is None else event.error_ema
+        return None if self.last_heldout is None else self.last_heldout.error_ema
+
+    @property
+    def heldout_by_noise(self) -> tuple[NoiseRange, ...]:
+        """The same one by range of noise level; empty where there is none, or an earlier version recorded it."""
+        return () if self.last_heldout is None else self.last_heldout.by_noise
 
     @property
     def last_heldout(self) -> HeldoutEvent | None:
