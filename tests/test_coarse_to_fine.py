@@ -18,6 +18,7 @@ from test_ranks import run_ranks, short
 from torch import nn
 
 import maskdm
+from maskdm.auditing.subject import run_subject
 from maskdm.cli.main import main
 from maskdm.config.process_config import DDPMConfig, EDMConfig, FlowConfig, VEConfig
 from maskdm.config.resolve import resolve
@@ -386,6 +387,21 @@ def test_weights_of_a_stage_are_evaluated_at_their_own_size(coarse_run, capsys):
     result = maskdm.evaluate(coarse_run, weights="pretrain", num=4, steps=2)
     assert result.scores
     assert "held-out ones are averaged down" in capsys.readouterr().err
+
+
+def test_an_audit_asks_the_weights_of_a_stage_about_images_of_its_size(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (420, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "many.npz", images=images)
+    shares = ("data.heldout=0.3", "data.calibration=0.3", "stages.0.image_size=4")
+    run = train(tmp_path / "many.npz", tmp_path, *shares, "eval.samples=0")
+    whole, small = (run_subject(run, which, seed=0, console=Console(quiet=True)) for which in ("ema", "pretrain-ema"))
+    assert small.spec.image_size == (4, 4)
+    assert small.members.ids == whole.members.ids  # the same images, and known by their own pixels
+    means = whole.members.images.reshape(-1, 4, 2, 4, 2, 1).mean(axis=(2, 4))
+    assert np.abs(small.members.images - means).max() <= 0.5
+    assert any("averaged down from 8 x 8 px to 4 x 4" in remark for remark in small.remarks)
+    assert not any("averaged" in remark for remark in whole.remarks)
+    assert maskdm.audit(run, stage="pretrain", estimate=True, quiet=True).calls > 0
 
 
 @pytest.mark.parametrize("change", SIZES)
