@@ -190,7 +190,7 @@ def test_a_run_records_the_error_of_both_weights_by_noise_level(photos, tmp_path
         assert linear_ones == [part.error_linear for part in history.heldout[0].by_noise]
     assert result.heldout_by_noise == info(result.run).run.by_noise == history.heldout[-1].by_noise
     page = result.report.read_text(encoding="utf-8")
-    assert page.count(BY_NOISE) == 3  # the chart, what says it to those who do not see it, and the table
+    assert page.count(BY_NOISE) == 2  # the chart, and what says so to those who do not see it
 
 
 def test_without_held_out_images_there_is_nothing_by_noise_level(photos, tmp_path):
