@@ -58,11 +58,11 @@ SIZES: Mapping[str, Sequence[NetworkSize]] = {
 }
 """Backbone -> its sizes that are tried, from small to large."""
 
-IMAGES_PER_PARAMETER = 1.2e-3
+IMAGES_PER_PARAMETER = 1.5e-3
 """Images that a network must see for each of its parameters before the next larger one is taken: at equal compute a
 larger network sees fewer images, and learns more from each only once it has seen enough."""
 MOST_TOKENS_PER_SIDE, LARGEST_PATCH = 8, 16
-BATCH, BATCH_IMAGES, LEAST_BATCH, LARGEST_BATCH = 8, 20_000, 4, 256
+BATCH, BATCH_IMAGES, LEAST_BATCH, LARGEST_BATCH = 8, 40_000, 4, 256
 """Images of a step for a run of so many images, and the bounds; it grows with the root of their number, and so does the
 number of steps. In short runs steps are what is missing: the smaller the batch, the better."""
 GPU_BATCH = 64
