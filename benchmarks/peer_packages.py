@@ -27,6 +27,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -179,6 +180,8 @@ class DDPMPytorch:
     def __init__(self, peer: Peer, shape: tuple[int, int, int], sampling_steps: int) -> None:
         stand_in("torchvision", transforms=ModuleType("transforms"), utils=ModuleType("utils"))
         package, averages = (importlib.import_module(name) for name in ("denoising_diffusion_pytorch", "ema_pytorch"))
+        if sys.modules["torchvision"].__spec__ is None:  # diffusers, in the same process, asks for it
+            del sys.modules["torchvision"]
         usual = {name: each.default for name, each in inspect.signature(package.Trainer.__init__).parameters.items()}
         height, width, channels = shape
         (dim,) = peer.widths

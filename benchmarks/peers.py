@@ -4,7 +4,7 @@
     taskset -c 1 python benchmarks/peers.py --data emoji-google-64.zip --output peers
 
 trains each peer and maskdm for 5, 20 and 60 minutes on one core, samples 256 images of each, and scores them against
-the same held-out images: Frechet distance, KID, precision and recall in the features of one encoder. That takes about
+the same held-out images: Frechet distance, KID, precision and recall in the features of one encoder. By estimate about
 18 hours of the core: 12 of training (denoising-diffusion-pytorch passes all three times in one run, the others have
 one run for each, since their schedules end with the time), the rest sampling, most of it of the three large networks.
 `--peers` and `--minutes` choose; the same command resumes, and trains and samples nothing that is done.

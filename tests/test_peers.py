@@ -7,6 +7,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,29 @@ def test_a_peer_is_trained_to_its_times_resumed_and_sampled(
     samples = peer_packages.read_batches(tmp_path / "samples", 3, 2)
     assert (samples.shape, samples.dtype) == ((3, 16, 16, 3), np.uint8)
     assert samples.std() > 0
+
+
+@pytest.mark.parametrize("name", ["diffusers-small@widths=32/32", "ddpm-pytorch-32@widths=8"])
+def test_the_exact_network_has_no_loss_and_gives_the_image(name: str) -> None:
+    """Ranges, signs and schedules of loss and sampler agree: the answer for one image as the only data is known."""
+    if missing := peer_packages.missing_packages([peer_packages.peer(name)]):
+        pytest.skip(f"needs {', '.join(missing)}")
+    learner = peer_packages.make_learner(peer_packages.peer(name), (8, 8, 3), 10)
+    image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).expand(4, -1, -1, -1)
+    x_0 = image * 2 - 1
+    diffusers = isinstance(learner, peer_packages.Diffusers)
+    of_steps: Any = learner.noise.alphas_cumprod if diffusers else learner.network.alphas_cumprod
+
+    def exact(x_t: torch.Tensor, t: torch.Tensor, *_: object, **__: object) -> Any:
+        squared = of_steps[t].reshape(-1, 1, 1, 1)
+        alpha, sigma = squared.sqrt(), (1 - squared).sqrt()
+        eps = (x_t - alpha * x_0) / sigma
+        return SimpleNamespace(sample=eps) if diffusers else alpha * eps - sigma * x_0
+
+    network: Any = learner.network if diffusers else learner.network.model
+    network.forward = exact
+    assert learner.loss(image).item() < 1e-6
+    torch.testing.assert_close(learner.sample(4), image, atol=1e-4, rtol=0)
 
 
 class FakeClock:
