@@ -54,6 +54,7 @@ def digits(tmp_path: Path) -> Path:
         ((96, 64), 8),
         ((8, 8), 1),
         ((7, 7), 1),
+        ((50, 50), 5),
     ],
 )
 def test_patches(size: tuple[int, int], side: int) -> None:
@@ -151,6 +152,10 @@ def test_what_is_set_stays(digits: Path) -> None:
 def test_another_backbone(backbone: str, digits: Path) -> None:
     config = dry(digits, 20, {"model.backbone": backbone, "model.width": 16})
     assert (config.model.backbone, config.model.width) == (backbone, 16)
+
+
+def test_an_image_size_that_the_default_patches_do_not_divide(digits: Path) -> None:
+    assert dry(digits, 20, {**SMALL, "data.image_size": 10, "eval.samples": 0}).model.patch_size == 1
 
 
 def test_sizes_as_far_as_they_are_given() -> None:

@@ -58,7 +58,8 @@ def plan(
     budget = read_budget(minutes, hours, data=data, recipe=recipe, config=config, settings=settings)
     require_data(resolved)
     console = Console(quiet=quiet)
-    resolved, _ = check_settings(resolved)
+    if budget is None:
+        resolved, _ = check_settings(resolved)
     runtime = distributed.init_runtime(resolved.train)
     with runtime:
         dataset = read_dataset(resolved.data, console)

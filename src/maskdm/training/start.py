@@ -32,7 +32,7 @@ from maskdm.training.finished import complete_run
 from maskdm.training.loop import run_stages
 from maskdm.training.monitor import Training
 from maskdm.training.origins import check_origins, warn_of_parents
-from maskdm.training.prepare import Prepared, check_memory, check_settings, make_task, prepare
+from maskdm.training.prepare import Prepared, check_memory, make_task, prepare
 from maskdm.training.read_run import is_finished, read_config
 from maskdm.training.runs import Run, begin_run, resume_run, write_env
 from maskdm.training.stage_masks import remarks
@@ -159,7 +159,6 @@ def _prepare(config: Config, choose: Choose | None, runtime: Runtime, console: C
     if choose is None:
         with runtime.main_first():
             return Choice(config, None, ()), prepare(config, console)
-    check_settings(config)
     with runtime.main_first():
         dataset = read_dataset(config.data, console)
     choice = choose(dataset, runtime)
