@@ -59,7 +59,7 @@ SIZES: Mapping[str, Sequence[NetworkSize]] = {
 }
 """Backbone -> its sizes that are tried, from small to large."""
 
-IMAGES_PER_PARAMETER = 5e-3
+IMAGES_PER_PARAMETER = 8e-3
 """Images that a network must see for each of its parameters before the next larger one is taken: at equal compute a
 larger network sees fewer images, and learns more from each only once it has seen enough."""
 MOST_TOKENS_PER_SIDE, LARGEST_PATCH = 8, 16
