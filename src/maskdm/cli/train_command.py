@@ -16,7 +16,7 @@ def add_train(commands: Commands) -> None:
         "train",
         "train a model on images, in stages",
         "  maskdm train --data photos/ --minutes 20\n"
-        "  maskdm train --data photos/ --hours 6 --dry-run > mine.yaml\n"
+        "  maskdm train --data photos/ --hours 6 --dry-run\n"
         "  maskdm train --data photos/ --recipe celeba64-s stages.0.mask.ratio=0.75 model.width=384\n"
         "  maskdm train --data photos/ --config mine.yaml --dry-run\n"
         "  maskdm train --resume latest --output-dir runs\n\n"
