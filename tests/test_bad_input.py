@@ -254,7 +254,7 @@ OTHERS: Table = {
     "damaged image": ("train --data damaged data.on_bad_image=fail", ["damaged/03.png: cannot be read", "skip"]),
     "output is a file": ("train --data {digits} --output-dir file", ["--output-dir", "file is a file"]),
     "output below a file": ("train --data {digits} --output-dir file/a/b", ["--output-dir", "file is a file"]),
-    "output below /proc": ("train --data {digits} --output-dir /proc/runs", ["--output-dir", "/proc"]),
+    "output below /proc": ("train --data {digits} --output-dir /proc/runs --recipe digits", ["--output-dir", "/proc"]),
     "resume of nothing alone": (
         "train --resume latest --output-dir empty",
         ["--resume", "no run in empty", "'latest'"],

@@ -183,14 +183,18 @@ def test_a_dry_run_returns_what_would_be_done(digits_npz, tiny, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+LENGTHS = {"stages.0.steps": 1, "stages.1.steps": 1}
+"""With which nothing is chosen, and so nothing measured."""
+
+
 @pytest.mark.parametrize(
     ("given", "name"),
     [
         ({}, "data"),
         ({"data": "{digits}", "output_dir": "{digits}"}, "output_dir"),
         ({"data": "{digits}", "resume": "gone"}, "resume"),
-        ({"data": "{digits}", "name": "x" * 300}, "name"),
-        ({"data": "{digits}", "settings": {"model.depth": 4}}, "model.depth"),
+        ({"data": "{digits}", "name": "x" * 300, "settings": LENGTHS}, "name"),
+        ({"data": "{digits}", "settings": {"model.depth": 4, **LENGTHS}}, "model.depth"),
     ],
 )
 def test_train_refuses(given, name, digits_npz, tmp_path):

@@ -345,6 +345,7 @@ def test_the_command_finds_modules_where_the_user_stands(desk):
     if not command.exists():
         pytest.skip("not installed as a command")
     words = ["train", "--data", "photos", "--dry-run", "model.backbone=mynet:MyNet", "model.options.width=8"]
+    words += ["stages.0.steps=1", "stages.1.steps=1"]
     done = subprocess.run([command, *words], cwd=desk, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "mynet:MyNet" in done.stderr

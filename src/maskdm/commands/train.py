@@ -20,7 +20,7 @@ from maskdm.runtime.console import Console, duration
 from maskdm.runtime.distributed import Runtime
 from maskdm.training import start
 from maskdm.training.events import NoiseRange
-from maskdm.training.find_run import find_chosen, find_resumable
+from maskdm.training.find_run import REQUEST, find_chosen, find_resumable
 from maskdm.training.read_run import read_config, read_data_config, read_run
 from maskdm.training.start import Choice
 
@@ -113,6 +113,9 @@ def train(
     else:
         resolved = read_settings(data=data, recipe=recipe, config=config, settings=settings)
         budget = read_budget(minutes, hours, data=data, recipe=recipe, config=config, settings=settings)
+        if minutes is hours is None and resume not in (None, "never"):
+            # A run that was begun with settings is resumed by these, and by nothing that would be measured now.
+            budget = budget if (find_resumable(output_dir, resume) / REQUEST).is_file() else None
     require_data(resolved)
     console = Console(quiet=quiet)
     choose = None
