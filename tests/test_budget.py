@@ -194,6 +194,11 @@ def test_the_settings_of_a_dry_run_are_all_that_matter(
     assert given_lengths(file=file) == [True, True]
 
 
+def test_what_no_memory_could_hold_is_not_measured(digits: Path) -> None:
+    with refused("model", "parameters, their gradients, moments and average", remedy="smaller"):
+        dry(digits, 20, {"model.width": 65_536, "model.depth": 1024})
+
+
 def test_too_little_time(digits: Path) -> None:
     with refused("minutes", "would go to reading, measuring and evaluating", wanted="at least"):
         dry(digits, 0.01)

@@ -13,8 +13,8 @@ from maskdm.files import check_folder, make_folder, write_json
 from maskdm.profiling.bench import RATIOS, ROUNDS, BenchRow, bench_as_json, bench_masks, measure_masks
 from maskdm.runtime import distributed
 from maskdm.runtime.console import Console
+from maskdm.training.describe import describe_task
 from maskdm.training.prepare import make_task, prepare, synthetic_task
-from maskdm.training.start import describe_task
 from maskdm.training.step import Task
 
 

@@ -13,8 +13,8 @@ from maskdm.profiling.budget import choose_settings
 from maskdm.profiling.forecast import StageForecast, estimate_watts, forecast_stages
 from maskdm.runtime import distributed
 from maskdm.runtime.console import Console
+from maskdm.training.describe import describe_task
 from maskdm.training.prepare import check_settings, make_task, prepare
-from maskdm.training.start import describe_task
 
 SECONDS, SECONDS_AGAIN = 10.0, 3.0
 """To measure each stage for, and those whose settings were chosen by a measurement."""

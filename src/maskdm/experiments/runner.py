@@ -32,11 +32,12 @@ from maskdm.runtime.console import Console
 from maskdm.runtime.distributed import Runtime
 from maskdm.training import stages
 from maskdm.training.batches import TrainingSet
+from maskdm.training.describe import describe_stages
 from maskdm.training.events import HeldoutEvent, ScoreEvent
 from maskdm.training.find_run import find_run
 from maskdm.training.prepare import Prepared, check_settings, make_task, prepare
 from maskdm.training.read_run import is_finished, read_history
-from maskdm.training.start import describe_stages, start_training
+from maskdm.training.start import start_training
 from maskdm.training.step import Task
 
 THROUGHPUT = "throughput.json"

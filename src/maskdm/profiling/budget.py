@@ -30,9 +30,9 @@ from maskdm.profiling.bench import matrix_peak
 from maskdm.profiling.forecast import measuring_hours, seconds_per_call
 from maskdm.runtime.console import Console, duration
 from maskdm.runtime.distributed import Runtime
-from maskdm.training.prepare import make_task, prepare
+from maskdm.training.prepare import check_memory, make_task, prepare
 from maskdm.training.stages import total_steps
-from maskdm.training.start import Choice
+from maskdm.training.start import Choice, check_batches
 from maskdm.training.step_profiler import StepProfiler
 
 EXPECTED_OF_PEAK = 0.5
@@ -226,7 +226,12 @@ class _Plan:
         Args:
             runtime: the machine.
             expected: FLOP/s of a rank, by which it is told that a step is too long to be measured whole.
+
+        Raises:
+            InputError: a batch that ranks cannot share, or more than memory could hold; nothing of it is taken.
         """
+        check_batches(self.prepared.config, runtime)
+        check_memory(self.prepared.config, self.prepared.spec, runtime)
         rows = self.prepared.dataset.rows("member")
         self.paces = []
         for number, stage in enumerate(self.stages):

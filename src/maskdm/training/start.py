@@ -18,7 +18,6 @@ from maskdm.config.schema import Config
 from maskdm.config.section import Tree, to_dict
 from maskdm.data.dataset import Dataset, read_dataset
 from maskdm.data.manifest import HEAD, Manifest, read_manifest, write_manifest
-from maskdm.data.split import LEAST_TO_AUDIT
 from maskdm.errors import InputError, TrainingError
 from maskdm.evaluation.heldout import HeldOut
 from maskdm.evaluation.scorer import Scorer, make_scorer
@@ -27,6 +26,7 @@ from maskdm.models import build, transfer
 from maskdm.models.weights import Metadata
 from maskdm.runtime.console import Console
 from maskdm.runtime.distributed import Runtime, init_runtime
+from maskdm.training.describe import describe_stages, describe_task, warn_of_roles
 from maskdm.training.find_run import config_sha256, find_resumable, find_run
 from maskdm.training.finished import complete_run
 from maskdm.training.loop import run_stages
@@ -35,9 +35,6 @@ from maskdm.training.origins import check_origins, warn_of_parents
 from maskdm.training.prepare import Prepared, check_memory, make_task, prepare
 from maskdm.training.read_run import is_finished, read_config
 from maskdm.training.runs import Run, begin_run, resume_run, write_env
-from maskdm.training.stage_masks import remarks
-from maskdm.training.stage_specs import says_of_model
-from maskdm.training.stages import total_steps
 from maskdm.training.step import Task
 from maskdm.training.store import check_store
 from maskdm.training.trackers import check_trackers, make_trackers
@@ -263,65 +260,6 @@ def check_measures(prepared: Prepared, runtime: Runtime) -> None:
     if config.eval.scores is not None and heldout < 2:
         wanted = "at least 2 held-out images"
         raise InputError("eval.scores", got=heldout, wanted=wanted, remedy="raise data.heldout")
-
-
-def warn_of_roles(prepared: Prepared, console: Console) -> None:
-    """Says before a run what its split will not allow after it."""
-    counts = prepared.dataset.counts
-    if not counts["heldout"]:
-        console.warn("no image is held out, so that there will be no held-out error and no audit; see data.heldout")
-        return
-    names = {"member": "to train on", "heldout": "held out", "calibration": "for calibration"}
-    few = [f"{counts[role]:,} {name}" for role, name in names.items() if counts[role] < LEAST_TO_AUDIT]
-    if few:
-        console.warn(
-            f"too few images for an audit of this run, which needs {LEAST_TO_AUDIT} of each kind: {', '.join(few)}; "
-            "data.heldout and data.calibration are shares of all images"
-        )
-
-
-def describe_task(prepared: Prepared, runtime: Runtime, console: Console) -> None:
-    """Says what is about to be trained, on what, and where a mask is not what was requested."""
-    spec, counts = prepared.spec, prepared.dataset.counts
-    height, width = spec.image_size
-    classes = f", {len(spec.class_names)} classes" if spec.class_names else ""
-    console.say(
-        f"{len(prepared.dataset.images):,} images at {height} x {width} x {spec.channels}{classes}: "
-        f"{counts['member']:,} to train on, {counts['heldout']:,} held out, {counts['calibration']:,} for calibration"
-    )
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in build.backbone(spec).parameters())
-    patches, side = prepared.masks[0].maskings[0].num_patches, spec.model.patch_size
-    precision = "fp32" if runtime.precision == "no" else runtime.precision
-    processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
-    console.say(
-        f"{spec.model.backbone}, {parameters / 1e6:.2f} M parameters, {patches:,} patches of {side} px; "
-        f"{runtime.device}, {precision}{processes}"
-    )
-    for i, (stage, masks) in enumerate(zip(prepared.config.stages, prepared.masks, strict=True)):
-        for line in remarks(masks, prepared.stage_spec(i)):
-            console.warn(f"stage {stage.name}: {line}")
-        steps, decay = total_steps(stage), prepared.config.ema.decay
-        if steps and decay != "power" and steps * (1 - decay) < 1:
-            console.warn(
-                f"stage {stage.name}: ema.decay {decay:g} averages over about {1 / (1 - decay):,.0f} steps, but the "
-                f"stage has {steps:,}; its average will still resemble its start"
-            )
-
-
-def describe_stages(prepared: Prepared) -> tuple[str, ...]:
-    """What would be done, stage by stage, a line each."""
-    lines = []
-    for i, (stage, mask) in enumerate(zip(prepared.config.stages, prepared.masks, strict=True)):
-        steps, own = total_steps(stage), says_of_model(prepared.spec, stage)
-        length = f"{steps:,} steps, {steps * stage.batch_size:,} images" if steps else f"{stage.minutes:g} minutes"
-        start = stage.init_from if stage.init_from != "previous" or i else "fresh weights"
-        rate = f"{stage.optimizer}, lr {stage.lr:g} {stage.lr_schedule}"
-        lines.append(
-            f"stage {i + 1}, {stage.name}: {length}, batch {stage.batch_size}, {rate}; "
-            f"{f'{own}; ' if own else ''}{mask}; from {start}"
-        )
-    return tuple(lines)
 
 
 def _scorer(prepared: Prepared, runtime: Runtime, console: Console) -> Scorer | None:
